@@ -1,0 +1,1 @@
+"""Find the attention heads that tell truth from hallucination, and gate them."""

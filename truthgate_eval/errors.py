@@ -1,0 +1,33 @@
+"""The mistakes a user can make, each an exception whose message is one clear line.
+
+Every message says what was given, what was expected and what to do. The command
+line prints the message without a traceback and exits with status 1.
+"""
+
+
+class TruthGateError(Exception):
+    """Base of every error that a user's input can cause."""
+
+
+class ScoresError(TruthGateError):
+    """A score artifact is missing, damaged, or does not fit the model."""
+
+
+class GateError(TruthGateError):
+    """A gate setting (lam, norm, site, layers, mode) is not one that exists."""
+
+
+class AnatomyError(TruthGateError):
+    """The model has no text decoder whose attention heads can be gated."""
+
+
+class DataError(TruthGateError):
+    """A data set is not where it was looked for, or not in its known format."""
+
+
+class TaskError(TruthGateError):
+    """A task is unknown, or of a kind that cannot be used here."""
+
+
+class ModelError(TruthGateError):
+    """A model or adapter cannot be loaded."""

@@ -1,0 +1,29 @@
+"""Where the package's own files, its data and its caches lie.
+
+In a wheel, `tasks/` and `score_artifacts/` are inside the package; in a checkout
+they stand beside it.
+"""
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(folder: str) -> Path:
+    """The shipped folder `tasks` or `score_artifacts`, in a wheel or in a checkout."""
+    inside = PACKAGE / folder
+    return inside if inside.is_dir() else PACKAGE.parent / folder
+
+
+def cache_dir() -> Path:
+    """The user's cache folder: converted models and hub downloads."""
+    return Path(os.environ.get("TRUTHGATE_CACHE") or platformdirs.user_cache_dir("truthgate_eval"))
+
+
+def data_dir() -> Path:
+    """The folder of prepared data sets: `$TRUTHGATE_DATA`, or `data` in the user's cache."""
+    given = os.environ.get("TRUTHGATE_DATA")
+    return Path(given) if given else cache_dir() / "data"
