@@ -1,0 +1,226 @@
+"""The score artifact: how truthful each attention head of one model is, and how that was measured.
+
+`TruthScores` is what probing produces and what gating reads: one `.npz` file without
+pickles. The bare arrays that the method's authors published load as well.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truthgate_eval.errors import ScoresError
+from truthgate_eval.paths import shipped
+
+SCHEMA_VERSION = 1
+_PER_HEAD = ("scores", "stderr", "auroc", "train_accuracy", "probe_bias")
+_ARRAYS = (*_PER_HEAD, "probe_weight")
+# What numpy raises on files that are damaged, pickled, or no archive at all.
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class TruthScores:
+    """Truth scores of every head of one model, with their uncertainty and provenance.
+
+    Attributes:
+        scores: float32 [layers, heads]; validation accuracy of each head's probe
+            (METHOD.md, "Truth scores", step 4).
+        stderr: Standard error of `scores`, same shape.
+        auroc: Area under the ROC curve on the validation data, same shape.
+        train_accuracy: The probes' accuracy on their training data, same shape.
+        probe_weight: [layers, heads, width] probe directions, fitted on all sequences.
+        probe_bias: [layers, heads] probe intercepts.
+        metadata: Where the scores come from, JSON-serialisable. `recommended`, if there,
+            holds the gate setting that was selected on held-out data.
+    """
+
+    scores: NDArray[np.float32]
+    stderr: NDArray[np.float32] | None = None
+    auroc: NDArray[np.float32] | None = None
+    train_accuracy: NDArray[np.float32] | None = None
+    probe_weight: NDArray[np.float32] | None = None
+    probe_bias: NDArray[np.float32] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _ARRAYS:
+            array = getattr(self, name)
+            if array is not None:
+                object.__setattr__(self, name, _as_float32(name, array))
+        if self.scores.ndim != 2 or self.scores.size == 0:
+            raise ScoresError(f"scores have shape {self.scores.shape}, expected [layers, heads]")
+        for name in _ARRAYS[1:]:
+            array = getattr(self, name)
+            if array is not None and (
+                array.shape[:2] != self.shape or (array.ndim == 3) != (name[-1] == "t")
+            ):
+                raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(layers, heads)."""
+        return self.scores.shape[0], self.scores.shape[1]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the score array: two artifacts with equal scores give equal gates."""
+        head = f"{self.shape}".encode()
+        return hashlib.sha256(head + np.ascontiguousarray(self.scores).tobytes()).hexdigest()
+
+    @property
+    def model(self) -> str:
+        """The model that was probed, or "unknown model"."""
+        return str(self.metadata.get("model") or "unknown model")
+
+    def check_fits(self, shape: tuple[int, int], model: str) -> None:
+        """Raise `ScoresError`, naming both shapes, unless the scores fit `model`."""
+        if self.shape != shape:
+            raise ScoresError(
+                f"scores of {self.model} have {_heads(self.shape)}, but {model} has {_heads(shape)}: "
+                "they belong to another architecture; use scores of this model's own family"
+            )
+
+    def save(self, path: str | Path) -> Path:
+        """Write the artifact as `.npz`; the file appears whole or not at all."""
+        path = Path(path)
+        check_output(path)
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        metadata = {"schema": SCHEMA_VERSION, **self.metadata}
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".npz")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, metadata=np.array(json.dumps(metadata)), **arrays)
+            os.chmod(partial, 0o644)  # mkstemp makes files that only their owner can read
+            os.replace(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> TruthScores:
+        """Read an `.npz` artifact, a bare `.npy` array or a `cv5_head_metrics.csv`.
+
+        Raises:
+            ScoresError: The file is missing, damaged, pickled, or not [layers, heads].
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ScoresError(f"no score file at {path}")
+        readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv}
+        reader = readers.get(path.suffix.lower())
+        if reader is None:
+            raise ScoresError(f"{path.name} is not a score file: expected {', '.join(readers)}")
+        try:
+            return cls(**reader(path))
+        except ScoresError as error:
+            raise ScoresError(f"{path}: {error}") from error
+        except _UNREADABLE as error:
+            reason = " ".join(str(error).split())
+            raise ScoresError(f"{path} cannot be read as a score file ({reason}); make it again") from error
+
+    @classmethod
+    def resolve(cls, name: str) -> TruthScores:
+        """Load scores by path, by a name in `score_artifacts/`, or from `hf://owner/repo/file`.
+
+        Raises:
+            ScoresError: Nothing by that name; the message lists the shipped artifacts.
+        """
+        if name.startswith("hf://"):
+            return cls.load(_from_hub(name))
+        if Path(name).is_file():
+            return cls.load(name)
+        folder = shipped("score_artifacts")
+        for candidate in (folder / name, folder / f"{name}.npz"):
+            if candidate.is_file():
+                return cls.load(candidate)
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.npz"))) or "none"
+        raise ScoresError(
+            f"no scores {name!r}: expected a file, hf://owner/repo/file.npz, or a shipped artifact ({known})"
+        )
+
+
+def check_output(path: Path) -> None:
+    """Raise `ScoresError` unless an artifact could be written at `path`."""
+    if path.suffix != ".npz":
+        raise ScoresError(f"a score artifact is an .npz file; got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ScoresError(f"the folder of {path} does not exist; make it first")
+
+
+def _heads(shape: tuple[int, int]) -> str:
+    return f"{shape[0]} layers x {shape[1]} heads"
+
+
+def _as_float32(name: str, array: Any) -> NDArray[np.float32]:
+    array = np.asarray(array)
+    if array.dtype.kind not in "fiu":
+        raise ScoresError(f"{name} holds {array.dtype}, expected numbers")
+    array = array.astype(np.float32)
+    # A constant label gives no AUROC, so that array alone may hold NaN.
+    if name != "auroc" and not np.isfinite(array).all():
+        raise ScoresError(f"{name} holds NaN or infinite values at {_first_bad(array)}")
+    return array
+
+
+def _first_bad(array: NDArray[np.float32]) -> str:
+    where = np.argwhere(~np.isfinite(array))[0].tolist()
+    return f"[layer, head, ...] = {where}"
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as archive:
+        if "scores" not in archive.files:
+            raise ScoresError(f"holds no array 'scores', only {archive.files}")
+        fields: dict[str, Any] = {name: archive[name] for name in _ARRAYS if name in archive.files}
+        metadata = json.loads(str(archive["metadata"])) if "metadata" in archive.files else {}
+    if metadata.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
+        raise ScoresError(
+            f"written in schema {metadata['schema']}, this version reads up to {SCHEMA_VERSION}: "
+            "update truthgate_eval"
+        )
+    return {**fields, "metadata": metadata}
+
+
+def _read_npy(path: Path) -> dict[str, Any]:
+    return {"scores": np.load(path, allow_pickle=False), "metadata": {"imported_from": path.name}}
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    """The authors' `cv5_head_metrics.csv`: one row per (layer, head) with its accuracy."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"layer", "head", "accuracy"} <= rows[0].keys():
+        raise ScoresError("expected a table with the columns layer, head and accuracy")
+    cells = {(int(row["layer"]), int(row["head"])): float(row["accuracy"]) for row in rows}
+    shape = (max(layer for layer, _ in cells) + 1, max(head for _, head in cells) + 1)
+    if len(cells) != len(rows) or len(cells) != shape[0] * shape[1]:
+        raise ScoresError(f"{len(rows)} rows do not fill {_heads(shape)} once each")
+    scores = np.array([[cells[layer, head] for head in range(shape[1])] for layer in range(shape[0])])
+    return {"scores": scores, "metadata": {"imported_from": path.name}}
+
+
+def _from_hub(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    parts = name.removeprefix("hf://").split("/", 2)
+    if len(parts) != 3:
+        raise ScoresError(f"{name!r} does not name a file on the hub: expected hf://owner/repo/file.npz")
+    owner, repository, filename = parts
+    try:
+        return hf_hub_download(f"{owner}/{repository}", filename)
+    except Exception as error:  # the hub raises many kinds: no network, no repository, no file, no right
+        reason = str(error).strip().splitlines()[0]
+        raise ScoresError(f"{name} cannot be fetched from the hub: {reason}") from error
