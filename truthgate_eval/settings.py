@@ -21,6 +21,8 @@ from truthgate_eval.scores import TruthScores
 log = logging.getLogger(__name__)
 
 MODES = ("live", "folded")
+# The paper's norm for language models and for multimodal ones (METHOD.md, "Soft gate").
+_PAPER_NORM = {"text": "centered", "image": "minmax"}
 GATE_ARGUMENTS = ("scores", "lam", "norm", "site", "layers", "mode")
 
 
@@ -58,19 +60,19 @@ class GateSettings:
         site: Any = None,
         layers: Any = None,
         mode: Any = None,
-        default_norm: str = "centered",
+        modality: str = "text",
     ) -> GateSettings:
         """Check a host's arguments and load the scores that they name.
 
         Args:
             scores: A file, a shipped artifact's name, `hf://...`, `random:SEED`, `none`, or `TruthScores`.
             lam: Strength; None takes what the artifact recommends.
-            norm: One of `NORMS`; None takes what the artifact recommends, else `default_norm`.
+            norm: One of `NORMS`; None takes what the artifact recommends, else the paper's choice.
             site: `post` or `pre`; None takes what the artifact recommends, else `post`.
             layers: `8-15`, `3+8-15`, a number or a list; None gates all layers.
             mode: `live` (default) or `folded`.
-            default_norm: The norm for artifacts that recommend none: `centered` for language
-                models, `minmax` for multimodal ones (METHOD.md, "Soft gate").
+            modality: `text` or `image`: what the gated model is judged on. A recommendation that was
+                selected in the other modality does not count.
 
         Raises:
             GateError: An argument is not one that exists.
@@ -79,15 +81,14 @@ class GateSettings:
         given = {"lam": lam, "norm": norm, "site": site, "layers": layers, "mode": mode}
         chosen = {name: None if value in (None, "None", "") else value for name, value in given.items()}
         artifact, seed = _source(scores)
-        recommended = artifact.metadata.get("recommended", {}) if artifact else {}
+        recommended = _recommended(artifact, modality)
         if chosen["lam"] is None and artifact and "lam" not in recommended:
             raise GateError(
                 f"scores={scores} recommend no lam: add lam=NUMBER (the paper's values go from 0.1 to 7.5)"
             )
         if chosen["lam"] is not None and seed is not None:
             log.warning("lam=%s has no effect on a random gate, which is drawn from [-1, 1]", lam)
-        # A lone lam with another norm than the recommended one would not mean what was selected.
-        norm = chosen["norm"] or recommended.get("norm") or default_norm
+        norm = chosen["norm"] or recommended.get("norm") or _PAPER_NORM[modality]
         site = chosen["site"] or recommended.get("site") or "post"
         lam = _number(chosen["lam"] if chosen["lam"] is not None else recommended.get("lam", 0.0))
         mode = chosen["mode"] or "live"
@@ -138,6 +139,11 @@ class GateSettings:
             record |= {"lam": self.lam, "norm": self.norm, "sha256": self.scores.fingerprint}
             record |= {"probed": {k: self.scores.metadata.get(k) for k in ("model", "task", "site")}}
         return record
+
+
+def _recommended(artifact: TruthScores | None, modality: str) -> dict[str, Any]:
+    recommended = artifact.metadata.get("recommended", {}) if artifact else {}
+    return recommended if recommended.get("modality", "text") == modality else {}
 
 
 def _source(scores: Any) -> tuple[TruthScores | None, int | None]:

@@ -1,0 +1,105 @@
+"""One probing run: a model and sequences in, a score artifact out."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+from truthgate_eval import __version__
+from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.capture import capture
+from truthgate_eval.probe import probe_heads
+from truthgate_eval.scores import TruthScores
+from truthgate_eval.sequences import ProbingSequences
+
+Progress = Callable[[int], None]
+
+
+def probe_model(
+    model: Any,
+    sequences: ProbingSequences,
+    *,
+    name: str,
+    site: str = "post",
+    solver: str = "adamw",
+    folds: int = 5,
+    split: str = "question",
+    seed: int = 42,
+    batch_size: int = 8,
+    capture_progress: Progress | None = None,
+    probe_progress: Progress | None = None,
+) -> TruthScores:
+    """Truth scores of every head of `model` (METHOD.md, "Truth scores").
+
+    Args:
+        model: A transformers model without a gate.
+        sequences: What to probe it on.
+        name: The model's id, for the record.
+        site: Where activations are read, `post` or `pre`.
+        solver: `adamw` (the paper's) or `newton` (to convergence).
+        folds: 5 for the mean over five folds, 1 for one 4:1 split.
+        split: `question` keeps a document's sequences on one side, `sequence` does not.
+        seed: Chooses the folds.
+        batch_size: Sequences to a forward pass.
+        capture_progress: Called with the number of sequences that were run.
+        probe_progress: Called with the solver's steps.
+    """
+    anatomy = find_anatomy(model)
+    activations = capture(
+        model,
+        sequences.tokens,
+        site=site,
+        batch_size=batch_size,
+        anatomy=anatomy,
+        progress=capture_progress,
+    )
+    result = probe_heads(
+        activations,
+        sequences.labels,
+        sequences.groups,
+        solver=solver,
+        folds=folds,
+        split=split,
+        seed=seed,
+        progress=probe_progress,
+    )
+    metadata = {
+        "model": name,
+        "architecture": type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "layers": anatomy.num_layers,
+        "heads": anatomy.num_heads,
+        "head_width": anatomy.head_width(site),
+        "site": site,
+        **sequences.settings,
+        "documents": len(set(sequences.groups.tolist())),
+        "sequences": len(sequences),
+        "truthful": int(sequences.labels.sum()),
+        "rows": sequences.rows,
+        "data_sha256": sequences.fingerprint,
+        "probe": result.settings,
+        "versions": _versions(),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+    return TruthScores(
+        scores=result.scores,
+        stderr=result.stderr,
+        auroc=result.auroc,
+        train_accuracy=result.train_accuracy,
+        probe_weight=result.probe_weight,
+        probe_bias=result.probe_bias,
+        metadata=metadata,
+    )
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "transformers", "lm_eval", "numpy")
+    return {
+        "truthgate_eval": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
