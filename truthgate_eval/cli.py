@@ -1,0 +1,292 @@
+"""`truthgate`: probe a model, look at its scores, choose a gate, check the installation."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from truthgate_eval import __version__
+from truthgate_eval.errors import TruthGateError
+
+app = typer.Typer(
+    help="Find the attention heads that tell truth from hallucination, and gate them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        app()
+    except TruthGateError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+
+
+def progress_bar() -> Progress:
+    """A progress bar on stderr, so that stdout stays clean for pipes."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"truthgate_eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None: ...
+
+
+@app.command()
+def probe(
+    tasks: Annotated[str, typer.Option(help="lm-eval multiple-choice tasks, comma-separated.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
+    model: Annotated[str, typer.Option(help="An lm-eval model type that holds a transformers model.")] = "hf",
+    model_args: Annotated[
+        str, typer.Option("--model_args", "-a", help="As in lm-eval; default: the packaged SmolLM2-135M.")
+    ] = "",
+    limit: Annotated[float | None, typer.Option(help="Documents per task, or a fraction below 1.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1, help="Sequences a batch.")] = 8,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
+    seed: Annotated[int, typer.Option(help="Chooses folds and few-shot examples.")] = 42,
+    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template")] = False,
+    system_instruction: Annotated[str | None, typer.Option("--system_instruction")] = None,
+    num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", "-f", min=0)] = None,
+    metadata: Annotated[str, typer.Option(help="JSON passed to the tasks, as in lm-eval.")] = "{}",
+    site: Annotated[str, typer.Option(help="Read W_o's output (post) or its input (pre).")] = "post",
+    solver: Annotated[str, typer.Option(help="adamw (the paper's) or newton (to convergence).")] = "adamw",
+    folds: Annotated[int, typer.Option(min=1, help="Mean over this many folds; 1: one 4:1 split.")] = 5,
+    split: Annotated[str, typer.Option(help="Keep a question's sequences together, or not: sequence.")] = (
+        "question"
+    ),
+) -> None:
+    """Probe every attention head of a model and save the truth scores."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from truthgate_eval.anatomy import check_site
+    from truthgate_eval.hosts.lm_eval_probing import load_lm, probing_sequences
+    from truthgate_eval.probing import probe_model
+    from truthgate_eval.scores import check_output
+
+    # What a typo can break is checked before minutes are spent on it.
+    check_output(output)
+    check_site(site)
+    arguments = simple_parse_args_string(model_args)
+    lm = load_lm(model, arguments, batch_size=batch_size, device=device)
+    sequences = probing_sequences(
+        lm,
+        tasks.split(","),
+        limit=limit,
+        seed=seed,
+        num_fewshot=num_fewshot,
+        apply_chat_template=apply_chat_template,
+        system_instruction=system_instruction,
+        metadata={**arguments, **_json(metadata)},
+    )
+    with progress_bar() as bars:
+        forward = bars.add_task("activations", total=len(sequences))
+        fitting = bars.add_task("probes", total=None)
+        scores = probe_model(
+            lm.model,
+            sequences,
+            name=getattr(lm, "model_name", str(lm.pretrained)),
+            site=site,
+            solver=solver,
+            folds=folds,
+            split=split,
+            seed=seed,
+            batch_size=batch_size,
+            capture_progress=lambda done: bars.advance(forward, done),
+            probe_progress=lambda done: bars.advance(fitting, done),
+        )
+    scores.save(output)
+    console.print(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
+    console.print(
+        f"mean {scores.scores.mean():.3f}, best {scores.scores.max():.3f}; `truthgate show {output}`"
+    )
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TruthGateError(f"--metadata is not JSON ({error}): {text}") from error
+    if not isinstance(value, dict):
+        raise TruthGateError(f"--metadata must be a JSON object, got {text}")
+    return value
+
+
+@app.command()
+def show(
+    scores: Annotated[str, typer.Argument(help="A score file, or the name of a shipped artifact.")],
+    top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the heat map into this file.")] = None,
+) -> None:
+    """Show an artifact: where it comes from, its best heads, and a heat map."""
+    from rich.table import Table
+
+    from truthgate_eval.plots import save_heat_map, terminal_heat_map, top_heads
+    from truthgate_eval.scores import TruthScores
+
+    artifact = TruthScores.resolve(scores)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _facts(artifact):
+        facts.add_row(f"[dim]{name}[/dim]", value)
+    console.print(facts)
+    console.print()
+    console.print(top_heads(artifact, min(top, artifact.scores.size)))
+    console.print()
+    console.print(terminal_heat_map(artifact))
+    if plot is not None:
+        save_heat_map(artifact, plot)
+        console.print(f"heat map -> {plot}")
+
+
+def _facts(artifact: Any) -> list[tuple[str, str]]:
+    """The metadata that a reader asks for first, as (name, text) pairs."""
+    meta = artifact.metadata
+    probe = meta.get("probe", {})
+    facts = [
+        ("model", artifact.model),
+        ("heads", f"{artifact.shape[0]} layers x {artifact.shape[1]} heads"),
+        ("task", meta.get("task")),
+        ("site", meta.get("site")),
+        ("sequences", meta.get("sequences") and f"{meta['sequences']} of {meta.get('documents')} documents"),
+        ("probe", probe and f"{probe.get('solver')}, {probe.get('folds')} folds by {probe.get('split')}"),
+        ("imported from", meta.get("imported_from")),
+        ("note", meta.get("note")),
+        ("mean score", f"{artifact.scores.mean():.3f}"),
+        ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.3f}"),
+        ("sha256", artifact.fingerprint[:16]),
+        ("created", meta.get("created")),
+    ]
+    if recommended := meta.get("recommended"):
+        chosen = ", ".join(
+            f"{key}={recommended[key]}" for key in ("lam", "norm", "site") if key in recommended
+        )
+        facts.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
+    return [(name, str(value)) for name, value in facts if value]
+
+
+@app.command("import")
+def import_scores(
+    file: Annotated[Path, typer.Argument(help="A bare .npy [layers, heads], or a cv5_head_metrics.csv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
+    model: Annotated[str, typer.Option(help="Hub id of the model that was probed.")],
+    task: Annotated[str, typer.Option(help="What it was probed on, such as 'HaluEval-QA, 292'.")],
+    site: Annotated[str, typer.Option(help="Where it was probed: pre for the released code.")] = "pre",
+    note: Annotated[str | None, typer.Option(help="Anything else a reader should know.")] = None,
+    lam: Annotated[float | None, typer.Option(help="The recommended lam, if there is one.")] = None,
+    norm: Annotated[str | None, typer.Option(help="The recommended norm, needed with --lam.")] = None,
+    gate_site: Annotated[str, typer.Option("--gate_site", help="Where --lam and --norm gate.")] = "post",
+) -> None:
+    """Make a full artifact of published scores, with the provenance that you state."""
+    from truthgate_eval.anatomy import check_site
+    from truthgate_eval.errors import GateError
+    from truthgate_eval.gate import make_gate
+    from truthgate_eval.scores import TruthScores, check_output
+
+    check_output(output)
+    check_site(site)
+    source = TruthScores.load(file)
+    metadata: dict[str, Any] = {**source.metadata, "model": model, "task": task, "site": site}
+    metadata |= {"layers": source.shape[0], "heads": source.shape[1], "probed_by": "stated by the user"}
+    if note:
+        metadata["note"] = note
+    if (lam is None) != (norm is None):
+        raise GateError("a recommendation needs both: give --lam and --norm, or neither")
+    if lam is not None and norm is not None:
+        make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
+        metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
+    TruthScores(source.scores, metadata=metadata).save(output)
+    console.print(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+
+
+@app.command()
+def sweep(
+    scores: Annotated[Path, typer.Argument(help="The artifact to choose a gate for; it is updated.")],
+    tasks: Annotated[str, typer.Option(help="The lm-eval task to choose on.")] = "halueval_qa",
+    model_args: Annotated[
+        str, typer.Option("--model_args", "-a", help="As in lm-eval; default: the packaged SmolLM2-135M.")
+    ] = "",
+    lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
+    norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
+    site: Annotated[str, typer.Option(help="Sites to gate, comma-separated.")] = "post",
+    metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
+    limit: Annotated[int | None, typer.Option(help="Documents per setting.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1)] = 8,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
+) -> None:
+    """Choose lam, norm and site on a held-out 20 % of the data, and note the choice in the artifact."""
+    from lm_eval.utils import simple_parse_args_string
+
+    from truthgate_eval.hosts.lm_eval_sweep import run_sweep
+    from truthgate_eval.scores import TruthScores
+    from truthgate_eval.sweep import best, make_grid, recommend, table
+
+    artifact = TruthScores.load(scores)
+    grid = make_grid(lam=lam, norm=norm, site=site)
+    with progress_bar() as bars:
+        running = bars.add_task("settings", total=len(grid))
+        points = run_sweep(
+            artifact,
+            str(scores),
+            grid,
+            task=tasks,
+            metric=metric,
+            model_args=simple_parse_args_string(model_args),
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            progress=lambda done: bars.advance(running, done),
+        )
+    console.print(table(points, metric))
+    chosen = best(points)
+    recommend(artifact, chosen, points, task=tasks, metric=metric).save(scores)
+    console.print(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="Keep the results here.")] = None,
+    documents: Annotated[int, typer.Option(min=10, help="HaluEval documents to probe.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="HaluEval documents to evaluate.")] = 50,
+) -> None:
+    """Run the main job on the packaged model and HaluEval: probe, show, evaluate vanilla and gated."""
+    from truthgate_eval.demo import run_demo
+
+    run_demo(console, folder, documents=documents, limit=limit)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, registrations, and where data and models are found."""
+    from truthgate_eval.doctor import report
+
+    table, healthy = report()
+    console.print(table)
+    if not healthy:
+        raise typer.Exit(1)
