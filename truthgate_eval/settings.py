@@ -80,11 +80,12 @@ class GateSettings:
         """
         given = {"lam": lam, "norm": norm, "site": site, "layers": layers, "mode": mode}
         chosen = {name: None if value in (None, "None", "") else value for name, value in given.items()}
+        source = "in-memory scores" if isinstance(scores, TruthScores) else str(scores)
         artifact, seed = _source(scores)
         recommended = _recommended(artifact, modality)
         if chosen["lam"] is None and artifact and "lam" not in recommended:
             raise GateError(
-                f"scores={scores} recommend no lam: add lam=NUMBER (the paper's values go from 0.1 to 7.5)"
+                f"scores={source} recommend no lam: add lam=NUMBER (the paper's values go from 0.1 to 7.5)"
             )
         if chosen["lam"] is not None and seed is not None:
             log.warning("lam=%s has no effect on a random gate, which is drawn from [-1, 1]", lam)
@@ -97,7 +98,6 @@ class GateSettings:
         if mode not in MODES:
             raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
         check_site(site)
-        source = "in-memory scores" if isinstance(scores, TruthScores) else str(scores)
         return cls(source, artifact, seed, lam, norm, site, _layers(chosen["layers"]), mode)
 
     @property
