@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from truthgate_eval.paths import cache_dir
 
@@ -57,7 +58,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         source, name = str(gguf.parent), gguf.name
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype="float32")
+        model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=name, dtype="float32")
         # The weights are plain numbers now; with these left in, save_pretrained refuses.
         del model.config.quantization_config
         model.hf_quantizer = None

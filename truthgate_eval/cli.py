@@ -86,7 +86,7 @@ def probe(
     """Probe every attention head of a model and save the truth scores."""
     from lm_eval.utils import simple_parse_args_string
 
-    from truthgate_eval.anatomy import check_site
+    from truthgate_eval.anatomy import check_site, find_anatomy
     from truthgate_eval.hosts.lm_eval_probing import load_lm, probing_sequences
     from truthgate_eval.probing import probe_model
     from truthgate_eval.scores import check_output
@@ -108,7 +108,8 @@ def probe(
     )
     with progress_bar() as bars:
         forward = bars.add_task("activations", total=len(sequences))
-        fitting = bars.add_task("probes", total=None)
+        layers, heads = find_anatomy(lm.model).shape
+        fitting = bars.add_task("probes", total=layers * heads)
         scores = probe_model(
             lm.model,
             sequences,

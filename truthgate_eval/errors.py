@@ -31,3 +31,7 @@ class TaskError(TruthGateError):
 
 class ModelError(TruthGateError):
     """A model or adapter cannot be loaded."""
+
+
+class ProbeError(TruthGateError):
+    """Probes cannot be fitted to the data, or a setting of theirs does not exist."""

@@ -45,7 +45,7 @@ def probe_model(
         seed: Chooses the folds.
         batch_size: Sequences to a forward pass.
         capture_progress: Called with the number of sequences that were run.
-        probe_progress: Called with the solver's steps.
+        probe_progress: Called with the number of heads that were fitted.
     """
     anatomy = find_anatomy(model)
     activations = capture(

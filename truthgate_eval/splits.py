@@ -1,0 +1,48 @@
+"""Which sequences train a probe and which judge it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.model_selection import KFold
+
+from truthgate_eval.errors import ProbeError
+
+Split = Literal["question", "sequence"]
+Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+def make_folds(
+    groups: NDArray[np.int64], *, folds: int = 5, split: str = "question", seed: int = 42
+) -> list[Fold]:
+    """(training, validation) indices of each fold; every sequence is validated at most once.
+
+    Args:
+        groups: [n]; the question that each sequence belongs to.
+        folds: Number of folds of a cross-validation, or 1 for one 4:1 split.
+        split: `question` keeps a question's sequences on one side (METHOD.md, step 3);
+            `sequence` shuffles sequences, as the released code does.
+        seed: Of the shuffle; the released code's is 42.
+
+    Raises:
+        ProbeError: The split is unknown, or there is too little to divide.
+    """
+    if split not in ("question", "sequence"):
+        raise ProbeError(f"unknown split {split!r}: expected question or sequence")
+    if folds < 1:
+        raise ProbeError(f"folds={folds}: expected 1 (one 4:1 split) or more")
+    units = np.asarray(groups) if split == "question" else np.arange(len(groups))
+    names = np.unique(units)
+    parts = 5 if folds == 1 else folds
+    if len(names) < parts:
+        raise ProbeError(
+            f"{len(names)} {split}s cannot be divided into {parts} parts: probe on more documents"
+        )
+    result = []
+    for train, validation in KFold(parts, shuffle=True, random_state=seed).split(names):
+        result.append(
+            (np.flatnonzero(np.isin(units, names[train])), np.flatnonzero(np.isin(units, names[validation])))
+        )
+    return result[:folds]
