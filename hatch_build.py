@@ -1,0 +1,26 @@
+"""Puts the startup files beside the package, and tasks and artifacts inside it.
+
+An editable install needs the startup files only: `paths.shipped` finds the two folders in
+the checkout.
+"""
+
+from pathlib import Path
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+STARTUP = ("truthgate_eval_autoload.pth", "truthgate_eval_autoload.start", "_truthgate_autoload.py")
+FOLDERS = ("tasks", "score_artifacts")
+
+
+class StartupFiles(BuildHookInterface):
+    """Hatchling's custom build hook."""
+
+    def initialize(self, version, build_data):
+        """Add the files; `version` is `standard` or `editable`."""
+        root = Path(self.root)
+        startup = {str(root / "startup" / name): name for name in STARTUP}
+        if version == "editable":
+            build_data["force_include_editable"].update(startup)
+            return
+        build_data["force_include"].update(startup)
+        build_data["force_include"].update({str(root / name): f"truthgate_eval/{name}" for name in FOLDERS})

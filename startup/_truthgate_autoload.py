@@ -1,0 +1,74 @@
+"""Lets released versions of lm-eval and lmms-eval find truthgate_eval.
+
+Python runs `arm` at every start of the interpreter (see the .pth file beside this one), so
+it imports nothing and does nothing but wait: when a host loads one of the modules below, the
+hook in truthgate_eval.autoload that bears its name runs once that module is ready.
+"""
+
+import sys
+
+WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lmms_eval.tasks")
+
+
+class _Finder:
+    """Stands first in sys.meta_path, and leaves it when every watched module was seen."""
+
+    def __init__(self, names):
+        self.waiting = set(names)
+
+    def find_spec(self, name, path=None, target=None):  # noqa: ARG002 (the import system's signature)
+        if name not in self.waiting:
+            return None
+        self.waiting.discard(name)  # first, so that the search below does not come back here
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
+        from importlib.util import find_spec
+
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader:
+    """The module's real loader, and our hook after it."""
+
+    def __init__(self, loader):
+        self._loader = loader
+
+    def __getattr__(self, name):
+        return getattr(self._loader, name)
+
+    def create_module(self, spec):
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module):
+        module.__spec__.loader = module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _run_hook(module.__name__)
+
+
+def _run_hook(name):
+    try:
+        from truthgate_eval import autoload
+
+        autoload.on_import(name)
+    except Exception as error:  # a host must never break because of us
+        import warnings
+
+        warnings.warn(
+            f"truthgate_eval could not register itself with {name}: {error!r}", RuntimeWarning, stacklevel=2
+        )
+
+
+def arm():
+    """Watch for the hosts' modules; one that is loaded already gets its hook at once."""
+    for finder in sys.meta_path:
+        if type(finder).__name__ == "_Finder" and type(finder).__module__ == __name__:
+            return
+    loaded = [name for name in WATCHED if name in sys.modules]
+    waiting = [name for name in WATCHED if name not in sys.modules]
+    if waiting:
+        sys.meta_path.insert(0, _Finder(waiting))
+    for name in loaded:
+        _run_hook(name)

@@ -1,0 +1,68 @@
+"""PhD's questions with a text context (mode icc): documents for probing a language model.
+
+The context contradicts the picture that the questions were written for. Where the context is the
+knowledge, the data set's yes and no are therefore inverted (METHOD.md, "Probing data").
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval.errors import DataError
+from truthgate_eval.paths import data_dir
+
+_QUESTIONS = {"yes_question": "no", "no_question": "yes"}  # the truthful answer under the context
+
+
+def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
+    """Two documents a record: each question with the answers yes and no.
+
+    `choices` is (yes, no), `target` the place of the answer that the context supports, `row` counts
+    the questions in the order of the file.
+
+    Args:
+        phd_path: PhD's `data.json`; by default `$TRUTHGATE_DATA/phd/data.json`.
+
+    Raises:
+        DataError: The file is missing, or is not PhD's.
+    """
+    path = Path(phd_path) if phd_path else data_dir() / "phd" / "data.json"
+    if not path.is_file():
+        raise DataError(
+            f"PhD's data.json is not at {path}: download it from the PhD release and give "
+            '--metadata \'{"phd_path": "FILE"}\', or put it there'
+        )
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a list of records, found {type(records).__name__}")
+    result = []
+    for number, record in enumerate(records):
+        context = _context(record, f"{path}, record {number}")
+        for offset, (name, truthful) in enumerate(_QUESTIONS.items()):
+            result.append(
+                {
+                    "row": 2 * number + offset,
+                    "image_id": str(record["image_id"]),
+                    "kind": str(record.get("task", "")),
+                    "context": context,
+                    "question": record[name],
+                    "choices": ["yes", "no"],
+                    "target": ["yes", "no"].index(truthful),
+                }
+            )
+    return result
+
+
+def _context(record: Any, where: str) -> str:
+    needed = ("image_id", "context", *_QUESTIONS)
+    missing = [name for name in needed if not isinstance(record, dict) or name not in record]
+    if not missing and not (isinstance(record["context"], dict) and "icc" in record["context"]):
+        missing = ["context.icc"]
+    if missing:
+        raise DataError(f"{where}: no {', '.join(missing)}, so this is not PhD's data.json")
+    return str(record["context"]["icc"])
