@@ -23,3 +23,26 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the real data beside the repository (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a tiny Llama (3 layers x 4 heads) with a byte-level tokenizer."""
+    import factories
+
+    return factories.save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def halueval_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder in HaluEval's format, written here: sums, with right and wrong results."""
+    import json
+
+    folder = tmp_path_factory.mktemp("halueval")
+    rows = [
+        {"knowledge": f"{i} and {i} are {2 * i}.", "question": f"How much are {i} and {i}?",
+         "right_answer": f"{2 * i}", "hallucinated_answer": f"They are {2 * i + 1}."}
+        for i in range(60)
+    ]  # fmt: skip
+    (folder / "qa_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder)

@@ -76,3 +76,38 @@ def tiny_vision_model() -> Any:
     text = CONFIGS["llama"]()
     config = hf.LlavaConfig(vision_config=vision, text_config=text, image_token_index=VOCABULARY - 1)
     return hf.LlavaForConditionalGeneration(config).eval()
+
+
+def tiny_tokenizer() -> Any:
+    """A byte-level tokenizer with a chat template: every text becomes its bytes."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>"]
+    symbols = special + sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    fast.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    return fast
+
+
+def save_tiny_checkpoint(folder: Any, name: str = "llama") -> str:
+    """A tiny model with its tokenizer, as a folder that any host loads."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    config.vocab_size, config.max_position_embeddings = len(tokenizer), 4096
+    model = hf.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

@@ -48,6 +48,11 @@ def progress_bar() -> Progress:
     )
 
 
+def _say(line: str) -> None:
+    """Print one line as it is: never wrapped, so that a path in it can be copied."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def _version(show: bool) -> None:
     if show:
         console.print(f"truthgate_eval {__version__}")
@@ -163,7 +168,7 @@ def show(
     console.print(terminal_heat_map(artifact))
     if plot is not None:
         save_heat_map(artifact, plot)
-        console.print(f"heat map -> {plot}")
+        _say(f"heat map -> {plot}")
 
 
 def _facts(artifact: Any) -> list[tuple[str, str]]:
@@ -223,7 +228,7 @@ def import_scores(
         make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
-    console.print(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+    _say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
 
 
 @app.command()
@@ -267,7 +272,7 @@ def sweep(
     console.print(table(points, metric))
     chosen = best(points)
     recommend(artifact, chosen, points, task=tasks, metric=metric).save(scores)
-    console.print(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    _say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
 
 
 @app.command()
