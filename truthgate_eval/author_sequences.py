@@ -1,0 +1,46 @@
+"""The probing sequences that the TruthProbe authors publish, as JSON lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from truthgate_eval.errors import DataError
+from truthgate_eval.pictures import PictureFolders
+from truthgate_eval.prepared import Row, read_json_lines
+
+_COLUMNS = ("question_id", "question", "answer", "label", "image_path")
+
+
+def read_sequences(path: Path, folders: PictureFolders | None = None) -> list[Row]:
+    """One document a line, with the one answer of the line.
+
+    `choices` is [answer]; `target` is [0] where the answer is truthful (label gold) and [] where it is
+    hallucinated. `image` is the name under which the folders have the picture: the authors' own, or
+    COCO's number.
+
+    Args:
+        path: JSON lines of question_id, question, answer, label and image_path.
+        folders: Where the pictures are. One that is not there keeps the authors' name.
+
+    Raises:
+        DataError: A line is not such a sequence.
+    """
+    rows: list[Row] = []
+    for number, record in read_json_lines(path, _COLUMNS):
+        if record["label"] not in ("gold", "hallucinated"):
+            raise DataError(
+                f"{path}, line {number}: label {record['label']!r}, expected gold or hallucinated"
+            )
+        names = [str(record[name]) for name in ("image_path", "image_id") if record.get(name)]
+        known = [name for name in names if folders is not None and folders.find(name)]
+        rows.append(
+            {
+                "row": len(rows),
+                "question_id": int(record["question_id"]),
+                "image": (known or names)[0],
+                "question": str(record["question"]),
+                "choices": [str(record["answer"])],
+                "target": [0] if record["label"] == "gold" else [],
+            }
+        )
+    return rows

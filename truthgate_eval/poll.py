@@ -1,0 +1,280 @@
+"""A polling benchmark by POPE's sampling rule, from any annotated pictures.
+
+From each picture, as many objects that are there as objects that are not. The ones that are not there
+are chosen in three ways, which make three splits over the same pictures and the same "yes" questions:
+
+* `random`: any;
+* `popular`: those that most pictures have;
+* `adversarial`: for each asked object that is there, the one seen together with it most often.
+
+Li et al., "Evaluating object hallucination in large vision-language models" (EMNLP 2023).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval.errors import DataError
+from truthgate_eval.pictures import PictureFolders
+from truthgate_eval.pope import SPLITS
+from truthgate_eval.prepared import (
+    Prepared,
+    read_json_lines,
+    require_pictures,
+    sha256,
+    with_paths,
+    write_set,
+)
+
+# A vowel that sounds like "you" or "one"; and an h that is silent.
+_CONSONANT_SOUND = re.compile(
+    r"eu|ewe|one\b|once|u-|ufo|uni([^dmn]|$)|us[eaiu]|ut[ei]|ukulele|ura|urin", re.IGNORECASE
+)
+_VOWEL_SOUND = re.compile(r"[aeiou]|heir|honest|hono|hour|x-ray", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A picture and the names of the objects on it, each once."""
+
+    image: str
+    objects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Poll:
+    """The questions, and what became of the pictures.
+
+    Attributes:
+        splits: Questions by split: question_id, image, object, question and answer.
+        pictures: Pictures that questions are asked about.
+        unannotated: Pictures without a single object.
+        too_few: Pictures with fewer objects than asked for.
+        short: Pictures that give fewer questions than the others, for want of objects.
+    """
+
+    splits: dict[str, list[dict[str, Any]]]
+    pictures: tuple[str, ...]
+    unannotated: tuple[str, ...]
+    too_few: tuple[str, ...]
+    short: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """How often objects are seen, and how often two of them on one picture."""
+
+    seen: Counter[str]
+    together: Mapping[str, Counter[str]]
+
+    @classmethod
+    def of(cls, pictures: Iterable[Annotated]) -> _Counts:
+        seen: Counter[str] = Counter()
+        together: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for picture in pictures:
+            seen.update(picture.objects)
+            for one in picture.objects:
+                together[one].update(other for other in picture.objects if other != one)
+        return cls(seen, together)
+
+
+def make_poll(
+    pictures: Sequence[Annotated],
+    *,
+    per_picture: int = 3,
+    min_objects: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Poll:
+    """The three splits over annotated pictures.
+
+    A picture's questions depend on the seed, on its name and on the statistics of all pictures, and not
+    on the order of the pictures.
+
+    Args:
+        pictures: All annotated pictures; the statistics are taken over them.
+        per_picture: "Yes" questions a picture, and as many "no" questions (POPE: 3).
+        min_objects: Pictures with fewer objects are left out; `per_picture` by default, as in POPE.
+            With less, a picture gives as many questions of each answer as it has objects.
+        limit: At most this many pictures, drawn at random (POPE: 500).
+        seed: Of all draws.
+
+    Raises:
+        DataError: A setting makes no sense, or no picture is left.
+    """
+    needed = per_picture if min_objects is None else min_objects
+    if per_picture < 1 or needed < 1:
+        raise DataError(f"per_picture={per_picture}, min_objects={needed}: expected at least 1 of each")
+    counts = _Counts.of(pictures)
+    annotated = [picture for picture in pictures if picture.objects]
+    enough = [picture for picture in annotated if len(picture.objects) >= needed]
+    if limit is not None and limit < len(enough):
+        drawn = set(random.Random(seed).sample(sorted(picture.image for picture in enough), limit))
+        enough = [picture for picture in enough if picture.image in drawn]
+    splits: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    used, short = [], []
+    for picture in enough:
+        asked = min(per_picture, len(picture.objects), len(counts.seen) - len(picture.objects))
+        if asked:
+            used.append(picture.image)
+            _ask(splits, picture, asked, counts, seed)
+        if asked < per_picture:
+            short.append(picture.image)
+    if not used:
+        raise DataError(
+            f"no questions can be asked: of {len(pictures)} pictures, {len(annotated)} are annotated and "
+            f"{len(enough)} have at least {needed} objects, of {len(counts.seen)} kinds in all"
+        )
+    return Poll(
+        splits=splits,
+        pictures=tuple(used),
+        unannotated=tuple(picture.image for picture in pictures if not picture.objects),
+        too_few=tuple(picture.image for picture in annotated if len(picture.objects) < needed),
+        short=tuple(short),
+    )
+
+
+def prepare_poll(
+    annotations: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    per_picture: int = 3,
+    min_objects: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    allow_missing: bool = False,
+) -> Prepared:
+    """Write `out/poll/{random,popular,adversarial}.parquet`; see `make_poll` for the settings.
+
+    Raises:
+        DataError: The annotations cannot be read, or pictures are missing and that is not allowed.
+    """
+    pictures = read_annotations(annotations)
+    folders = PictureFolders(images)
+    found, missing = folders.find_all(picture.image for picture in pictures)
+    folder = out / "poll"
+    require_pictures(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
+    poll = make_poll(
+        [picture for picture in pictures if picture.image in found],
+        per_picture=per_picture,
+        min_objects=min_objects,
+        limit=limit,
+        seed=seed,
+    )
+    files = {split: with_paths(questions, found) for split, questions in poll.splits.items()}
+    needed = per_picture if min_objects is None else min_objects
+    unlisted = len(folders) - len(set(found.values()))
+    notes = [
+        f"{len(poll.pictures)} pictures are asked about",
+        f"{len(poll.unannotated)} annotated with no object: left out",
+        f"{len(poll.too_few)} with fewer than {needed} kinds of objects: left out",
+        f"{len(poll.short)} give fewer than {2 * per_picture} questions, for want of objects",
+        f"{unlisted} in the folder but not in the annotations: left out",
+    ]
+    source = {
+        "annotations": str(annotations),
+        "sha256": sha256(annotations),
+        "images": [str(path) for path in folders.folders],
+        **{"per_picture": per_picture, "min_objects": needed, "limit": limit, "seed": seed},
+    }
+    return write_set(folder, files, source=source, missing=missing, notes=notes)
+
+
+def ask_about(name: str) -> str:
+    """POPE's question about an object, with the article that its sound asks for."""
+    vowel = _VOWEL_SOUND.match(name) and not _CONSONANT_SOUND.match(name)
+    return f"Is there {'an' if vowel else 'a'} {name} in the image?"
+
+
+def read_annotations(file: Path) -> list[Annotated]:
+    """Annotated pictures from COCO's instances JSON, or from JSON lines of image and objects.
+
+    Raises:
+        DataError: The file is neither, or names a picture twice.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the annotations {file}: {error}") from error
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError:
+        whole = None  # several lines of JSON, or none at all: the reader of lines will say
+    if isinstance(whole, dict) and "images" in whole:
+        pictures = _from_coco(file, whole)
+    else:
+        pictures = [
+            Annotated(str(record["image"]), _objects(record["objects"], f"{file}, line {number}"))
+            for number, record in read_json_lines(file, ("image", "objects"))
+        ]
+    twice = [name for name, times in Counter(picture.image for picture in pictures).items() if times > 1]
+    if twice:
+        raise DataError(f"{file} lists {len(twice)} pictures more than once, such as {twice[0]}")
+    if not pictures:
+        raise DataError(f"{file} has no pictures")
+    return pictures
+
+
+def _ask(
+    splits: dict[str, list[dict[str, Any]]], picture: Annotated, asked: int, counts: _Counts, seed: int
+) -> None:
+    """Add one picture's questions to every split, "yes" and "no" in turn."""
+    draw = random.Random(f"{seed}:{picture.image}")
+    present = draw.sample(sorted(picture.objects), asked)
+    for split, questions in splits.items():
+        absent = _absent(split, picture, present, counts, draw)
+        for there, not_there in zip(present, absent, strict=True):
+            for name, answer in ((there, "yes"), (not_there, "no")):
+                questions.append(
+                    {
+                        "question_id": len(questions) + 1,
+                        "image": picture.image,
+                        "object": name,
+                        "question": ask_about(name),
+                        "answer": answer,
+                    }
+                )
+
+
+def _absent(
+    split: str, picture: Annotated, present: Sequence[str], counts: _Counts, draw: random.Random
+) -> list[str]:
+    """As many absent objects as present ones are asked for, chosen as the split does."""
+    candidates = sorted(set(counts.seen) - set(picture.objects))
+    if split == "random":
+        return draw.sample(candidates, len(present))
+    if split == "popular":
+        return sorted(candidates, key=lambda name: -counts.seen[name])[: len(present)]
+    chosen: list[str] = []
+    for name in present:
+        left = [other for other in candidates if other not in chosen]
+        near = counts.together[name]
+        nearest = max(left, key=lambda other: (near[other], counts.seen[other]))
+        # POPE's way out where nothing that is left was ever seen together with the object.
+        chosen.append(nearest if near[nearest] else draw.choice(left))
+    return chosen
+
+
+def _objects(given: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(given, list) or not all(isinstance(name, str) and name.strip() for name in given):
+        raise DataError(f"{where}: objects is not a list of names")
+    return tuple(dict.fromkeys(name.strip() for name in given))
+
+
+def _from_coco(file: Path, whole: Mapping[str, Any]) -> list[Annotated]:
+    try:
+        names = {category["id"]: str(category["name"]) for category in whole["categories"]}
+        objects: dict[Any, dict[str, None]] = {image["id"]: {} for image in whole["images"]}
+        for annotation in whole["annotations"]:
+            objects[annotation["image_id"]][names[annotation["category_id"]]] = None
+        return [Annotated(str(image["file_name"]), tuple(objects[image["id"]])) for image in whole["images"]]
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{file} is not COCO's instances file: {error!r}") from error
