@@ -26,7 +26,7 @@ def activations():
 def test_newton_is_scikit_learn_on_every_real_head(activations, site: str) -> None:
     """Validation accuracy equal on all 270 heads, and the objective within 1e-5, on real activations."""
     x, sequences = activations
-    n, layers, heads, _ = x.shape
+    _, layers, heads, _ = x.shape
     ours = probe_heads(x, sequences.labels, sequences.groups, solver="newton", folds=1)
     ((train, validation),) = make_folds(sequences.groups, folds=1)
     y = sequences.labels

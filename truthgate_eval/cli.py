@@ -165,7 +165,7 @@ def show(
     console.print()
     console.print(top_heads(artifact, min(top, artifact.scores.size)))
     console.print()
-    console.print(terminal_heat_map(artifact))
+    console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
     if plot is not None:
         save_heat_map(artifact, plot)
         _say(f"heat map -> {plot}")

@@ -15,6 +15,8 @@ from truthgate_eval.scores import TruthScores
 # Dark to bright in equal steps of brightness (indigo, blue, green, yellow).
 _COLOURS = ((59, 15, 112), (42, 90, 160), (30, 150, 130), (110, 200, 80), (250, 230, 40))
 
+_SHADES = " ░▒▓█"
+
 
 def top_heads(scores: TruthScores, count: int) -> Table:
     """The `count` heads with the highest truth scores, best first."""
@@ -29,20 +31,27 @@ def top_heads(scores: TruthScores, count: int) -> Table:
     return table
 
 
-def terminal_heat_map(scores: TruthScores) -> Group:
-    """Layers down, heads across, two columns of colour a head; the legend gives the range."""
+def terminal_heat_map(scores: TruthScores, *, colour: bool) -> Group:
+    """Layers down, heads across; a cell is a colour, or a shade where there are no colours."""
     low, high = float(scores.scores.min()), float(scores.scores.max())
-    lines = [Text("layer  heads 0 to " + str(scores.shape[1] - 1), style="dim")]
+    lines = [Text(f"layer  heads 0 to {scores.shape[1] - 1}", style="dim")]
     for layer, row in enumerate(scores.scores):
         line = Text(f"{layer:5d}  ")
         for value in row:
-            line.append("  ", style=f"on {_colour(float(value), low, high)}")
+            line.append_text(_cell(float(value), low, high, colour))
         lines.append(line.append(f"  {row.mean():.3f}", style="dim"))
     legend = Text("       ")
-    for step in np.linspace(low, high, 20):
-        legend.append(" ", style=f"on {_colour(float(step), low, high)}")
+    for step in np.linspace(low, high, 10):
+        legend.append_text(_cell(float(step), low, high, colour))
     lines.append(legend.append(f"  {low:.3f} to {high:.3f}; at the right, each layer's mean", style="dim"))
     return Group(*lines)
+
+
+def _cell(value: float, low: float, high: float, colour: bool) -> Text:
+    if colour:
+        return Text("  ", style=f"on {_colour(value, low, high)}")
+    place = (value - low) / (high - low) if high > low else 0.0
+    return Text(2 * _SHADES[min(int(place * len(_SHADES)), len(_SHADES) - 1)])
 
 
 def save_heat_map(scores: TruthScores, path: Path) -> None:
