@@ -85,9 +85,14 @@ def _coco_number(stem: str) -> int | None:
 
 def describe_missing(missing: Sequence[str], folders: Sequence[Path]) -> str:
     """How many pictures are missing, where they were looked for, and the first few names."""
-    more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     where = ", ".join(str(folder) for folder in folders)
-    return f"{len(missing)} pictures are not in {where}: {', '.join(missing[:_NAMED])}{more}"
+    return f"{len(missing)} pictures are not in {where}: {name_some(missing)}"
+
+
+def name_some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def open_picture(path: str | Path) -> Image.Image:

@@ -33,6 +33,7 @@ COMMANDS = {
     "poll": "truthgate data poll --images DIR --annotations FILE",
     "phd": "truthgate data phd --json data.json --images DIR",
     "rlhf_v": "truthgate data rlhf-v",
+    "minimal_pairs": "truthgate data minimal-pairs",
     "halueval": "truthgate data halueval DIR",
 }
 

@@ -105,17 +105,19 @@ def prepare_halueval(folder: Path, out: Path) -> Prepared:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}: give the one with HaluEval's qa_data.json")
     counts: dict[str, int] = {}
+    notes = []
     for task in halueval.ANSWERS:
         try:
             file = halueval.locate(task, str(folder))
-        except DataError:
-            continue  # a folder may have one task only; that it has none is an error below
+        except DataError:  # a folder may have one task only; that it has none is an error below
+            notes.append(f"no {task}_data.json there: {task} is not prepared")
+            continue
         if file is not None:
             counts[f"{task}_data"] = sum(1 for _ in halueval.read(task, str(file)))
             _copy(file, out / "halueval" / f"{task}_data.jsonl")
     if not counts:
         raise DataError(f"{folder} has no qa_data.json, dialogue_data.json or summarization_data.json")
-    return Prepared(out / "halueval", counts)
+    return Prepared(out / "halueval", counts, notes=notes)
 
 
 def _question_file(folder: Path, source: str, split: str) -> Path:
