@@ -5,6 +5,7 @@ METHOD.md, "Truth scores", steps 3 and 4.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,17 +16,17 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.solvers import fit_adamw, fit_newton
+from truthgate_eval.solvers import Features, Probes, adamw_block, device_of, head_blocks, newton_block
 from truthgate_eval.splits import Fold, make_folds
 
-Solver = Callable[..., tuple[torch.Tensor, torch.Tensor]]
-SOLVERS: dict[str, Solver] = {"adamw": fit_adamw, "newton": fit_newton}
+Solver = Callable[..., Probes]
+SOLVERS: dict[str, Solver] = {"adamw": adamw_block, "newton": newton_block}
 SOLVER_SETTINGS: dict[str, dict[str, float]] = {
     "adamw": {"lr": 1e-2, "weight_decay": 1e-3, "epochs": 200, "batch_size": 512},
-    "newton": {"c": 1.0, "tol": 1e-6, "max_iter": 100},
+    "newton": {"C": 1.0, "tol": 1e-8, "max_iter": 100},
 }
-# Bytes of float64 features that are worked on at once: more would leave the processor's cache.
-_BLOCK_BYTES = 8 * 2**20
+# Activations that are looked through at once for NaN.
+_CHECKED_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +41,7 @@ class ProbeResult:
         train_accuracy: Mean over folds of the training accuracy.
         probe_weight: [layers, heads, width], fitted on all sequences.
         probe_bias: [layers, heads], fitted on all sequences.
-        settings: How the probes were fitted.
+        settings: How the probes were fitted and on how much.
     """
 
     scores: NDArray[np.float32]
@@ -53,99 +54,87 @@ class ProbeResult:
 
 
 def probe_heads(
-    activations: NDArray[Any],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
+    activations: Features,
+    labels: Any,
+    groups: Any,
     *,
     solver: str = "adamw",
     folds: int = 5,
     split: str = "question",
     seed: int = 42,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: Callable[[int], None] | None = None,
     **options: float,
 ) -> ProbeResult:
-    """Fit and judge one linear probe per head.
+    """Fit and judge one linear probe per head; a probe says "truthful" where its logit is above 0.
 
     Args:
-        activations: [n, layers, heads, width]; may be a memory map, which is read block by block.
+        activations: [n, layers, heads, width], any float type; a memory map is read block by block.
         labels: [n]; 1 truthful, 0 hallucinated.
         groups: [n]; the question that each sequence belongs to.
         solver: `adamw` (the paper's) or `newton` (scikit-learn's objective, to convergence).
         folds: 5 for the mean over five folds, 1 for one 4:1 split.
         split: `question` or `sequence`, see `make_folds`.
-        seed: Chooses the folds.
-        device: Where the probes are fitted.
-        progress: Called with the number of heads that are done.
+        seed: Chooses the folds; nothing else is random.
+        device: Where the probes are fitted; the activations' own device if not given.
+        progress: Called with the number of heads that were done since the last call.
         **options: Settings of the solver, see `SOLVER_SETTINGS`.
 
     Raises:
         ProbeError: A setting does not exist, or the data cannot be probed.
     """
-    _check(activations, labels, groups, solver, options)
-    n, layers, heads, width = activations.shape
-    splits = make_folds(groups, folds=folds, split=split, seed=seed)
-    settings = {**SOLVER_SETTINGS[solver], **options}
-    block = max(1, _BLOCK_BYTES // (8 * n * width))
-    parts: list[_Block] = []
-    flat = activations.reshape(n, layers * heads, width)
-    y = torch.as_tensor(labels, device=device)
-    for start in range(0, layers * heads, block):
-        x = np.ascontiguousarray(flat[:, start : start + block].swapaxes(0, 1), dtype=np.float32)
-        if not np.isfinite(x).all():
-            layer, head = divmod(start + int(np.argwhere(~np.isfinite(x))[0, 0]), heads)
-            raise ProbeError(f"layer {layer}, head {head} has NaN or infinite activations: probe in float32")
-        parts.append(
-            _probe_block(torch.from_numpy(x).to(device), y, groups, splits, SOLVERS[solver], settings)
-        )
+    settings = _settings(solver, options)
+    truth, clusters = _check_shapes(activations, labels, groups)
+    splits = make_folds(clusters, folds=folds, split=split, seed=seed)
+    _check_folds(truth, splits)
+    _check_finite(activations)
+    device = device_of(activations, device)
+    parts = []
+    for block in head_blocks(activations, device):
+        parts.append(_probe_block(block, truth, clusters, splits, SOLVERS[solver], settings))
         if progress is not None:
-            progress(len(x))
-    names = ("scores", "stderr", "auroc", "train_accuracy", "probe_weight", "probe_bias")
-    arrays: dict[str, NDArray[np.float32]] = {}
-    for index, name in enumerate(names):
-        array = np.concatenate([part[index] for part in parts]).astype(np.float32)
-        arrays[name] = array.reshape(layers, heads, *array.shape[1:])
-    record = {"solver": solver, **settings, "folds": folds, "split": split, "seed": seed}
-    return ProbeResult(settings=record, **arrays)
-
-
-_Block = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]
+            progress(len(block))
+    shape = tuple(activations.shape[1:3])
+    arrays = {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
+    record = {
+        **{"solver": solver, **settings, "folds": folds, "split": split, "seed": seed},
+        "sequences": len(truth),
+        "groups": len(np.unique(clusters)),
+        "class_balance": float(truth.mean()),
+    }
+    shaped = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
+    return ProbeResult(settings=record, **shaped)
 
 
 def _probe_block(
     x: torch.Tensor,
-    y: torch.Tensor,
-    groups: NDArray[np.int64],
+    truth: NDArray[np.int64],
+    clusters: NDArray[Any],
     splits: list[Fold],
-    fit: Solver,
+    solve: Solver,
     settings: dict[str, float],
-) -> _Block:
-    """(scores, stderr, auroc, train accuracy, weights, intercepts) of a block of heads [heads, n, width]."""
-    truth = y.cpu().numpy()
-    scores, train_scores, aurocs, right, judged = [], [], [], [], []
-    for train, validation in splits:
-        rows = torch.from_numpy(train).to(x.device)
-        weight, bias = fit(x[:, rows], y[rows], **settings)
-        logits = (torch.bmm(x, weight[:, :, None])[:, :, 0] + bias[:, None]).cpu().numpy()
-        correct = (logits > 0) == (truth == 1)
-        scores.append(correct[:, validation].mean(axis=1))
-        train_scores.append(correct[:, train].mean(axis=1))
-        aurocs.append(auroc(logits[:, validation], truth[validation]))
-        right.append(correct[:, validation])
-        judged.append(groups[validation])
-    stderr = clustered_stderr(np.concatenate(right, axis=1), np.concatenate(judged))
-    weight, bias = fit(x, y, **settings)
-    both = np.array(aurocs)
-    known = np.isfinite(both).sum(axis=0)
-    mean_auroc = np.where(known > 0, np.nansum(both, axis=0) / np.maximum(known, 1), np.nan)
-    return (
-        np.mean(scores, axis=0),
-        stderr,
-        mean_auroc,
-        np.mean(train_scores, axis=0),
-        weight.cpu().numpy(),
-        bias.cpu().numpy(),
-    )
+) -> dict[str, NDArray[Any]]:
+    """The result's arrays, each [heads, ...], for a block of heads [heads, n, width]."""
+    everything = np.arange(len(truth))
+    subsets = [torch.from_numpy(rows).to(x.device) for rows in (*(train for train, _ in splits), everything)]
+    weight, bias = solve(x, torch.from_numpy(truth).to(x.device), subsets, **settings)
+    # Judged in the solver's own precision: [heads, folds, n].
+    z = torch.bmm(weight[:-1].transpose(0, 1), x.to(weight.dtype).transpose(1, 2))
+    logits = (z + bias[:-1].T[:, :, None]).cpu().numpy()
+    correct = (logits > 0) == (truth == 1)
+    validated = [(correct[:, k, rows], logits[:, k, rows], rows) for k, (_, rows) in enumerate(splits)]
+    pooled = np.concatenate([right for right, _, _ in validated], axis=1)
+    judged = clusters[np.concatenate([rows for _, _, rows in validated])]
+    return {
+        "scores": np.mean([right.mean(axis=1) for right, _, _ in validated], axis=0),
+        "stderr": clustered_stderr(pooled, judged),
+        "auroc": _mean_of_known(np.array([auroc(logit, truth[rows]) for _, logit, rows in validated])),
+        "train_accuracy": np.mean(
+            [correct[:, k, train].mean(axis=1) for k, (train, _) in enumerate(splits)], axis=0
+        ),
+        "probe_weight": weight[-1].cpu().numpy(),
+        "probe_bias": bias[-1].cpu().numpy(),
+    }
 
 
 def auroc(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -162,34 +151,76 @@ def auroc(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64
     return above / (positives * negatives)
 
 
-def clustered_stderr(correct: NDArray[Any], clusters: NDArray[np.int64]) -> NDArray[np.float64]:
+def _mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the first dimension of what is not NaN; NaN, without a warning, where nothing is."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def clustered_stderr(correct: NDArray[Any], clusters: NDArray[Any]) -> NDArray[np.float64]:
     """Standard error of each row's mean of `correct` [heads, n], with sequences clustered.
 
     sqrt(sum over clusters of (sum of residuals)^2) / n, times sqrt(G / (G - 1)) for G clusters.
     """
     names, index = np.unique(clusters, return_inverse=True)
     residuals = correct - correct.mean(axis=1, keepdims=True)
-    sums = np.zeros((len(correct), len(names)))
-    np.add.at(sums.T, index, residuals.T)
+    sums = np.zeros((len(names), len(correct)))
+    np.add.at(sums, index, residuals.T)
     factor = np.sqrt(len(names) / max(len(names) - 1, 1))
-    return factor * np.sqrt((sums**2).sum(axis=1)) / correct.shape[1]
+    return factor * np.sqrt((sums**2).sum(axis=0)) / correct.shape[1]
 
 
-def _check(
-    activations: NDArray[Any], labels: Any, groups: Any, solver: str, options: dict[str, float]
-) -> None:
+def _settings(solver: str, options: dict[str, float]) -> dict[str, float]:
+    """All settings of the solver, those given in place of the defaults."""
     if solver not in SOLVERS:
         raise ProbeError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
-    if unknown := sorted(options.keys() - SOLVER_SETTINGS[solver].keys()):
-        known = ", ".join(SOLVER_SETTINGS[solver])
-        raise ProbeError(f"solver {solver} has no setting {', '.join(unknown)}: it has {known}")
-    if activations.ndim != 4:
-        raise ProbeError(f"activations have shape {activations.shape}, expected [n, layers, heads, width]")
-    if not len(activations) == len(labels) == len(groups):
+    defaults = SOLVER_SETTINGS[solver]
+    if unknown := sorted(options.keys() - defaults.keys()):
+        raise ProbeError(f"solver {solver} has no setting {', '.join(unknown)}: it has {', '.join(defaults)}")
+    for name, value in options.items():
+        kinds = (int,) if isinstance(defaults[name], int) else (int, float)
+        at_least_zero = name == "weight_decay" and value == 0
+        if not (isinstance(value, kinds) and math.isfinite(value) and (value > 0 or at_least_zero)):
+            raise ProbeError(f"{name}={value!r}: expected a positive {kinds[-1].__name__}")
+    return {**defaults, **options}
+
+
+def _check_shapes(activations: Features, labels: Any, groups: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The labels and groups as arrays."""
+    shape = tuple(activations.shape)
+    if len(shape) != 4 or 0 in shape:
+        raise ProbeError(f"activations have shape {shape}, expected [n, layers, heads, width]")
+    truth, clusters = np.asarray(labels), np.asarray(groups)
+    if not shape[:1] == truth.shape == clusters.shape:
         raise ProbeError(
-            f"{len(activations)} activations, {len(labels)} labels and {len(groups)} groups: "
+            f"{shape[0]} activations, labels of shape {truth.shape} and groups of shape {clusters.shape}: "
             "expected one of each per sequence"
         )
-    values = set(np.unique(labels).tolist())
-    if values != {0, 1}:
-        raise ProbeError(f"probing needs sequences of both labels, 0 and 1; the labels are {sorted(values)}")
+    values = np.unique(truth).tolist()
+    if values != [0, 1]:
+        raise ProbeError(f"probing needs sequences of both labels, 0 and 1; the labels are {values[:5]}")
+    return truth.astype(np.int64), clusters
+
+
+def _check_folds(truth: NDArray[np.int64], splits: list[Fold]) -> None:
+    for number, (train, _) in enumerate(splits, start=1):
+        if len(np.unique(truth[train])) < 2:
+            raise ProbeError(
+                f"all training sequences of fold {number} have label {truth[train][0]}: "
+                "probe on more documents, or with another seed"
+            )
+
+
+def _check_finite(activations: Features) -> None:
+    """Look through everything before anything is fitted: a fit can take long."""
+    rows = max(1, _CHECKED_AT_ONCE // math.prod(activations.shape[1:]))
+    for start in range(0, len(activations), rows):
+        part = activations[start : start + rows]
+        if not isinstance(part, torch.Tensor):
+            part = torch.from_numpy(np.array(part, dtype=np.float32))
+        bad = (~torch.isfinite(part.float())).nonzero()
+        if len(bad):
+            _, layer, head, _ = bad[0].tolist()
+            raise ProbeError(f"layer {layer}, head {head} has NaN or infinite activations: probe in float32")

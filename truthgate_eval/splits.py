@@ -17,7 +17,7 @@ Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 def make_folds(
     groups: NDArray[np.int64], *, folds: int = 5, split: str = "question", seed: int = 42
 ) -> list[Fold]:
-    """(training, validation) indices of each fold; every sequence is validated at most once.
+    """(training, validation) indices of each fold, ascending; no sequence is validated twice.
 
     Args:
         groups: [n]; the question that each sequence belongs to.
@@ -33,6 +33,8 @@ def make_folds(
         raise ProbeError(f"unknown split {split!r}: expected question or sequence")
     if folds < 1:
         raise ProbeError(f"folds={folds}: expected 1 (one 4:1 split) or more")
+    if not 0 <= seed < 2**32:
+        raise ProbeError(f"seed={seed}: expected 0 to 2**32 - 1")
     units = np.asarray(groups) if split == "question" else np.arange(len(groups))
     names = np.unique(units)
     parts = 5 if folds == 1 else folds
@@ -41,8 +43,7 @@ def make_folds(
             f"{len(names)} {split}s cannot be divided into {parts} parts: probe on more documents"
         )
     result = []
-    for train, validation in KFold(parts, shuffle=True, random_state=seed).split(names):
-        result.append(
-            (np.flatnonzero(np.isin(units, names[train])), np.flatnonzero(np.isin(units, names[validation])))
-        )
+    for _, validation in KFold(parts, shuffle=True, random_state=seed).split(names):
+        held_out = np.isin(units, names[validation])
+        result.append((np.flatnonzero(~held_out), np.flatnonzero(held_out)))
     return result[:folds]
