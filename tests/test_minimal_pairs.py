@@ -4,8 +4,12 @@ import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
+import torch
+import transformers as hf
+from factories import tiny_tokenizer, tiny_vision_model
 from PIL import Image
 
 from truthgate_eval.errors import DataError, ModelError
@@ -17,7 +21,7 @@ from truthgate_eval.minimal_pairs import (
     rewrite_pairs,
 )
 from truthgate_eval.prepared import read_rows, write_set
-from truthgate_eval.rewriters import endpoint_rewriter
+from truthgate_eval.rewriters import endpoint_rewriter, instruction, local_rewriter
 
 
 @pytest.mark.parametrize(
@@ -164,3 +168,45 @@ def test_an_endpoint_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
         endpoint_rewriter("m")
+
+
+def save_tiny_llava(folder: Path) -> tuple[Any, Any]:
+    """A random LLaVA with a processor and a chat template, saved as a folder."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}] {% for part in m['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    processor = hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(**sizes), tokenizer=tokenizer, patch_size=14,
+        vision_feature_select_strategy="default", chat_template=template, num_additional_image_tokens=1,
+    )  # fmt: skip
+    config = tiny_vision_model().config
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokenizer), 4096
+    config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    torch.manual_seed(0)
+    model = hf.LlavaForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+def test_a_local_model_is_shown_the_picture_and_decodes_greedily(tmp_path: Path) -> None:
+    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "cat.png")
+    model, processor = save_tiny_llava(tmp_path / "model")
+    pair = Pair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png"))
+    prompt = f"[user] <image>{instruction(pair)}\n[assistant] "
+    inputs = processor(text=prompt, images=Image.open(tmp_path / "cat.png"), return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=256, do_sample=False)
+    expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert expected.strip()
+    assert local_rewriter(str(tmp_path / "model"), device="cpu")(pair) == expected
+
+
+def test_a_local_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
+        local_rewriter(str(tmp_path / "nowhere"))
