@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from truthgate_eval import __version__
+from truthgate_eval.cli_data import data_app
 from truthgate_eval.errors import TruthGateError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(data_app, name="data")
 console = Console()
 
 
@@ -93,12 +95,16 @@ def probe(
 
     from truthgate_eval.anatomy import check_site, find_anatomy
     from truthgate_eval.hosts.lm_eval_probing import load_lm, probing_sequences
+    from truthgate_eval.probe import check_solver
     from truthgate_eval.probing import probe_model
     from truthgate_eval.scores import check_output
+    from truthgate_eval.splits import check_split
 
     # What a typo can break is checked before minutes are spent on it.
     check_output(output)
     check_site(site)
+    check_solver(solver)
+    check_split(split, folds)
     arguments = simple_parse_args_string(model_args)
     lm = load_lm(model, arguments, batch_size=batch_size, device=device)
     sequences = probing_sequences(
@@ -129,10 +135,9 @@ def probe(
             probe_progress=lambda done: bars.advance(fitting, done),
         )
     scores.save(output)
-    console.print(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
-    console.print(
-        f"mean {scores.scores.mean():.3f}, best {scores.scores.max():.3f}; `truthgate show {output}`"
-    )
+    _say(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
+    mean, best = scores.scores.mean(), scores.scores.max()
+    _say(f"mean {mean:.3f}, best {best:.3f}; look at them with: truthgate show {output}")
 
 
 def _json(text: str) -> dict[str, Any]:

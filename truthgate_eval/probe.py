@@ -172,10 +172,15 @@ def clustered_stderr(correct: NDArray[Any], clusters: NDArray[Any]) -> NDArray[n
     return factor * np.sqrt((sums**2).sum(axis=0)) / correct.shape[1]
 
 
-def _settings(solver: str, options: dict[str, float]) -> dict[str, float]:
-    """All settings of the solver, those given in place of the defaults."""
+def check_solver(solver: str) -> None:
+    """Raise `ProbeError` unless `solver` is one of `SOLVERS`."""
     if solver not in SOLVERS:
         raise ProbeError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
+
+
+def _settings(solver: str, options: dict[str, float]) -> dict[str, float]:
+    """All settings of the solver, those given in place of the defaults."""
+    check_solver(solver)
     defaults = SOLVER_SETTINGS[solver]
     if unknown := sorted(options.keys() - defaults.keys()):
         raise ProbeError(f"solver {solver} has no setting {', '.join(unknown)}: it has {', '.join(defaults)}")

@@ -14,6 +14,14 @@ Split = Literal["question", "sequence"]
 Fold = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
+def check_split(split: str, folds: int) -> None:
+    """Raise `ProbeError` unless there are splits of this name and number."""
+    if split not in ("question", "sequence"):
+        raise ProbeError(f"unknown split {split!r}: expected question or sequence")
+    if folds < 1:
+        raise ProbeError(f"folds={folds}: expected 1 (one 4:1 split) or more")
+
+
 def make_folds(
     groups: NDArray[np.int64], *, folds: int = 5, split: str = "question", seed: int = 42
 ) -> list[Fold]:
@@ -29,10 +37,7 @@ def make_folds(
     Raises:
         ProbeError: The split is unknown, or there is too little to divide.
     """
-    if split not in ("question", "sequence"):
-        raise ProbeError(f"unknown split {split!r}: expected question or sequence")
-    if folds < 1:
-        raise ProbeError(f"folds={folds}: expected 1 (one 4:1 split) or more")
+    check_split(split, folds)
     if not 0 <= seed < 2**32:
         raise ProbeError(f"seed={seed}: expected 0 to 2**32 - 1")
     units = np.asarray(groups) if split == "question" else np.arange(len(groups))
