@@ -11,30 +11,38 @@ WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lmms_eval.tasks")
 
 
 class _Finder:
-    """Stands first in sys.meta_path, and leaves it when every watched module was seen."""
+    """Stands first in sys.meta_path, and leaves it when every watched module has been imported."""
 
     def __init__(self, names):
         self.waiting = set(names)
+        self._searching = set()
 
     def find_spec(self, name, path=None, target=None):  # noqa: ARG002 (the import system's signature)
-        if name not in self.waiting:
+        if name not in self.waiting or name in self._searching:
             return None
-        self.waiting.discard(name)  # first, so that the search below does not come back here
-        if not self.waiting and self in sys.meta_path:
-            sys.meta_path.remove(self)
         from importlib.util import find_spec
 
-        spec = find_spec(name)
+        self._searching.add(name)  # the search below comes by here again
+        try:
+            spec = find_spec(name)
+        finally:
+            self._searching.discard(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader, self)
         return spec
+
+    def imported(self, name):
+        self.waiting.discard(name)
+        if not self.waiting and self in sys.meta_path:
+            sys.meta_path.remove(self)
 
 
 class _Loader:
     """The module's real loader, and our hook after it."""
 
-    def __init__(self, loader):
+    def __init__(self, loader, finder):
         self._loader = loader
+        self._finder = finder
 
     def __getattr__(self, name):
         return getattr(self._loader, name)
@@ -45,6 +53,8 @@ class _Loader:
     def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
+        # Only now: who merely asks for the spec, or fails half-way, may yet import the module.
+        self._finder.imported(module.__name__)
         _run_hook(module.__name__)
 
 
