@@ -226,20 +226,20 @@ class _Problem:
             size = torch.where(falls, size, size / 2)
         # Where no step helps, rounding hides what is left to gain: that head is at its end.
         done = ~falls | (-0.5 * slope <= tol * before)
-        kept = falls[:, None]
-        return torch.where(kept, moved, theta), torch.where(kept, z_moved, z), done
+        return torch.where(falls[:, None], moved, theta), torch.where(falls[:, None], z_moved, z), done
 
     def _factor(self, hessian: Tensor) -> Tensor:
         """Cholesky factor of data + penalty; saturated or collinear data gets the jitter it needs."""
         diagonal = torch.diagonal(hessian, dim1=1, dim2=2)
         jitter = _JITTER * diagonal.amax(dim=1, keepdim=True) + torch.finfo(hessian.dtype).tiny
         diagonal += self.ridge
-        while True:
+        for _ in range(8):  # the eighth jitter is above the largest entry: enough for anything but NaN
             diagonal += jitter
             factor, failed = torch.linalg.cholesky_ex(hessian)
             if not bool(failed.any()):
-                return factor
+                break
             jitter = torch.where(failed[:, None] > 0, 100 * jitter, 0.0)
+        return factor
 
 
 def adamw_block(
