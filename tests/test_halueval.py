@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from truthgate_eval import halueval, phd
+from truthgate_eval import halueval
 from truthgate_eval.errors import DataError, ScoresError, TaskError
 from truthgate_eval.hosts import lm_eval_tasks
 from truthgate_eval.scores import TruthScores
@@ -75,9 +75,51 @@ def test_mistakes_are_said_in_one_line(folder: Path) -> None:
     (folder / "dialogue_data.jsonl").write_text('{"knowledge": "a"}\n')
     with pytest.raises(DataError, match="line 1: no dialogue_history, right_response"):
         halueval.documents("dialogue", halueval_path=str(folder))
-    (folder / "dialogue_data.jsonl").write_text('{"knowl')
-    with pytest.raises(DataError, match="line 1 is not JSON"):
-        halueval.documents("dialogue", halueval_path=str(folder))
+    null = {"knowledge": "a", "dialogue_history": "b", "right_response": None, "hallucinated_response": "c"}
+    for content, message in (
+        (b'{"knowl', "line 1 is not JSON"),
+        (b"\xff\xfe\n", "line 1 is not JSON"),
+        (b"5\n", "line 1: no knowledge, dialogue_history"),
+        (json.dumps(null).encode(), "line 1: no right_response, so"),
+        (b"", "no document is left"),
+    ):
+        (folder / "dialogue_data.jsonl").write_bytes(content)
+        with pytest.raises((DataError, TaskError), match=message) as caught:
+            halueval.documents("dialogue", halueval_path=str(folder))
+        assert "\n" not in str(caught.value)
+
+
+def test_empty_lines_are_no_documents_and_take_no_row(folder: Path) -> None:
+    file = folder / "qa_data.jsonl"
+    before = halueval.documents("qa", halueval_path=str(folder))
+    file.write_text(file.read_text().replace("\n", "\n\n") + "\n")
+    assert halueval.documents("qa", halueval_path=str(folder)) == before
+
+
+def test_without_file_or_package_the_hub_is_asked_for_the_pinned_revision(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(name: str, config: str, **options: str) -> datasets.Dataset:
+        asked.append((name, config, options))
+        return datasets.Dataset.from_json(str(folder / "qa_data.jsonl"))
+
+    expected = halueval.documents("qa", halueval_path=str(folder))
+    monkeypatch.setenv("TRUTHGATE_DATA", str(folder / "nothing"))
+    monkeypatch.setattr(halueval, "packaged_file", lambda *_: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert halueval.documents("qa") == expected
+    assert asked == [("pminervini/HaluEval", "qa", {"split": "data", "revision": halueval.HUB_REVISION})]
+
+    def no_network(*args: object, **options: object) -> None:
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", no_network)
+    with pytest.raises(DataError, match=r"cannot be fetched from the hub \(no route\): install"):
+        halueval.documents("qa")
 
 
 def test_the_data_folder_comes_before_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,27 +154,20 @@ def test_an_official_prompt_is_a_template_or_an_instruction(folder: Path, shared
         lm_eval_tasks.qa_official(**options)
 
 
-def test_phds_labels_are_inverted_under_the_contradicting_context(tmp_path: Path) -> None:
-    path = tmp_path / "data.json"
-    record = {
-        "image_id": "000000000001", "task": "attribute", "yes_question": "Is the bus red?",
-        "no_question": "Is the bus blue?", "context": {"iac": "x", "icc": "The bus is blue."},
-    }  # fmt: skip
-    path.write_text(json.dumps([record]))
-    first, second = phd.documents(str(path))
-    # The picture shows a red bus; the context says blue, and the context is the knowledge.
-    assert (first["question"], first["choices"][first["target"]]) == ("Is the bus red?", "no")
-    assert (second["question"], second["choices"][second["target"]]) == ("Is the bus blue?", "yes")
-    assert [first["row"], second["row"]] == [0, 1] and first["context"] == "The bus is blue."
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"), (b"\xff\xfe", "is not a text file"),
+        (b"Is {answer} right?", r"a template without \{question\}$"),
+        (b"Facts: {knowledge}", r"a template without \{question\} and \{answer\}$"),
+    ],
+)  # fmt: skip
+def test_a_prompt_file_that_cannot_be_meant_is_refused(folder: Path, content: bytes, message: str) -> None:
+    (folder / "prompt.txt").write_bytes(content)
+    with pytest.raises(TaskError, match=message):
+        lm_eval_tasks.qa_official(halueval_path=str(folder), instruction_file=str(folder / "prompt.txt"))
 
 
-def test_a_missing_or_foreign_phd_file_is_said_in_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"PhD's data\.json is not at"):
-        phd.documents()
-    for text, message in (("{}", "expected a list"), ("[{}]", "record 0: no image_id"), ("[", "not JSON")):
-        (tmp_path / "other.json").write_text(text)
-        with pytest.raises(DataError, match=message):
-            phd.documents(str(tmp_path / "other.json"))
+def test_a_documents_own_braces_are_not_fields() -> None:
+    doc = {"knowledge": "k", "question": "What is {answer}?", "answer": "{question}"}
+    assert lm_eval_tasks.official_prompt("{question} {answer} {x}", doc) == "What is {answer}? {question} {x}"

@@ -119,7 +119,7 @@ def locate(task: str, path: str | None = None) -> Path | None:
     """The file of a HaluEval task, or None where only the hub is left."""
     names = (f"{task}_data.jsonl", f"{task}_data.json", f"dataset_halueval_{task}.jsonl")
     if path is not None:
-        given = Path(path)
+        given = Path(str(path)).expanduser()
         found = [given] if given.is_file() else [given / name for name in names if (given / name).is_file()]
         if not found:
             raise DataError(f"halueval_path={path}: expected a file there, or a folder with {names[0]}")
@@ -130,12 +130,14 @@ def locate(task: str, path: str | None = None) -> Path | None:
 
 
 def _read_lines(task: str, file: Path) -> Iterator[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{file}, line {number} is not JSON: {error.msg}") from error
+            except ValueError as error:  # not JSON, or not even text
+                raise DataError(f"{file}, line {number} is not JSON: {error}") from error
             _check(task, record, f"{file}, line {number}")
             yield record
 
@@ -156,6 +158,7 @@ def _read_hub(task: str) -> Iterator[dict[str, Any]]:
 
 
 def _check(task: str, record: Any, where: str) -> None:
-    missing = [name for name in (*CONTEXT[task], *ANSWERS[task]) if name not in record]
+    fields = record if isinstance(record, dict) else {}
+    missing = [name for name in (*CONTEXT[task], *ANSWERS[task]) if fields.get(name) is None]
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not HaluEval's {task} file")

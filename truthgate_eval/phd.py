@@ -20,7 +20,7 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
     """Two documents a record: each question with the answers yes and no.
 
     `choices` is (yes, no), `target` the place of the answer that the context supports, `row` counts
-    the questions in the order of the file.
+    the questions in the order of the file. Records of mode ccs have no context, and are passed over.
 
     Args:
         phd_path: PhD's `data.json`; by default `$TRUTHGATE_DATA/phd/data.json`.
@@ -28,20 +28,23 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
     Raises:
         DataError: The file is missing, or is not PhD's.
     """
-    path = Path(phd_path) if phd_path else data_dir() / "phd" / "data.json"
+    path = Path(str(phd_path)).expanduser() if phd_path else data_dir() / "phd" / "data.json"
     if not path.is_file():
         raise DataError(
             f"PhD's data.json is not at {path}: download it from the PhD release and give "
             '--metadata \'{"phd_path": "FILE"}\', or put it there'
         )
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        records = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not even text
         raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected a list of records, found {type(records).__name__}")
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path}: expected a list of records, found {_found(records)}")
     result = []
     for number, record in enumerate(records):
+        # The file holds mode ccs too, whose records are about made pictures and have no context.
+        if isinstance(record, dict) and "ccs_description" in record:
+            continue
         context = _context(record, f"{path}, record {number}")
         for offset, (name, truthful) in enumerate(_QUESTIONS.items()):
             result.append(
@@ -55,13 +58,19 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
                     "target": ["yes", "no"].index(truthful),
                 }
             )
+    if not result:
+        raise DataError(f"{path}: no record has a context, so there is nothing to ask under one")
     return result
 
 
+def _found(records: Any) -> str:
+    return "an empty list" if records == [] else type(records).__name__
+
+
 def _context(record: Any, where: str) -> str:
-    needed = ("image_id", "context", *_QUESTIONS)
-    missing = [name for name in needed if not isinstance(record, dict) or name not in record]
-    if not missing and not (isinstance(record["context"], dict) and "icc" in record["context"]):
+    fields = record if isinstance(record, dict) else {}
+    missing = [name for name in ("image_id", "context", *_QUESTIONS) if fields.get(name) is None]
+    if not missing and not (isinstance(record["context"], dict) and record["context"].get("icc")):
         missing = ["context.icc"]
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not PhD's data.json")

@@ -19,6 +19,7 @@ from truthgate_eval.judgement import Pair, f1, parse_yes_no, precision, recall, 
 
 __all__ = ["f1", "precision", "recall", "unparsed", "yes_ratio"]
 
+_FIELD = re.compile(r"\{(knowledge|question|answer)\}")
 _OPTIONS = ("halueval_path", "exclude_rows_of", "subset")
 
 
@@ -39,14 +40,7 @@ def summarization(**metadata: Any) -> dict[str, Dataset]:
 
 def qa_official(**metadata: Any) -> dict[str, Dataset]:
     """HaluEval's question answering under a prompt that is read from a file."""
-    path = metadata.get("instruction_file")
-    if not path or not Path(path).is_file():
-        raise TaskError(
-            f"halueval_qa_official needs a prompt file (instruction_file={path}): give "
-            '--metadata \'{"instruction_file": "FILE"}\', HaluEval\'s own instruction or a template '
-            "with {question} and {answer}"
-        )
-    instruction = Path(path).read_text(encoding="utf-8").strip()
+    instruction = _read_instruction(metadata.get("instruction_file"))
     documents = halueval.documents("qa", **_known(metadata))
     prompted = [{**doc, "prompt": official_prompt(instruction, doc)} for doc in documents]
     return {"test": Dataset.from_list(prompted)}
@@ -59,8 +53,8 @@ def phd_text(**metadata: Any) -> dict[str, Dataset]:
 
 def official_prompt(instruction: str, doc: dict[str, Any]) -> str:
     """A template with its fields filled in, or an instruction followed by HaluEval's own form."""
-    if "{question}" in instruction and "{answer}" in instruction:
-        return re.sub(r"\{(knowledge|question|answer)\}", lambda field: doc[field[1]], instruction)
+    if _FIELD.search(instruction):
+        return _FIELD.sub(lambda field: doc[field[1]], instruction)
     return f"{instruction}\n\n#Question#: {doc['question']}\n#Answer#: {doc['answer']}\n#Your Judgement#:"
 
 
@@ -75,6 +69,28 @@ def judge(doc: dict[str, Any], results: Sequence[str | None]) -> dict[str, Any]:
     pair: Pair = (doc["hallucinated"], results[0])
     metrics: dict[str, Any] = dict.fromkeys(("f1", "precision", "recall", "yes_ratio", "unparsed"), pair)
     return {"acc": float(pair[0] == pair[1]), **metrics}
+
+
+def _read_instruction(given: Any) -> str:
+    """The prompt file's text; a template must show the question and the answer."""
+    path = Path(str(given)).expanduser() if given else None
+    if path is None or not path.is_file():
+        raise TaskError(
+            f"halueval_qa_official needs a prompt file (instruction_file={given}): give "
+            '--metadata \'{"instruction_file": "FILE"}\', HaluEval\'s own instruction or a template '
+            "with {question} and {answer}"
+        )
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise TaskError(f"instruction_file={given} is not a text file: {error}") from error
+    if not text:
+        raise TaskError(f"instruction_file={given} is empty")
+    fields = set(_FIELD.findall(text))
+    if fields and not {"question", "answer"} <= fields:
+        missing = " and ".join(f"{{{name}}}" for name in ("question", "answer") if name not in fields)
+        raise TaskError(f"instruction_file={given} is a template without {missing}")
+    return text
 
 
 def _halueval(task: str, metadata: dict[str, Any]) -> dict[str, Dataset]:
