@@ -42,7 +42,7 @@ def test_a_missing_or_foreign_phd_file_is_said_in_one_line(
     with pytest.raises(DataError, match=r"PhD's data\.json is not at"):
         phd.documents()
     for text, message in (
-        (b"{}", "expected a list of records, found dict"), (b"[]", "found an empty list"), (b"[", "not JSON"),
+        (b"{}", "expected a list of records, found dict"), (b"[]", "found an empty one"), (b"[", "not JSON"),
         (b"\xff\xfe", "not JSON"), (b"[{}]", "record 0: no image_id"), (b"[5]", "record 0: no image_id"),
         (json.dumps([{**RECORD, "no_question": None}]).encode(), "record 0: no no_question"),
         (json.dumps([{**RECORD, "context": {"iac": "x"}}]).encode(), r"record 0: no context\.icc"),

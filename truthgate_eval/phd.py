@@ -29,19 +29,8 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
         DataError: The file is missing, or is not PhD's.
     """
     path = Path(str(phd_path)).expanduser() if phd_path else data_dir() / "phd" / "data.json"
-    if not path.is_file():
-        raise DataError(
-            f"PhD's data.json is not at {path}: download it from the PhD release and give "
-            '--metadata \'{"phd_path": "FILE"}\', or put it there'
-        )
-    try:
-        records = json.loads(path.read_bytes())
-    except ValueError as error:  # not JSON, or not even text
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list) or not records:
-        raise DataError(f"{path}: expected a list of records, found {_found(records)}")
     result = []
-    for number, record in enumerate(records):
+    for number, record in enumerate(_records(path)):
         # The file holds mode ccs too, whose records are about made pictures and have no context.
         if isinstance(record, dict) and "ccs_description" in record:
             continue
@@ -63,8 +52,20 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
     return result
 
 
-def _found(records: Any) -> str:
-    return "an empty list" if records == [] else type(records).__name__
+def _records(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise DataError(
+            f"PhD's data.json is not at {path}: download it from the PhD release and give "
+            '--metadata \'{"phd_path": "FILE"}\', or put it there'
+        )
+    try:
+        records = json.loads(path.read_bytes())
+    except ValueError as error:  # not JSON, or not even text
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, list) or not records:
+        found = "an empty one" if records == [] else type(records).__name__
+        raise DataError(f"{path}: expected a list of records, found {found}")
+    return records
 
 
 def _context(record: Any, where: str) -> str:
