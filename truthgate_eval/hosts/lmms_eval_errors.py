@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -13,9 +14,9 @@ def refuse(error: TruthGateError) -> NoReturn:
     """Raise the error; on lmms-eval's command line, end the program with its message.
 
     That command line prints a traceback for every exception and then exits with status 0. It lets
-    SystemExit through.
+    SystemExit through. With --verbosity DEBUG it lets everything through, and a traceback is wanted.
     """
-    if on_command_line():
+    if on_command_line() and os.environ.get("VERBOSITY") != "DEBUG":
         raise SystemExit(f"error: {' '.join(str(error).split())}") from None
     raise error
 
