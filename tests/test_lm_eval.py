@@ -102,7 +102,11 @@ def test_a_loaded_model_can_be_passed(checkpoint: str, scores: str) -> None:
     [
         ({}, GateError, "needs scores"),
         ({"scores": "none", "foo": 1}, GateError, "unknown option 'foo'"),
-        ({"scores": "none", "peft": "/no/adapter"}, ModelError, "adapter '/no/adapter' of model .* cannot be loaded"),
+        (
+            {"scores": "none", "peft": "/no/adapter"},
+            ModelError,
+            "adapter '/no/adapter' of model .* cannot be loaded",
+        ),
         ({"scores": "none", "pretrained": "/no/model"}, ModelError, "model '/no/model' cannot be loaded"),
         ({"scores": "none", "device": "cuda"}, ModelError, "no CUDA device"),
         ({"scores": "random:1", "mode": "hot"}, GateError, "unknown mode"),
