@@ -45,7 +45,7 @@ def run_demo(console: Console, folder: Path | None, *, documents: int, limit: in
     _run(console, "truthgate", "show", str(scores), "--top", "5", "--plot", str(folder / "heat_map.png"))
     console.rule(f"2. HaluEval-QA, vanilla and gated ({limit} questions that were not probed)")
     metadata = json.dumps({"exclude_rows_of": str(scores)})
-    gates = {"vanilla": "scores=none", "gated": f"scores={scores},lam=20,norm=centered"}
+    gates = {"vanilla": "scores=none", "gated": f"scores={scores},lam=4.5,norm=centered"}
     for name, gate in gates.items():
         arguments = ["--model", "gated_hf", "--model_args", gate, "--tasks", "halueval_qa"]
         arguments += ["--limit", str(limit), "--batch_size", "8", "--metadata", metadata]
