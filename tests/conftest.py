@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,15 @@ def halueval_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]  # fmt: skip
     (folder / "qa_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def vlm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Gives the folder of a tiny vision-language model by its name in `factories_vlm.NAMES`."""
+    import factories_vlm
+
+    @functools.cache
+    def folder(name: str) -> str:
+        return factories_vlm.save(tmp_path_factory.mktemp(name), name)
+
+    return folder
