@@ -18,7 +18,7 @@ from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
-from truthgate_eval.hosts import lmms_eval_record
+from truthgate_eval.hosts import lmms_eval_evaluate
 from truthgate_eval.hosts.lmms_eval_errors import refuse
 from truthgate_eval.hosts.lmms_eval_requests import (
     Question,
@@ -76,7 +76,7 @@ class GatedVLM(lmms):
         super().__init__()
         with _one_line():
             self._build({"pretrained": pretrained, "batch_size": batch_size, **arguments})
-        lmms_eval_record.install()
+        lmms_eval_evaluate.install()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: Any = None) -> GatedVLM:
@@ -128,7 +128,7 @@ class GatedVLM(lmms):
         return self.vlm.device
 
     def get_model_info(self) -> dict[str, Any]:
-        """What our record adds to the results file: see `lmms_eval_record`."""
+        """What the results file says of the model: see `lmms_eval_evaluate`."""
         model = self.vlm.model
         info = {
             "pretrained": self.options.pretrained,

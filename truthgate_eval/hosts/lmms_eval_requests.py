@@ -8,11 +8,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError
 
@@ -62,10 +63,11 @@ class Question:
         if self.visual is None:
             return []
         try:
-            found = list(_flat(self.visual(self.document())))
-            for one in found:
-                if isinstance(one, Image.Image):
-                    one.load()  # a file is only opened until now; a truncated one shows itself here
+            with _whole_files_only():
+                found = list(_flat(self.visual(self.document())))
+                for one in found:
+                    if isinstance(one, Image.Image):
+                        one.load()  # until now a file may only have been opened
         except Exception as error:
             raise DataError(f"{self.where}: its picture cannot be read: {_reason(error)}") from error
         other = next((one for one in found if not isinstance(one, Image.Image)), None)
@@ -144,6 +146,17 @@ def in_halves(questions: Sequence[Question], work: Callable[[Sequence[Question]]
         torch.cuda.empty_cache()
     middle = len(questions) // 2
     return in_halves(questions[:middle], work) + in_halves(questions[middle:], work)
+
+
+@contextmanager
+def _whole_files_only() -> Iterator[None]:
+    """Lmms-eval lets Pillow fill up truncated files with grey, for the whole process."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _flat(found: Any) -> Iterator[Any]:
