@@ -196,3 +196,27 @@ def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
     """A small noisy picture, its own for every seed."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)
+
+
+def save_smollm2_llava(folder: Path) -> str:
+    """A LLaVA whose language model is the packaged SmolLM2-135M; its vision half is tiny and untrained."""
+    from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+
+    base = resolve_pretrained(SMALL_MODEL)
+    words = hf.AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    words.padding_side = "left"
+    language = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    language.resize_token_embeddings(len(words), mean_resizing=False)
+    torch.manual_seed(0)
+    config = hf.LlavaConfig(
+        vision_config=_clip(), text_config=language.config,
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
+    )  # fmt: skip
+    model = hf.LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.save_pretrained(folder)
+    images = hf.CLIPImageProcessor(**_CLIP_IMAGES)
+    hf.LlavaProcessor(images, words, **_LLAVA, chat_template=LLAVA_TEMPLATE).save_pretrained(folder)
+    return str(folder)

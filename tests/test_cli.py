@@ -15,9 +15,8 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from truthgate_eval import cli
+from truthgate_eval import cli, terminal
 from truthgate_eval.scores import TruthScores
 
 
@@ -32,15 +31,14 @@ def truthgate(*arguments: str, cwd: Path | None = None) -> Done:
     """Run the command line's `main` in this process, which saves the seconds that torch takes to import."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        console = cli.console
-        cli.console = Console(width=200)
+        width, terminal.console.width = terminal.console.width, 200
         try:
             with mock.patch.object(sys, "argv", ["truthgate", *arguments]):
                 cli.main()
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
         finally:
-            cli.console = console
+            terminal.console.width = width
     return Done(code, out.getvalue(), err.getvalue())
 
 

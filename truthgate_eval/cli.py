@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from truthgate_eval import __version__
 from truthgate_eval.cli_data import data_app
+from truthgate_eval.cli_probe import probe
 from truthgate_eval.errors import TruthGateError
+from truthgate_eval.terminal import console, progress_bar, say
 
 app = typer.Typer(
     help="Find the attention heads that tell truth from hallucination, and gate them.",
@@ -25,7 +24,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
-console = Console()
+app.command()(probe)
 
 
 def main() -> None:
@@ -39,22 +38,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def progress_bar() -> Progress:
-    """A progress bar on stderr, so that stdout stays clean for pipes."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
-def _say(line: str) -> None:
-    """Print one line as it is: never wrapped, so that a path in it can be copied."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
-
-
 def _version(show: bool) -> None:
     if show:
         console.print(f"truthgate_eval {__version__}")
@@ -65,89 +48,6 @@ def _version(show: bool) -> None:
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None: ...
-
-
-@app.command()
-def probe(
-    tasks: Annotated[str, typer.Option(help="lm-eval multiple-choice tasks, comma-separated.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
-    model: Annotated[str, typer.Option(help="An lm-eval model type that holds a transformers model.")] = "hf",
-    model_args: Annotated[
-        str, typer.Option("--model_args", "-a", help="As in lm-eval; default: the packaged SmolLM2-135M.")
-    ] = "",
-    limit: Annotated[float | None, typer.Option(help="Documents per task, or a fraction below 1.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1, help="Sequences a batch.")] = 8,
-    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
-    seed: Annotated[int, typer.Option(help="Chooses folds and few-shot examples.")] = 42,
-    apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template")] = False,
-    system_instruction: Annotated[str | None, typer.Option("--system_instruction")] = None,
-    num_fewshot: Annotated[int | None, typer.Option("--num_fewshot", "-f", min=0)] = None,
-    metadata: Annotated[str, typer.Option(help="JSON passed to the tasks, as in lm-eval.")] = "{}",
-    site: Annotated[str, typer.Option(help="Read W_o's output (post) or its input (pre).")] = "post",
-    solver: Annotated[str, typer.Option(help="adamw (the paper's) or newton (to convergence).")] = "adamw",
-    folds: Annotated[int, typer.Option(min=1, help="Mean over this many folds; 1: one 4:1 split.")] = 5,
-    split: Annotated[str, typer.Option(help="Keep a question's sequences together, or not: sequence.")] = (
-        "question"
-    ),
-) -> None:
-    """Probe every attention head of a model and save the truth scores."""
-    from lm_eval.utils import simple_parse_args_string
-
-    from truthgate_eval.anatomy import check_site, find_anatomy
-    from truthgate_eval.hosts.lm_eval_probing import load_lm, probing_sequences
-    from truthgate_eval.probe import check_solver
-    from truthgate_eval.probing import probe_model
-    from truthgate_eval.scores import check_output
-    from truthgate_eval.splits import check_split
-
-    # What a typo can break is checked before minutes are spent on it.
-    check_output(output)
-    check_site(site)
-    check_solver(solver)
-    check_split(split, folds)
-    arguments = simple_parse_args_string(model_args)
-    lm = load_lm(model, arguments, batch_size=batch_size, device=device)
-    sequences = probing_sequences(
-        lm,
-        tasks.split(","),
-        limit=limit,
-        seed=seed,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        system_instruction=system_instruction,
-        metadata={**arguments, **_json(metadata)},
-    )
-    with progress_bar() as bars:
-        forward = bars.add_task("activations", total=len(sequences))
-        layers, heads = find_anatomy(lm.model).shape
-        fitting = bars.add_task("probes", total=layers * heads)
-        scores = probe_model(
-            lm.model,
-            sequences,
-            name=getattr(lm, "model_name", str(lm.pretrained)),
-            site=site,
-            solver=solver,
-            folds=folds,
-            split=split,
-            seed=seed,
-            batch_size=batch_size,
-            capture_progress=lambda done: bars.advance(forward, done),
-            probe_progress=lambda done: bars.advance(fitting, done),
-        )
-    scores.save(output)
-    _say(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
-    mean, best = scores.scores.mean(), scores.scores.max()
-    _say(f"mean {mean:.3f}, best {best:.3f}; look at them with: truthgate show {output}")
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TruthGateError(f"--metadata is not JSON ({error}): {text}") from error
-    if not isinstance(value, dict):
-        raise TruthGateError(f"--metadata must be a JSON object, got {text}")
-    return value
 
 
 @app.command()
@@ -173,7 +73,7 @@ def show(
     console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
     if plot is not None:
         save_heat_map(artifact, plot)
-        _say(f"heat map -> {plot}")
+        say(f"heat map -> {plot}")
 
 
 def _facts(artifact: Any) -> list[tuple[str, str]]:
@@ -233,7 +133,7 @@ def import_scores(
         make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
-    _say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+    say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
 
 
 @app.command()
@@ -277,7 +177,7 @@ def sweep(
     console.print(table(points, metric))
     chosen = best(points)
     recommend(artifact, chosen, points, task=tasks, metric=metric).save(scores)
-    _say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
 
 
 @app.command()

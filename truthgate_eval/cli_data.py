@@ -59,6 +59,9 @@ def poll(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many pictures.")] = None,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    probe_share: Annotated[
+        float, typer.Option(help="Share of the pictures to set aside for probing: task probe_poll.")
+    ] = 0.0,
     allow_missing: AllowMissing = False,
 ) -> None:
     """Polls by POPE's sampling rule from annotated pictures: tasks `poll`, `poll_random`, ..."""
@@ -73,6 +76,7 @@ def poll(
             min_objects=min_objects,
             limit=limit,
             seed=seed,
+            probe_share=probe_share,
             allow_missing=allow_missing,
         )
     _report(prepared, "lmms_eval --tasks poll")

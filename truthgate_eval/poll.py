@@ -33,6 +33,7 @@ from truthgate_eval.prepared import (
     write_set,
 )
 
+PROBE = "probe"  # the file of questions for probing
 # A vowel that sounds like "you" or "one"; and an h that is silent.
 _CONSONANT_SOUND = re.compile(
     r"eu|ewe|one\b|once|u-|ufo|uni([^dmn]|$)|us[eaiu]|ut[ei]|ukulele|ura|urin", re.IGNORECASE
@@ -150,13 +151,29 @@ def prepare_poll(
     min_objects: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    probe_share: float = 0.0,
     allow_missing: bool = False,
 ) -> Prepared:
-    """Write `out/poll/{random,popular,adversarial}.parquet`; see `make_poll` for the settings.
+    """Write `out/poll/{random,popular,adversarial}.parquet`; see `make_poll` for the other settings.
+
+    Args:
+        annotations: See `read_annotations`.
+        images: Folders of pictures.
+        out: The data folder.
+        per_picture: As in `make_poll`, and so are the others.
+        min_objects: As there.
+        limit: As there.
+        seed: As there.
+        probe_share: The share of the pictures that is set aside for probing: the random questions about
+            them go into `probe.parquet`, and no split has them.
+        allow_missing: Leave pictures that are missing out instead of refusing.
 
     Raises:
-        DataError: The annotations cannot be read, or pictures are missing and that is not allowed.
+        DataError: The annotations cannot be read, pictures are missing and that is not allowed, or the
+            share leaves nothing on one side.
     """
+    if not 0 <= probe_share < 1:
+        raise DataError(f"probe_share={probe_share}: expected a share from 0 to below 1")
     pictures = read_annotations(annotations)
     folders = PictureFolders(images)
     found, missing = folders.find_all(picture.image for picture in pictures)
@@ -170,10 +187,15 @@ def prepare_poll(
         seed=seed,
     )
     files = {split: with_paths(questions, found) for split, questions in poll.splits.items()}
+    aside = _set_aside(poll.pictures, probe_share, seed)
+    if probe_share:
+        probing = [row for row in files["random"] if row["image"] in aside]
+        files = {split: [row for row in rows if row["image"] not in aside] for split, rows in files.items()}
+        files[PROBE] = probing
     needed = per_picture if min_objects is None else min_objects
     unlisted = len(folders) - len(set(found.values()))
     notes = [
-        f"{len(poll.pictures)} pictures are asked about",
+        f"{len(poll.pictures)} pictures are asked about, {len(aside)} of them for probing only",
         f"{len(poll.unannotated)} annotated with no object: left out",
         f"{len(poll.too_few)} with fewer than {needed} kinds of objects: left out",
         f"{len(poll.short)} give fewer than {2 * per_picture} questions, for want of objects",
@@ -184,8 +206,12 @@ def prepare_poll(
         "sha256": sha256(annotations),
         "images": [str(path) for path in folders.folders],
         **{"per_picture": per_picture, "min_objects": needed, "limit": limit, "seed": seed},
+        "probe_share": probe_share,
     }
-    return write_set(folder, files, source=source, missing=missing, notes=notes)
+    prepared = write_set(folder, files, source=source, missing=missing, notes=notes)
+    if PROBE not in files:  # an older poll's pictures for probing may be asked about in this one
+        (folder / f"{PROBE}.parquet").unlink(missing_ok=True)
+    return prepared
 
 
 def ask_about(name: str) -> str:
@@ -221,6 +247,15 @@ def read_annotations(file: Path) -> list[Annotated]:
     if not pictures:
         raise DataError(f"{file} has no pictures")
     return pictures
+
+
+def _set_aside(pictures: Sequence[str], share: float, seed: int) -> set[str]:
+    number = round(share * len(pictures))
+    if share and not 0 < number < len(pictures):
+        raise DataError(
+            f"probe_share={share} of {len(pictures)} pictures leaves none for probing or none to ask about"
+        )
+    return set(random.Random(f"{seed}:probe").sample(sorted(pictures), number))
 
 
 def _ask(

@@ -1,10 +1,7 @@
 """A loaded vision-language model: texts and pictures in, token ids, answers and losses out.
 
-`encode` is the one place where a prompt and its pictures become model inputs. Probing reads the
-answer's last token there, after a picture's placeholder has become the picture's tokens:
-
-    inputs = vlm.encode([vlm.prompt(question, 1) + answer], [[picture]], padding_side="right")
-    last = inputs["attention_mask"].sum(1) - 1
+`encode` is the one place where a prompt and its pictures become model inputs, and a picture's
+placeholder becomes the picture's tokens.
 """
 
 from __future__ import annotations
@@ -85,6 +82,24 @@ class VisionLanguageModel:
             tokens = self.model.generate(**inputs, **options)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+    def read(self, texts: Sequence[str], pictures: Sequence[Pictures]) -> tuple[Any, torch.Tensor]:
+        """Inputs of whole sequences, and where each one's last token is, pictures' tokens counted.
+
+        An end-of-sequence token that the tokenizer adds is no part of the answer.
+
+        Returns:
+            Model inputs padded to the right, and int64 [batch] positions.
+        """
+        inputs = self.encode(texts, pictures, padding_side="right")
+        ends = inputs["attention_mask"].sum(dim=1) - 1
+        last = inputs["input_ids"].gather(1, ends[:, None])[:, 0]
+        return inputs, ends - (last == self.processor.tokenizer.eos_token_id).long()
+
+    def run(self, inputs: Any) -> None:
+        """Run the model for what its hooks keep; logits are computed at one position, if it can be helped."""
+        with torch.no_grad():
+            self._logits(inputs, 1)
 
     def losses(
         self, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Pictures]

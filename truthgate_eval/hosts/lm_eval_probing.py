@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.hosts.lm_eval import GatedHF
-from truthgate_eval.sequences import ProbingSequences, text_fingerprint
+from truthgate_eval.sequences import Answered, Answers, ProbingSequences
 
 
 def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: str | None) -> HFLM:
@@ -50,13 +50,20 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     return cls(batch_size=batch_size, device=device, **arguments)
 
 
-def load_tasks(names: list[str], metadata: dict[str, Any]) -> dict[str, Task]:
+def has_tasks(names: list[str], *, include_path: str | None = None) -> bool:
+    """Whether lm-eval has a task, group or tag of each name, with our tasks and those of `include_path`."""
+    return set(names) <= set(TaskManager(include_path=include_path).all_tasks)
+
+
+def load_tasks(
+    names: list[str], metadata: dict[str, Any], *, include_path: str | None = None
+) -> dict[str, Task]:
     """The leaf tasks of these names, as lm-eval loads them.
 
     Raises:
         TaskError: A name is unknown; the message offers the nearest ones.
     """
-    manager = TaskManager(metadata=metadata)
+    manager = TaskManager(metadata=metadata, include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
@@ -65,34 +72,37 @@ def load_tasks(names: list[str], metadata: dict[str, Any]) -> dict[str, Task]:
     return dict(manager.load(names)["tasks"])
 
 
-def probing_sequences(
-    lm: HFLM,
+def task_answers(
     names: list[str],
     *,
     limit: float | None = None,
     seed: int = 42,
     num_fewshot: int | None = None,
+    lm: HFLM | None = None,
     apply_chat_template: bool = False,
     system_instruction: str | None = None,
     metadata: dict[str, Any] | None = None,
-) -> ProbingSequences:
-    """All sequences of some multiple-choice tasks.
+    include_path: str | None = None,
+) -> Answers:
+    """All answers of some multiple-choice tasks, built by lm-eval.
 
     Args:
-        lm: The model, whose tokenizer and chat template are used.
         names: Task names; groups and tags are expanded.
         limit: Documents per task, or a fraction below 1, as in lm-eval.
         seed: Chooses the few-shot examples.
         num_fewshot: As in lm-eval.
+        lm: Renders the chat template, if one is applied.
         apply_chat_template: As in lm-eval.
         system_instruction: As in lm-eval.
         metadata: Passed to the tasks, as lm-eval's `--metadata`.
+        include_path: A folder with tasks of the user's own.
 
     Raises:
         TaskError: A task is unknown, or is not multiple-choice.
     """
-    collected = _Collected()
-    for name, task in load_tasks(names, metadata or {}).items():
+    items: list[Answered] = []
+    rows: dict[str, list[int]] = {}
+    for name, task in load_tasks(names, metadata or {}, include_path=include_path).items():
         if task.OUTPUT_TYPE != "multiple_choice":
             raise TaskError(
                 f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
@@ -101,61 +111,61 @@ def probing_sequences(
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
+        template = lm if apply_chat_template else None
         task.build_all_requests(
             limit=get_sample_size(task, limit),
             system_instruction=system_instruction,
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=bool(num_fewshot),
-            chat_template=lm.apply_chat_template if apply_chat_template else None,
-            tokenizer_name=lm.tokenizer_name if apply_chat_template else "",
+            chat_template=template.apply_chat_template if template else None,
+            tokenizer_name=template.tokenizer_name if template else "",
         )
-        collected.add(lm, name, task)
+        _collect(name, task, items, rows)
     settings = {
         "task": ",".join(names),
         "num_fewshot": num_fewshot or 0,
         "chat_template": apply_chat_template,
         "system_instruction": system_instruction,
     }
-    return collected.sequences(settings)
+    return Answers(items, rows, settings)
 
 
-class _Collected:
-    """Sequences gathered over tasks, with documents numbered through."""
+def probing_sequences(lm: HFLM, names: list[str], **options: Any) -> ProbingSequences:
+    """All sequences of some multiple-choice tasks, as a text model takes them.
 
-    def __init__(self) -> None:
-        self.tokens: list[list[int]] = []
-        self.texts: list[tuple[str, int]] = []
-        self.groups: list[int] = []
-        self.rows: dict[str, list[int]] = {}
+    Args:
+        lm: The model, whose tokenizer and chat template are used.
+        names: Task names; groups and tags are expanded.
+        **options: Those of `task_answers`.
 
-    def add(self, lm: HFLM, name: str, task: Any) -> None:
-        """Take one task's requests, built by lm-eval."""
-        data = (task.config.metadata or {}).get("data", name)
-        before = max(self.groups, default=-1) + 1
-        seen: dict[int, int] = {}
-        for instance in task.instances:
-            right = _right_choices(task, instance.doc)
-            if instance.idx >= right.size:  # mutual information's unconditional requests
-                continue
-            if instance.doc_id not in seen:
-                seen[instance.doc_id] = before + len(seen)
-                self.rows.setdefault(data, []).append(int(instance.doc.get("row", instance.doc_id)))
-            context, choice = instance.args[:2]
-            self.tokens.append(_encode(lm, context, choice))
-            self.texts.append((context + choice, int(right[instance.idx])))
-            self.groups.append(seen[instance.doc_id])
-
-    def sequences(self, settings: dict[str, Any]) -> ProbingSequences:
-        """What was gathered."""
-        labels = np.array([label for _, label in self.texts], dtype=np.int64)
-        groups = np.array(self.groups, dtype=np.int64)
-        return ProbingSequences(
-            self.tokens, labels, groups, self.rows, text_fingerprint(self.texts), settings
-        )
+    Raises:
+        TaskError: A task is unknown, or is not multiple-choice.
+    """
+    answers = task_answers(names, lm=lm, **options)
+    tokens = [_encode(lm, item.context, item.answer) for item in answers.items]
+    return ProbingSequences(
+        tokens, answers.labels, answers.groups, answers.rows, answers.fingerprint, answers.settings
+    )
 
 
-def _right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:
-    """Which choices are targets, bool [choices], for each way that lm-eval writes a target."""
+def _collect(name: str, task: Any, items: list[Answered], rows: dict[str, list[int]]) -> None:
+    """Add one task's requests, built by lm-eval; its documents are numbered on from those before."""
+    data = (task.config.metadata or {}).get("data", name)
+    before = items[-1].group + 1 if items else 0
+    seen: dict[int, int] = {}
+    for instance in task.instances:
+        right = right_choices(task, instance.doc)
+        if instance.idx >= right.size:  # mutual information's unconditional requests
+            continue
+        if instance.doc_id not in seen:
+            seen[instance.doc_id] = before + len(seen)
+            rows.setdefault(data, []).append(int(instance.doc.get("row", instance.doc_id)))
+        context, choice = instance.args[:2]
+        items.append(Answered(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
+
+
+def right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:
+    """Which choices are targets, bool [choices], for each way that lm-eval and lmms-eval write a target."""
     if task.multiple_input:  # the choices are contexts, and doc_to_text says which one is right
         choices, target = task.doc_to_choice(doc), task.doc_to_text(doc)
     else:

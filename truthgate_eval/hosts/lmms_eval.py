@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
 from tqdm import tqdm
 
+from truthgate_eval.dedup import ask_once, question_key
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
 from truthgate_eval.hosts import lmms_eval_evaluate
 from truthgate_eval.hosts.lmms_eval_errors import refuse
@@ -183,6 +185,19 @@ class GatedVLM(lmms):
         return self.vlm.chat.template
 
     def _generate(self, questions: list[Question], settings: list[dict[str, Any]]) -> list[str]:
+        """Answers; a question that several tasks ask about one picture is asked once."""
+        times = Counter(question.text for question in questions)
+
+        def key(asked: tuple[Question, dict[str, Any]]) -> Hashable | None:
+            question, options = asked
+            if times[question.text] == 1:  # no other can be the same: its picture need not be read now
+                return None
+            return question_key(question.shown(), question.text, options)
+
+        return ask_once(list(zip(questions, settings, strict=True)), key, self._generate_each)
+
+    def _generate_each(self, asked: Sequence[tuple[Question, dict[str, Any]]]) -> list[str]:
+        questions, settings = [question for question, _ in asked], [options for _, options in asked]
         ignored = sorted({name for some in settings for name in unknown_settings(some)})
         if ignored:
             log.info("generation settings without effect: %s", ", ".join(ignored))
@@ -271,6 +286,12 @@ class GatedQwen25Omni(GatedVLM):
     """Qwen2.5-Omni's thinker, a child of Qwen2.5."""
 
     model_id, default_pretrained = "gated_qwen2_5_omni", "Qwen/Qwen2.5-Omni-7B"
+
+
+DEFAULTS = {
+    cls.model_id: cls.default_pretrained
+    for cls in (GatedVLM, GatedLlava, GatedLlavaNext, GatedQwen25VL, GatedQwen25Omni)
+}
 
 
 def _parse(arg_string: Any) -> dict[str, Any]:

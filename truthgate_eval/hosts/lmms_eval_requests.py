@@ -5,9 +5,10 @@ The tuples are those of lmms-eval's simple interface (HOSTS.md, "Requests").
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -53,6 +54,20 @@ class Question:
     def where(self) -> str:
         """Names the document in messages."""
         return f"task {self.task!r}, document {self.doc_id}"
+
+    def shown(self) -> list[Hashable]:
+        """What tells its pictures from others: the path that our own data sets have, or the pixels' hash.
+
+        Raises:
+            DataError: As `pictures`.
+        """
+        document = self.document()
+        if isinstance(document, Mapping) and isinstance(document.get("image_path"), str):
+            return [document["image_path"]]
+        return [
+            (picture.mode, picture.size, hashlib.sha256(picture.tobytes()).hexdigest())
+            for picture in self.pictures()
+        ]
 
     def pictures(self) -> list[Image.Image]:
         """The document's pictures, decoded.

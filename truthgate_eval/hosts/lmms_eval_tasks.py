@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 from truthgate_eval import judgement, pope
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
 from truthgate_eval.hosts.lmms_eval_errors import refuse
+from truthgate_eval.paths import data_dir
 from truthgate_eval.pictures import open_picture
+from truthgate_eval.poll import PROBE
 from truthgate_eval.prepared import COMMANDS, prepared_file
+
+log = logging.getLogger(__name__)
 
 PARSER_VARIABLE = "TRUTHGATE_POPE_PARSER"
 
@@ -24,6 +29,8 @@ def on_load(name: str) -> Any:
     lmms-eval has no option that reaches a task, so what a user chooses comes from the environment.
 
     * `data_pope_coco_random` and its like: `dataset_kwargs` that point at the prepared file;
+    * `data_poll_probe`, `poll_probe_metadata`: the questions that were set aside for probing, or else those
+      of the random split;
     * `judge`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
     * `pope_metadata`: metadata that says which parser that is.
 
@@ -33,8 +40,12 @@ def on_load(name: str) -> Any:
         TaskError: There is no such parser.
     """
     try:
+        if name == "data_poll_probe":
+            return _files(_poll_to_probe())
+        if name == "poll_probe_metadata":
+            return {"version": 1.0, "data": _poll_to_probe()}
         if name.startswith("data_"):
-            return {"data_files": {"test": str(prepared_file(_set_name(name.removeprefix("data_"))))}}
+            return _files(_set_name(name.removeprefix("data_")))
         if name == "judge":
             return judge_with(chosen_parser())
         if name == "pope_metadata":
@@ -96,6 +107,22 @@ def accuracy(parts: Sequence[Mapping[str, Any]]) -> float:
 
 
 precision, recall, f1, yes_ratio = judgement.precision, judgement.recall, judgement.f1, judgement.yes_ratio
+
+
+def _files(data: str) -> dict[str, Any]:
+    return {"data_files": {"test": str(prepared_file(data))}}
+
+
+def _poll_to_probe() -> str:
+    """The poll's questions for probing; without any set aside, those that poll_random evaluates."""
+    if (data_dir() / "poll" / f"{PROBE}.parquet").is_file():
+        return f"poll/{PROBE}"
+    prepared_file("poll/random")
+    log.warning(
+        "probing on the questions that poll_random evaluates: `truthgate data poll --probe-share 0.3` "
+        "sets pictures aside for probing"
+    )
+    return "poll/random"
 
 
 def _set_name(name: str) -> str:

@@ -1,0 +1,124 @@
+"""Vision-language models and lmms-eval's multiple-choice tasks, for probing."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+from lmms_eval.tasks import TaskManager, get_task_dict
+
+from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.hosts.lm_eval_probing import right_choices
+from truthgate_eval.hosts.lmms_eval import DEFAULTS
+from truthgate_eval.hosts.lmms_eval_requests import Question
+from truthgate_eval.sequences import Answered, Answers, within
+from truthgate_eval.vlm import VisionLanguageModel
+from truthgate_eval.vlm_loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
+
+
+def load_for_probing(
+    model: str, arguments: Mapping[str, Any], *, device: str | None, chat: bool
+) -> VisionLanguageModel:
+    """Load a model without a gate, to write sequences in its chat format or in the plain one.
+
+    Args:
+        model: `vlm`, or `gated_llava` and its like for their default checkpoints.
+        arguments: Those of `LoadOptions`.
+        device: As in `LoadOptions`; the arguments' own wins.
+        chat: Whether to use the chat template.
+
+    Raises:
+        ModelError: An argument is unknown, or the model cannot be loaded.
+    """
+    given = dict(arguments)
+    if given.pop("scores", "none") != "none":
+        raise ModelError("a model is probed without a gate: leave scores out of --model_args")
+    unknown = sorted(set(given) - set(LOAD_ARGUMENTS))
+    if unknown:
+        raise ModelError(
+            f"unknown argument {unknown[0]!r}: --model {model} takes {', '.join(LOAD_ARGUMENTS)}"
+        )
+    if not chat:
+        if given.get("chat_template") not in (None, "plain"):
+            raise ModelError("chat_template=FILE has no effect without --apply_chat_template")
+        given["chat_template"] = "plain"
+    if device is not None and not given.get("device_map"):
+        given.setdefault("device", device)
+    default = DEFAULTS.get(model)
+    if default is not None:
+        given.setdefault("pretrained", default)
+    if not given.get("pretrained"):
+        raise ModelError(f"--model {model} needs --model_args pretrained=HUB_ID_OR_FOLDER")
+    return load_vlm(LoadOptions.read(given))
+
+
+def task_answers(names: list[str], *, limit: float | None = None, include_path: str | None = None) -> Answers:
+    """All answers of some multiple-choice tasks, with their documents' pictures.
+
+    Args:
+        names: Task names; groups and tags are expanded.
+        limit: Documents per task, or a fraction below 1.
+        include_path: A folder with tasks of the user's own.
+
+    Raises:
+        TaskError: A task is unknown, or is not multiple-choice.
+        DataError: Its data is not prepared.
+    """
+    items: list[Answered] = []
+    rows: dict[str, list[int]] = {}
+    for name, task in _load_tasks(names, include_path):
+        if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+            raise TaskError(
+                f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
+                "whose choices are right or wrong answers to one question"
+            )
+        _collect(name, task, limit, items, rows)
+    return Answers(items, rows, {"task": ",".join(names)}, bare=True)
+
+
+def _load_tasks(names: list[str], include_path: str | None) -> Iterator[tuple[str, Any]]:
+    manager = TaskManager(include_path=include_path)
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lmms_eval --tasks list` lists them all"
+            raise TaskError(f"lmms-eval has no task {name!r}: {hint}")
+    yield from _leaves(get_task_dict(names, manager))
+
+
+def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Task objects out of the nested groups that the host returns."""
+    for name, task in tasks.items():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        else:
+            yield str(name), task[1] if isinstance(task, tuple) else task
+
+
+def _collect(
+    name: str, task: Any, limit: float | None, items: list[Answered], rows: dict[str, list[int]]
+) -> None:
+    """Add one task's answers; questions are numbered on from those before."""
+    split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+    data = (task.config.metadata or {}).get("data", name)
+    before = items[-1].group + 1 if items else 0
+    groups: dict[Hashable, int] = {}
+    # Without the pictures: they are decoded when their batch runs.
+    documents = task.eval_docs_no_media
+    for doc_id in range(within(limit, len(documents))):
+        doc = documents[doc_id]
+        text = task.doc_to_text(doc)
+        document = functools.partial(_document, task, split, doc_id)
+        question = Question(text, task.doc_to_visual, document, name, doc_id)
+        # Two documents may ask one question about one picture, with other answers.
+        key = (doc["image"], text) if isinstance(doc.get("image"), str) else doc_id
+        group = before + groups.setdefault(key, len(groups))
+        rows.setdefault(data, []).append(int(doc.get("row", doc_id)))
+        for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc), strict=True):
+            items.append(Answered(text, f" {choice}", bool(truthful), group, question.pictures))
+
+
+def _document(task: Any, split: str, doc_id: int) -> Any:
+    return task.dataset[split][doc_id]
