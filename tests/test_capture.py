@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import factories
 import numpy as np
 import pytest
 import torch
 
-from truthgate_eval import capture as capture_module
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.capture import capture
+from truthgate_eval.forward import Batch, TreeForward
 
 
 def sequences() -> list[list[int]]:
@@ -42,23 +45,82 @@ def test_activations_are_those_of_each_sequence_alone(name: str, site: str) -> N
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
+def related() -> list[list[int]]:
+    """Sequences that share prefixes in every way: equal, one inside another, pairs, a long instruction."""
+    rng = np.random.default_rng(1)
+    stem = rng.integers(3, factories.VOCABULARY, size=60).tolist()
+    pairs = [[*own, answer] for own in rng.integers(3, 90, (4, 9)).tolist() for answer in (5, 6)]
+    return [[4, 5, 6], [4, 5, 6], [4, 5], *pairs, *([*stem, *pair] for pair in pairs), stem[:20]]
+
+
+@pytest.mark.parametrize("name", {**factories.CONFIGS, **factories.MORE_CONFIGS})
+def test_shared_prefixes_change_no_activation(name: str) -> None:
+    model = factories.tiny_model(name)
+    expected = np.stack([by_hand(model, tokens, "post") for tokens in related()])
+    for batch_size in (1, 4, "auto"):
+        found = capture(model, related(), batch_size=batch_size)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_shared_tokens_run_once() -> None:
+    model, seen = factories.tiny_model("llama"), []
+    capture(model, [])  # nothing to do is no error
+    hook = model.get_decoder().embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+    forward = TreeForward(model)
+    before = sum(tokens.numel() for tokens in seen)
+    seen.clear()
+    capture(model, related(), anatomy=find_anatomy(model), batch_size=1)
+    hook.remove()
+    assert forward.shares
+    extra = before + 2  # the trial, and the anatomy's two tokens
+    assert sum(tokens.numel() for tokens in seen) - extra < 0.5 * sum(map(len, related()))
+
+
+def test_a_window_shorter_than_the_sequence_is_honoured() -> None:
+    import transformers as hf
+
+    torch.manual_seed(0)
+    config = factories.CONFIGS["mistral"]()
+    config.sliding_window = 16
+    model = hf.AutoModelForCausalLM.from_config(config).eval()
+    rng = np.random.default_rng(0)
+    stem = rng.integers(3, 90, size=12).tolist()
+    mixed = [[*stem, *rng.integers(3, 90, size=n).tolist()] for n in (1, 2, 3, 4, 5, 20, 21)]
+    expected = np.stack([by_hand(model, tokens, "post") for tokens in mixed])
+    np.testing.assert_allclose(capture(model, mixed), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_activations_go_where_they_are_told(tmp_path: Path) -> None:
+    model = factories.tiny_model("llama")
+    expected = capture(model, sequences())
+    disk = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=expected.shape)
+    assert capture(model, sequences(), out=disk) is disk
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
+    with pytest.raises(ValueError, match="out must be float32"):
+        capture(model, sequences(), out=np.empty((1, 3, 4, 8), dtype=np.float32))
+
+
 def test_progress_counts_every_sequence_once() -> None:
     done: list[int] = []
-    capture(factories.tiny_model("llama"), sequences(), batch_size=3, progress=done.append)
-    assert done == [3, 3, 1]
+    capture(factories.tiny_model("llama"), [*sequences(), *sequences()], batch_size=3, progress=done.append)
+    assert sum(done) == 14 and len(done) > 1
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tried = factories.tiny_model("llama"), []
-    forward = capture_module._forward
+    expected = capture(model, related(), batch_size=1)
+    run = TreeForward.run
 
-    def small_memory(anatomy, batch, site):
-        tried.append(len(batch))
-        if len(batch) > 2:
+    def small_memory(self: TreeForward, batch: Batch, store: Any = None) -> None:
+        tried.append(batch.tokens.shape)
+        if batch.tokens.numel() > 11:
             raise torch.OutOfMemoryError
-        return forward(anatomy, batch, site)
+        run(self, batch, store)
 
-    expected = capture(model, sequences(), batch_size=1)
-    monkeypatch.setattr(capture_module, "_forward", small_memory)
-    np.testing.assert_allclose(capture(model, sequences(), batch_size=7), expected, atol=1e-5)
-    assert tried == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    monkeypatch.setattr(TreeForward, "run", small_memory)
+    monkeypatch.setattr(TreeForward, "check", lambda _: None)
+    found = capture(model, related()[:-9], batch_size=7)
+    np.testing.assert_allclose(found, expected[:-9], atol=1e-5)
+    assert tried[0][0] > 2 and tried[-1].numel() <= 11
+    with pytest.raises(torch.OutOfMemoryError):
+        capture(model, [[3] * 12], batch_size=7)

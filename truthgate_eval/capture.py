@@ -1,12 +1,12 @@
 """Every head's activation at one token of each sequence: the last token of the answer.
 
 METHOD.md, "Truth scores", step 2. Only the text decoder runs, without the language-model
-head, and hooks keep the wanted position of every layer at once.
+head, prefixes that sequences share run once (`forward`), and hooks keep the wanted position
+of every layer at once.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from truthgate_eval.anatomy import Anatomy, find_anatomy
-
-log = logging.getLogger(__name__)
+from truthgate_eval.forward import TokenBudget, TreeForward
+from truthgate_eval.prefix_tree import Row, plan
 
 
 def capture(
@@ -25,67 +25,87 @@ def capture(
     sequences: Sequence[Sequence[int]],
     *,
     site: str = "post",
-    batch_size: int = 8,
+    batch_size: int | str = 8,
     anatomy: Anatomy | None = None,
     progress: Callable[[int], None] | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
-    Sequences are sorted by length, so that a batch carries little padding; a batch that does
-    not fit in memory is halved and tried again.
+    Equal sequences run once, and so do shared prefixes. Rows are sorted by length, so that a
+    batch carries little padding; a batch that does not fit in memory is halved and tried again.
 
     Args:
         model: A transformers model, in whatever dtype it computes.
         sequences: Token ids, each sequence at least one token.
         site: `post` reads the attention output projection's output, `pre` its input.
-        batch_size: Sequences to a batch.
+        batch_size: A batch has as many tokens as so many of the longest sequences; `auto` finds
+            a number that fits.
         anatomy: The model's anatomy, if it is known already.
         progress: Called with the number of sequences done since the last call.
+        out: Where to write, float32 [n, layers, heads, width]; a `numpy.memmap` keeps
+            activations that memory does not hold on disk. By default a new array.
 
     Returns:
-        float32 [n, layers, heads, width], in the order of `sequences`.
+        float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given.
     """
     anatomy = anatomy or find_anatomy(model)
-    width = anatomy.head_width(site)
-    result = np.empty((len(sequences), anatomy.num_layers, anatomy.num_heads * width), dtype=np.float32)
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    done = 0
-    while done < len(order):
-        batch = order[done : done + batch_size]
-        try:
-            result[batch] = _forward(anatomy, [sequences[i] for i in batch], site)
-        except torch.OutOfMemoryError:
-            if batch_size == 1:
-                raise
-            batch_size //= 2
-            torch.cuda.empty_cache()
-            log.warning("out of memory: going on with batches of %d", batch_size)
-            continue
-        done += len(batch)
-        if progress is not None:
-            progress(len(batch))
-    return result.reshape(len(sequences), anatomy.num_layers, anatomy.num_heads, width)
+    shape = (len(sequences), anatomy.num_layers, anatomy.num_heads, anatomy.head_width(site))
+    result = np.empty(shape, dtype=np.float32) if out is None else out
+    if result.shape != shape or result.dtype != np.float32:
+        raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
+    forward = TreeForward(model, anatomy.decoder)
+    budget = TokenBudget.of(batch_size, sequences, forward.device)
+    for share, chosen in _by_length(sequences, forward):
+        chosen_plan = plan([sequences[i] for i in chosen], share=share, longest_row=forward.longest)
+        owners: list[list[int]] = [[] for _ in range(chosen_plan.distinct)]
+        for i, kind in zip(chosen, chosen_plan.kinds, strict=True):
+            owners[kind].append(i)
+        for group in chosen_plan.groups:
+            trunk = forward.trunk(group)
+
+            def run(rows: list[Row], trunk: Any = trunk, owners: list[list[int]] = owners) -> None:
+                activations = _last_tokens(forward, anatomy, rows, trunk, site)
+                members = [owners[member] for row in rows for member in row.members]
+                for values, mine in zip(activations, members, strict=True):
+                    result[mine] = values.reshape(shape[1:])
+                if progress is not None:
+                    progress(sum(map(len, members)))
+
+            budget.run(group.rows, run)
+    return result
 
 
-def _forward(anatomy: Anatomy, sequences: list[Sequence[int]], site: str) -> NDArray[np.float32]:
-    """One batch: [batch, layers, features] at each sequence's last token."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    tokens = torch.zeros((len(sequences), int(lengths.max())), dtype=torch.long)
-    for row, sequence in zip(tokens, sequences, strict=True):
-        row[: len(sequence)] = torch.tensor(sequence)
-    # Padding stands to the right, where a causal decoder's real tokens never look.
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-    device = _input_device(anatomy.decoder)
-    with LastToken(anatomy, lengths - 1, site) as kept, torch.no_grad():
-        anatomy.decoder(input_ids=tokens.to(device), attention_mask=mask.to(device), use_cache=False)
+def _by_length(sequences: Sequence[Sequence[int]], forward: TreeForward) -> list[tuple[bool, list[int]]]:
+    """Which sequences may share prefixes, and which are too long for the model to share them rightly."""
+    short = [i for i, sequence in enumerate(sequences) if len(sequence) <= forward.longest]
+    long = [i for i, sequence in enumerate(sequences) if len(sequence) > forward.longest]
+    return [(share, chosen) for share, chosen in ((forward.shares, short), (False, long)) if chosen]
+
+
+def _last_tokens(
+    forward: TreeForward, anatomy: Anatomy, rows: list[Row], trunk: Any, site: str
+) -> NDArray[np.float32]:
+    """[branches of all rows, layers, features] at each branch's last token."""
+    index = [i for i, row in enumerate(rows) for _ in row.branches]
+    places = [int(row.places(branch)[-1]) for row in rows for branch in range(len(row.branches))]
+    with LastToken(anatomy, torch.tensor(places), site, rows=torch.tensor(index)) as kept:
+        forward.run(forward.batch(rows, trunk), trunk)
     return kept.stacked()
 
 
 class LastToken:
-    """Context manager that keeps one position of every layer's projection, while the decoder runs."""
+    """Context manager that keeps some positions of every layer's projection, while the decoder runs.
 
-    def __init__(self, anatomy: Anatomy, positions: torch.Tensor, site: str) -> None:
+    Without `rows`, `positions` has one position of each row of the batch; with them, position
+    `positions[i]` of row `rows[i]` is kept, in that order, and the last row must be among them.
+    """
+
+    def __init__(
+        self, anatomy: Anatomy, positions: torch.Tensor, site: str, *, rows: torch.Tensor | None = None
+    ) -> None:
         self.anatomy, self.positions, self.site = anatomy, positions, site
+        self.rows = torch.arange(len(positions)) if rows is None else rows
         self.kept: dict[int, torch.Tensor] = {}
 
     def __enter__(self) -> LastToken:
@@ -104,16 +124,9 @@ class LastToken:
         return module.register_forward_hook(lambda _module, _args, output: self._keep(layer, output))
 
     def _keep(self, layer: int, x: torch.Tensor) -> None:
-        batch = len(self.positions)
-        x = x.reshape(batch, -1, x.shape[-1])  # some models flatten batch and length
-        rows = torch.arange(batch, device=x.device)
-        self.kept[layer] = x[rows, self.positions.to(x.device)].float()
+        x = x.reshape(int(self.rows.max()) + 1, -1, x.shape[-1])  # some models flatten batch and length
+        self.kept[layer] = x[self.rows.to(x.device), self.positions.to(x.device)].float()
 
     def stacked(self) -> NDArray[np.float32]:
-        """float32 [batch, layers, features]; moved to the CPU in one piece per layer."""
+        """float32 [positions, layers, features]; moved to the CPU in one piece per layer."""
         return np.stack([self.kept[layer].cpu().numpy() for layer in range(self.anatomy.num_layers)], axis=1)
-
-
-def _input_device(decoder: nn.Module) -> torch.device:
-    device = next(decoder.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device

@@ -7,6 +7,8 @@ tensors and no model here (`forward` runs the plan).
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -114,7 +116,11 @@ class _Node:
 
 
 def plan(
-    sequences: Sequence[Sequence[int]], *, read_from: Sequence[int] | None = None, share: bool = True
+    sequences: Sequence[Sequence[int]],
+    *,
+    read_from: Sequence[int] | None = None,
+    share: bool = True,
+    longest_row: float = math.inf,
 ) -> Plan:
     """Plan the least tokens in which every sequence can be computed.
 
@@ -123,6 +129,7 @@ def plan(
         read_from: For each sequence, the first position that will be read; by default its last
             token. A trunk ends before it.
         share: Whether prefixes may be shared; without, every distinct sequence is a row of its own.
+        longest_row: The most tokens that a trunk and a row of several branches may have together.
 
     Returns:
         The plan. Its cost in time is that of sorting, and linear otherwise.
@@ -132,7 +139,7 @@ def plan(
     if not share or len(order) < 2:
         rows = tuple(Row((), (distinct[i],), (i,)) for i in order)
         return Plan((Group((), rows),) if rows else (), tuple(kinds), len(distinct))
-    ordered = _Ordered([distinct[i] for i in order], order, [first_read[i] for i in order])
+    ordered = _Ordered([distinct[i] for i in order], order, [first_read[i] for i in order], longest_row)
     return Plan(tuple(_groups(ordered)), tuple(kinds), len(distinct))
 
 
@@ -159,11 +166,14 @@ def _distinct(
 class _Ordered:
     """The sorted sequences, and how much neighbours share."""
 
-    def __init__(self, tokens: list[tuple[int, ...]], members: list[int], first_read: list[int]) -> None:
+    def __init__(
+        self, tokens: list[tuple[int, ...]], members: list[int], first_read: list[int], longest_row: float
+    ) -> None:
         self.tokens, self.members, self.first_read = tokens, members, first_read
+        self.longest_row = longest_row
         self.lengths = [len(sequence) for sequence in tokens]
         arrays = [np.asarray(sequence) for sequence in tokens]
-        self.shared = [_common(a, b) for a, b in zip(arrays, arrays[1:], strict=False)]
+        self.shared = [_common(a, b) for a, b in itertools.pairwise(arrays)]
 
     def prefix(self, first: int, last: int) -> int:
         """Tokens that sequences first..last share, with one left to each."""
@@ -258,7 +268,7 @@ def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float]:
     """(first sequences, cost) of rows with this node's prefix, filled up to the cheapest length."""
     depth = max(base, min(node.depth, ordered.prefix(node.first, node.last))) - base
     # The length at which a branch costs least: more branches share the prefix, but attention is dense.
-    best = depth + (depth * (_DENSE + depth)) ** 0.5
+    best = min(depth + (depth * (_DENSE + depth)) ** 0.5, ordered.longest_row - base)
     cuts, cost, length = [node.first], 0.0, depth
     for i in range(node.first, node.last + 1):
         own = ordered.lengths[i] - base - depth

@@ -1,0 +1,169 @@
+"""Keys and values of attention, kept so that what sequences share is held once.
+
+A `KeyStore` takes the place of transformers' cache: the trunk's keys and values stand once, however
+many rows look at them; each row's own stand behind, with holes that a mask leaves out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+# Own keys and values get room for this many decoded tokens at a time.
+_ROOM = 32
+
+
+class _Layer(DynamicLayer):
+    """One layer: `shared` [1, heads, trunk, width], `own` [rows, heads, length, width], each with values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.own: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.used = 0
+        self.keep = False
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All keys and values that these tokens may look at: shared, own so far, and theirs."""
+        new = key_states, value_states
+        if self.own is not None:
+            new = self._append(*new)
+        elif self.keep:
+            self.own, self.used = new, key_states.shape[2]
+        if self.shared is None:
+            return new
+        rows = len(key_states)
+        keys, values = (
+            torch.cat([shared.expand(rows, -1, -1, -1), own], dim=2)
+            for shared, own in zip(self.shared, new, strict=True)
+        )
+        return keys, values
+
+    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.own is not None
+        end = self.used + keys.shape[2]
+        if end > self.own[0].shape[2]:
+            room = max(_ROOM, keys.shape[2])
+            self.own = _with_room(self.own[0], room), _with_room(self.own[1], room)
+        for own, new in zip(self.own, (keys, values), strict=True):
+            own[:, :, self.used : end] = new
+        self.used = end
+        return self.own[0][:, :, :end], self.own[1][:, :, :end]
+
+    def spread(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Own keys and values of sequence i become those at `places[i]` of row `rows[i]`."""
+        assert self.own is not None
+        device = self.own[0].device
+        rows, places = rows.to(device)[:, None], places.to(device)
+        self.own = (
+            self.own[0][rows, :, places].transpose(1, 2),
+            self.own[1][rows, :, places].transpose(1, 2),
+        )
+        self.used = places.shape[1]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows' own keys and values."""
+        assert self.own is not None
+        rows = rows.to(self.own[0].device)
+        self.own = self.own[0][rows], self.own[1][rows]
+
+    def get_seq_length(self) -> int:
+        """Tokens before the next one, as transformers counts them."""
+        return self.used + (0 if self.shared is None else self.shared[0].shape[2])
+
+
+def _with_room(states: torch.Tensor, room: int) -> torch.Tensor:
+    rows, heads, length, width = states.shape
+    larger = states.new_empty((rows, heads, length + room, width))
+    larger[:, :, :length] = states
+    # A mask leaves the holes out, but only finite numbers times 0 are 0.
+    larger[:, :, length:] = 0
+    return larger
+
+
+class KeyStore(Cache):
+    """The keys and values of every layer; transformers fills and reads it like any cache.
+
+    Attributes:
+        keep: Whether the next pass leaves its keys and values here as each row's own.
+        lengths: Own tokens of each row, int64 [rows], once rows have been spread.
+    """
+
+    def __init__(self, *, keep: bool = False) -> None:
+        self.stack: list[_Layer] = []
+        super().__init__(layers=self.stack)  # type: ignore[arg-type]  # the same list, which grows below
+        self.keep = keep
+        self.visible: torch.Tensor | None = None
+        self.lengths = torch.zeros(0, dtype=torch.long)
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: object,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As in `Cache`."""
+        while len(self.stack) <= layer_idx:
+            self.stack.append(_Layer())
+        self.stack[layer_idx].keep = self.keep
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    @property
+    def shared_length(self) -> int:
+        """Tokens of the trunk."""
+        shared = self.stack[0].shared if self.stack else None
+        return 0 if shared is None else shared[0].shape[2]
+
+    def share(self) -> None:
+        """Make the one row that was kept the trunk of all that follow."""
+        for layer in self.stack:
+            layer.shared, layer.own, layer.used = layer.own, None, 0
+        self.keep = False
+
+    def behind(self) -> KeyStore:
+        """A store on the same trunk that keeps what the next pass computes."""
+        store = KeyStore(keep=True)
+        for layer in self.stack:
+            store.stack.append(_Layer())
+            store.stack[-1].shared = layer.shared
+        return store
+
+    def spread(self, rows: torch.Tensor, places: Sequence[torch.Tensor]) -> None:
+        """Give every sequence the keys and values of its own tokens, out of the rows that hold them.
+
+        Args:
+            rows: int64 [n], the row of each sequence.
+            places: For each sequence, where its tokens stand in that row.
+        """
+        index = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)
+        self.lengths = torch.tensor([len(place) for place in places])
+        self.visible = torch.arange(index.shape[1]) < self.lengths[:, None]
+        for layer in self.stack:
+            layer.spread(rows, index)
+
+    def step_mask(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """The mask for one more token of each sequence, [n, 1, 1, trunk + own + 1]; counts the token."""
+        assert self.visible is not None
+        one = torch.ones((len(self.visible), 1), dtype=torch.bool)
+        self.visible = torch.cat([self.visible, one], dim=1)
+        mask = torch.zeros(self.visible.shape, dtype=dtype).masked_fill_(~self.visible, -torch.inf)
+        return torch.nn.functional.pad(mask, (self.shared_length, 0))[:, None, None].to(device)
+
+    def next_positions(self, device: torch.device) -> torch.Tensor:
+        """Position ids of one more token of each sequence, int64 [n, 1]; counts the token."""
+        positions = self.shared_length + self.lengths
+        self.lengths = self.lengths + 1
+        return positions[:, None].to(device)
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with these sequences only."""
+        assert self.visible is not None
+        self.visible, self.lengths = self.visible[rows], self.lengths[rows]
+        for layer in self.stack:
+            layer.select(rows)
