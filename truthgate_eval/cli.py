@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from truthgate_eval import __version__
+from truthgate_eval.cli_compare import compare
+from truthgate_eval.cli_correlate import correlate
 from truthgate_eval.cli_data import data_app
 from truthgate_eval.cli_probe import probe
 from truthgate_eval.errors import TruthGateError
@@ -24,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(data_app, name="data")
+app.command()(compare)
+app.command()(correlate)
 app.command()(probe)
 
 
