@@ -234,8 +234,8 @@ def footnote(leaderboard: Leaderboard) -> str:
     level = f"{100 * (1 - settings['alpha']):g} %"
     return (
         f"Differences are in percentage points, with {level} intervals of a cluster bootstrap "
-        f"({settings['resamples']} draws, seed {settings['seed']}). gained, lost: questions that only the run, "
-        "or only the baseline, got right. p: exact McNemar test on them, corrected "
-        f"({settings['correction']}) for all comparisons of a leaderboard. The verdict is on accuracy: a "
-        "difference is called one where test and interval agree. ± is the standard deviation over random gates."
+        f"({settings['resamples']} draws, seed {settings['seed']}). gained, lost: questions that only the "
+        "run, or only the baseline, got right. p: exact McNemar test on them, corrected "
+        f"({settings['correction']}) for all comparisons of a leaderboard. The verdict is on accuracy: there "
+        "is a difference where test and interval agree. ± is the standard deviation over random gates."
     )
