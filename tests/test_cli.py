@@ -187,3 +187,27 @@ def test_doctor_reports_and_knows_what_is_missing() -> None:
     done = truthgate("doctor")
     for word in ("transformers", "startup shim", "armed", "gated_hf", "halueval_qa", "data folder"):
         assert word in done.stdout
+
+
+def test_pictures_are_for_vision_language_models(checkpoint: str, tmp_path: Path) -> None:
+    arguments = ("probe", "--tasks", "probe_halueval_qa", "--output", "a.npz")
+    for more, message in [
+        (("--image", "black"), "need --model vlm"),
+        (("--image", "grey"), "--image grey is none of document, none, black"),
+        (("--model", "vlm", "--sequences", "x.jsonl"), "exclude each other"),
+        (
+            ("--model", "vlm", "--image", "none", "--num_fewshot", "2", "--tasks", "probe_rlhf_v"),
+            "--num_fewshot is for",
+        ),
+        (
+            ("--model", "vlm", "--image", "none", "--model_args", f"pretrained={checkpoint}"),
+            "takes no pictures",
+        ),
+        (("--model", "gated_llava", "--image", "none", "--model_args", "lam=1"), "unknown argument 'lam'"),
+    ]:
+        done = truthgate(*arguments, *more, cwd=tmp_path)
+        assert done.returncode == 1 and message in done.stderr, (more, done.stderr)
+        assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    done = truthgate("probe", "--model", "vlm", "--sequences", "x.jsonl", "-o", "a.npz", cwd=tmp_path)
+    assert done.returncode == 1 and "--images DIR" in done.stderr
+    assert not list(tmp_path.iterdir())

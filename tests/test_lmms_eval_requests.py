@@ -72,6 +72,36 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
+def test_a_question_asked_twice_about_one_picture_is_asked_once(
+    llava: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As POPE's splits do; the picture decides, whether it comes as a file or as pixels."""
+    one, same, other = (tmp_path / name for name in ("one.png", "same.png", "other.png"))
+    for path, seed in ((one, 1), (same, 1), (other, 2)):
+        factories_vlm.picture(seed).save(path)
+    docs = [
+        {"question": question, "pictures": [str(path)]}
+        for question, path in [("a?", one), ("b?", one), ("a?", other), ("a?", same), ("a?", one)]
+    ]
+    asked: list[str] = []
+
+    def answers(questions: Any, options: Any) -> list[str]:
+        asked.extend(question.text for question in questions)
+        return [f"{question.text} {question.shown()}" for question in questions]
+
+    monkeypatch.setattr(llava, "_answers", answers)
+    found = kit.generate(llava, docs)
+    assert sorted(asked) == ["a?", "a?", "b?"]
+    assert found[0] == found[3] == found[4] != found[2] and found[1].startswith("b?")
+    asked.clear()
+    kit.generate(llava, docs, {**kit.SETTINGS, "temperature": 0.7})
+    assert len(asked) == 5  # a sampled answer is drawn for each
+    asked.clear()
+    with_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
+    kit.generate(llava, with_paths)
+    assert len(asked) == 4  # prepared data is told apart by its files, which need not be opened for that
+
+
 def test_the_document_that_fails_is_named(
     llava: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

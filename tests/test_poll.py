@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from truthgate_eval.errors import DataError
 from truthgate_eval.poll import Annotated, ask_about, make_poll, prepare_poll, read_annotations
+from truthgate_eval.pope import SPLITS
 from truthgate_eval.prepared import read_rows
 
 NAMES = [f"thing {letter}" for letter in "abcdefghij"]
@@ -184,3 +186,25 @@ def test_a_poll_on_real_photographs(shared_data: Path, tmp_path: Path) -> None:
     assert all(Path(row["image_path"]).is_file() for row in rows)
     again = prepare_poll(annotations, [coco / "images"], tmp_path / "again", seed=1)
     assert read_rows(again.folder / "adversarial.parquet") == rows
+
+
+def test_pictures_set_aside_for_probing_are_in_no_split(tmp_path: Path) -> None:
+    lines = []
+    for n in range(10):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{n}.png")
+        lines.append(json.dumps({"image": f"{n}.png", "objects": ["dog", "cat", f"thing {n}"]}))
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    whole = prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path / "whole")
+    prepared = prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path / "parted", probe_share=0.3)
+    rows = {name: read_rows(prepared.folder / f"{name}.parquet") for name in prepared.files}
+    probed = {row["image"] for row in rows["probe"]}
+    assert len(probed) == 3 and prepared.files == {**dict.fromkeys(SPLITS, 42), "probe": 18}
+    for split in SPLITS:
+        kept = [row for row in read_rows(whole.folder / f"{split}.parquet") if row["image"] not in probed]
+        assert rows[split] == kept
+    prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path / "parted")  # without a share, none is left over
+    assert not (prepared.folder / "probe.parquet").exists()
+    with pytest.raises(DataError, match="leaves none for probing"):
+        prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path / "parted", probe_share=0.01)
+    with pytest.raises(DataError, match="expected a share from 0 to below 1"):
+        prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path / "parted", probe_share=1)

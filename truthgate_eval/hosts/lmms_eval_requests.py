@@ -61,7 +61,10 @@ class Question:
         Raises:
             DataError: As `pictures`.
         """
-        document = self.document()
+        try:
+            document = self.document()  # may decode pictures
+        except Exception as error:
+            raise self._unreadable(error) from error
         if isinstance(document, Mapping) and isinstance(document.get("image_path"), str):
             return [document["image_path"]]
         return [
@@ -84,11 +87,14 @@ class Question:
                     if isinstance(one, Image.Image):
                         one.load()  # until now a file may only have been opened
         except Exception as error:
-            raise DataError(f"{self.where}: its picture cannot be read: {_reason(error)}") from error
+            raise self._unreadable(error) from error
         other = next((one for one in found if not isinstance(one, Image.Image)), None)
         if other is not None:
             raise DataError(f"{self.where}: gated models take pictures, got a {type(other).__name__}")
         return found
+
+    def _unreadable(self, error: Exception) -> DataError:
+        return DataError(f"{self.where}: its picture cannot be read: {_reason(error)}")
 
 
 def generation_options(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
