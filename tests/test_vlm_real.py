@@ -97,5 +97,6 @@ def test_the_gate_is_evaluated_on_the_poll(folder: Path, scores: Path) -> None:
     assert results["results"]["poll_adversarial"]["acc,none"] == pytest.approx(right)
     vanilla, plain = evaluate(folder, "vanilla", "scores=none", "poll_random,poll_adversarial")
     assert vanilla["gate"]["scores"] == "none"
-    assert [row["doc"] for row in plain] == [row["doc"] for row in samples]
+    asked = [[(row["input"], row["target"]) for row in rows] for rows in (plain, samples)]
+    assert asked[0] == asked[1]
     assert [row["filtered_resps"] for row in plain] != [row["filtered_resps"] for row in samples]
