@@ -21,7 +21,7 @@ from rich.console import Console
 from truthgate_eval import cli, cli_compare, judgement
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.leaderboard import make_leaderboard
-from truthgate_eval.leaderboard_formats import as_csv, latex, markdown
+from truthgate_eval.leaderboard_formats import as_csv, latex, markdown, terminal_tables
 from truthgate_eval.published import data_set_of, paper_name, published_rows
 from truthgate_eval.roles import kind_of, make_entries
 from truthgate_eval.runs import RunError, read_run
@@ -198,14 +198,14 @@ def test_what_else_differs_is_said(tmp_path: Path) -> None:
     warnings = board(one, two).warnings
     for expected in (
         "TruthProbe_LLM has no extra: not compared with vanilla there",
-        "dtype differs: torch.float32 (vanilla), torch.bfloat16 (TruthProbe_LLM)",
-        "batch size differs: 1 (vanilla), 8 (TruthProbe_LLM)",
-        "chat template differs: not recorded (vanilla), abc (TruthProbe_LLM)",
-        "system instruction differs: not recorded (vanilla), Be brief. (TruthProbe_LLM)",
-        "lm-eval version differs: 0.4.13 (vanilla), 0.4.9 (TruthProbe_LLM)",
-        "transformers version differs: 5.23.0 (vanilla), 4.9 (TruthProbe_LLM)",
-        "torch version differs: 2.15.0+cu132 (vanilla), not recorded (TruthProbe_LLM)",
-        "halueval_qa: few-shot examples differs: 0 (vanilla), 2 (TruthProbe_LLM)",
+        "different dtype: torch.float32 (vanilla), torch.bfloat16 (TruthProbe_LLM)",
+        "different batch size: 1 (vanilla), 8 (TruthProbe_LLM)",
+        "different chat template: not recorded (vanilla), abc (TruthProbe_LLM)",
+        "different system instruction: not recorded (vanilla), Be brief. (TruthProbe_LLM)",
+        "different lm-eval version: 0.4.13 (vanilla), 0.4.9 (TruthProbe_LLM)",
+        "different transformers version: 5.23.0 (vanilla), 4.9 (TruthProbe_LLM)",
+        "different torch version: 2.15.0+cu132 (vanilla), not recorded (TruthProbe_LLM)",
+        "halueval_qa: different few-shot examples: 0 (vanilla), 2 (TruthProbe_LLM)",
         "halueval_qa: the prompt differs in 40 of 40 documents between vanilla and TruthProbe_LLM",
     ):
         assert expected in warnings
@@ -308,7 +308,7 @@ def test_every_format_has_every_figure_in_place(runs: dict[str, Path], tmp_path:
         for line in files["markdown"].read_text().splitlines()
         if line[:1] == "|"
     ]
-    assert table[0][1:4] == ["gate", "qa acc", "qa F1"] or table[0][:3] == ["gate", "qa acc", "qa F1"]
+    assert table[0][:3] == ["gate", "qa acc", "qa F1"]  # the name of the first column is empty
     [gated] = [row for row in table if row[0] == r"TruthProbe\_LLM"]
     assert gated[2] == "87.5"
     lines = list(csv.DictReader(files["csv"].open()))
@@ -318,6 +318,16 @@ def test_every_format_has_every_figure_in_place(runs: dict[str, Path], tmp_path:
         if (row["part"], row["run"], row["quantity"]) == ("qa", "TruthProbe_LLM", "acc difference")
     ]
     assert float(figure["value"]) == 25 / 40 and figure["verdict"] == "better"
+
+
+def test_in_80_columns_no_figure_is_cut(runs: dict[str, Path]) -> None:
+    made = board(*runs.values())
+    console = Console(width=80, file=io.StringIO())
+    for table in terminal_tables(made):
+        console.print(table)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "15.0 ± 2.5" in text and "TruthProbe_LLM" in text and "+62.5" in text
 
 
 def test_latex_is_whole_and_escaped(runs: dict[str, Path], tmp_path: Path) -> None:

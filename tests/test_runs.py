@@ -6,12 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import factories_vlm
 import pytest
 import runs_kit as kit
 
+from truthgate_eval import judgement
 from truthgate_eval.errors import DataError
+from truthgate_eval.prepared import write_set
 from truthgate_eval.runs import RunError, read_run
 
 PARSED = ["yes", "yes", None, "no", "no", "no"]
@@ -166,3 +170,43 @@ def test_what_lm_eval_writes_today_is_read_with_its_own_figures(
     assert all(
         run.facts[name] for name in ("dtype", "lm-eval version", "transformers version", "torch version")
     )
+
+
+@pytest.mark.slow
+def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
+    tmp_path: Path, vlm_checkpoint: Callable[[str], str]
+) -> None:
+    picture = tmp_path / "one.png"
+    factories_vlm.picture(0).save(picture)
+    rows = [
+        {"question_id": n, "image": "one.png", "question": f"Is there a thing {n}?", "answer": ("no", "yes")[n % 2],
+         "image_path": str(picture)}
+        for n in range(6)
+    ]  # fmt: skip
+    write_set(
+        tmp_path / "data" / "poll", dict.fromkeys(("random", "popular", "adversarial"), rows), source={}
+    )
+    command = [
+        sys.executable, "-m", "lmms_eval", "--model", "gated_llava", "--model_args",
+        f"pretrained={vlm_checkpoint('llava')},scores=random:1,device=cpu", "--tasks", "poll", "--batch_size", "2",
+        "--log_samples", "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = {"OMP_NUM_THREADS": "1", "TRUTHGATE_DATA": str(tmp_path / "data")}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    run = read_run(tmp_path / "out")
+    assert done.returncode == 0 and run.host == "lmms-eval" and len(run.groups["poll"]) == 3, done.stderr[
+        -2000:
+    ]
+    results = json.loads(run.file.read_text())["results"]
+    for name, task in run.tasks.items():
+        records = list(task.records.values())
+        assert [record.question for record in records] == [row["question"] for row in rows]
+        assert {(record.cluster_kind, record.cluster, record.picture) for record in records} == {
+            ("image", "one.png", str(picture))
+        }
+        pairs = [(record.gold, record.parsed) for record in records]
+        assert judgement.f1(pairs) == pytest.approx(results[name]["f1,none"])
+        assert sum(record.right for record in records) / 6 == pytest.approx(results[name]["acc,none"])
+        assert sum(record.unparsed for record in records) / 6 == pytest.approx(results[name]["unparsed,none"])
+    assert run.gate is not None and run.gate["scores"] == "random:1"

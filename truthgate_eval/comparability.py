@@ -41,7 +41,7 @@ def differences(baseline: Entry, others: Sequence[Entry]) -> list[str]:
     for entry in others:
         ours, theirs = baseline.run.facts, entry.run.facts
         for name in dict.fromkeys([*ours, *theirs]):
-            lines += _difference(name, ours.get(name), theirs.get(name), baseline, entry)
+            lines += _difference(f"different {name}", ours.get(name), theirs.get(name), baseline, entry)
         for task in baseline.run.tasks:
             if task in entry.run.tasks:
                 lines += _task_differences(task, baseline, entry)
@@ -90,7 +90,7 @@ def _task_differences(task: str, baseline: Entry, entry: Entry) -> list[str]:
     lines = []
     for name in ours.settings:
         lines += _difference(
-            f"{task}: {name}", ours.settings[name], theirs.settings.get(name), baseline, entry
+            f"{task}: different {name}", ours.settings[name], theirs.settings.get(name), baseline, entry
         )
     other = sum(
         record.prompt != theirs.records[key].prompt
@@ -105,11 +105,11 @@ def _task_differences(task: str, baseline: Entry, entry: Entry) -> list[str]:
     return lines
 
 
-def _difference(name: str, ours: object, theirs: object, baseline: Entry, entry: Entry) -> list[str]:
+def _difference(what: str, ours: object, theirs: object, baseline: Entry, entry: Entry) -> list[str]:
     if ours == theirs:
         return []
     texts = ["not recorded" if value is None else str(value) for value in (ours, theirs)]
-    return [f"{name} differs: {_short(texts[0])} ({baseline.name}), {_short(texts[1])} ({entry.name})"]
+    return [f"{what}: {_short(texts[0])} ({baseline.name}), {_short(texts[1])} ({entry.name})"]
 
 
 def _document(record: Record) -> str:

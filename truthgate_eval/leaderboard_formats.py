@@ -9,10 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
+from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from truthgate_eval.comparison import Comparison, Part
 from truthgate_eval.leaderboard import Board, Cell, Leaderboard, Row
@@ -33,45 +36,57 @@ _PAIRED = (
 
 
 def terminal_tables(leaderboard: Leaderboard) -> Iterator[Table]:
-    """For each leaderboard the metrics, then the paired comparisons with the baseline."""
+    """For each leaderboard the metrics, then the paired comparisons; 80 columns are enough."""
     for board in leaderboard.boards:
         metrics = max((part.metrics for part in board.parts), key=len)
-        table = _table(_title(board), ["part", "run"], [NAMES[metric] for metric in metrics])
+        table = _table(_title(board), [NAMES[metric] for metric in metrics])
         for part in board.parts:
-            rows = [row for row in board.rows if part.name in row.cells]
-            for row in rows:
-                values = [percent(row.cells[part.name].get(metric)) for metric in metrics]
-                style = "italic" if row.origin == "published" else None
-                table.add_row(part.name if row is rows[0] else "", _marked(row), *values, style=style)
-            table.add_section()
-        table.caption = "\n".join(f"{_marked(row)}: {row.gate}" for row in board.rows if row.gate)
+            _part_heading(table, part)
+            for row in board.rows:
+                if part.name in row.cells:
+                    values = [percent(row.cells[part.name].get(metric)) for metric in metrics]
+                    style = "italic" if row.origin == "published" else None
+                    table.add_row(
+                        Padding(Text(_marked(row), overflow="fold"), (0, 0, 0, 2)), *values, style=style
+                    )
+        gates = [f"{_marked(row)}: {row.gate}" for row in board.rows if row.gate]
+        table.caption = escape("\n".join(gates))
         yield table
         if board.comparisons:
             yield _paired_table(board, leaderboard)
 
 
 def _paired_table(board: Board, leaderboard: Leaderboard) -> Table:
-    table = _table(_paired_title(board, leaderboard), _PAIRED[:2], _PAIRED[3:7])
-    for name in _PAIRED[8:]:
-        table.add_column(name)
+    # The plain p-value is left to the files: two of them in a narrow table are misread.
+    table = _table(_paired_title(board, leaderboard), ["gained", "lost", "acc diff", "F1 diff", "p"])
+    table.add_column("verdict")
     for part in board.parts:
-        rows = [_paired_cells(one) for one in board.comparisons if one.part == part.name]
-        for n, (_, run, _, *values) in enumerate(rows):
-            # The plain p-value is left to the files: two of them in a narrow table are misread.
-            table.add_row(part.name if n == 0 else "", run, *values[:4], *values[5:])
-        table.add_section()
+        _part_heading(table, part)
+        for one in board.comparisons:
+            if one.part == part.name:
+                _, run, _, *counts_and_differences, _, corrected, verdict = _paired_cells(one)
+                cells = [escape(cell) for cell in (*counts_and_differences, corrected, verdict)]
+                table.add_row(_indented(run), *cells)
     return table
 
 
-def _table(title: str, left: Sequence[str], right: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for name in left:
-        table.add_column(name, no_wrap=True)
-    for name in right:
-        table.add_column(name, justify="right")
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.caption_justify = "left"
+    table.add_column("", overflow="fold", min_width=16)
+    for name in columns:
+        # Only an interval may be broken, behind its comma; a figure never.
+        table.add_column(name, justify="right", no_wrap=not name.endswith("diff"), min_width=len(name))
     return table
+
+
+def _indented(name: str) -> Padding:
+    return Padding(Text(name, overflow="fold"), (0, 0, 0, 2))
+
+
+def _part_heading(table: Table, part: Part) -> None:
+    table.add_section()
+    table.add_row(Text(part.name, style="bold", overflow="fold"))
 
 
 def markdown(leaderboard: Leaderboard) -> str:
@@ -192,13 +207,12 @@ def _p(value: float) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
 
 
-def _wide_rows(board: Board, escape: object) -> list[list[str]]:
+def _wide_rows(board: Board, write: Callable[[str], str]) -> list[list[str]]:
     """The paper's layout: a row a method, a column a part and metric."""
-    assert callable(escape)
     rows = []
     for row in board.rows:
         values = [percent(row.cells.get(part.name, {}).get(metric)) for part, metric in _columns(board)]
-        rows.append([escape(_marked(row)), escape(row.gate), *(escape(value) for value in values)])
+        rows.append([write(_marked(row)), write(row.gate), *(write(value) for value in values)])
     return rows
 
 
