@@ -328,6 +328,7 @@ def test_in_80_columns_no_figure_is_cut(runs: dict[str, Path]) -> None:
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert "15.0 ± 2.5" in text and "TruthProbe_LLM" in text and "+62.5" in text
+    assert text.count("difference") == text.count(" no ") > 0
 
 
 def test_latex_is_whole_and_escaped(runs: dict[str, Path], tmp_path: Path) -> None:

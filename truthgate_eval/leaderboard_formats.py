@@ -59,7 +59,7 @@ def terminal_tables(leaderboard: Leaderboard) -> Iterator[Table]:
 def _paired_table(board: Board, leaderboard: Leaderboard) -> Table:
     # The plain p-value is left to the files: two of them in a narrow table are misread.
     table = _table(_paired_title(board, leaderboard), ["gained", "lost", "acc diff", "F1 diff", "p"])
-    table.add_column("verdict")
+    table.add_column("verdict", min_width=len("difference"))
     for part in board.parts:
         _part_heading(table, part)
         for one in board.comparisons:
@@ -71,7 +71,7 @@ def _paired_table(board: Board, leaderboard: Leaderboard) -> Table:
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.caption_justify = "left"
     table.add_column("", overflow="fold", min_width=16)
     for name in columns:
