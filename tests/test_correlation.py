@@ -99,12 +99,18 @@ def test_p_values_are_never_zero_and_hold_under_ties() -> None:
 
 
 def test_holms_correction_is_over_the_pairs_of_one_statistic() -> None:
-    results = correlate(np.random.default_rng(1).normal(size=(3, 4, 5)), permutations=199)
+    """Three pairs: the smallest p times 3, the next times 2, the largest as it is, never falling, at most 1."""
+    first, second = pair(4, 5, r=0.8)
+    third = 0.4 * second + np.random.default_rng(1).normal(size=(4, 5))
+    results = correlate([first, second, third], permutations=999)
     for scope, measure in itertools.product(SCOPES, MEASURES):
         chosen = [one for one in results if (one.scope, one.measure) == (scope, measure)]
-        raw = np.sort([one.p for one in chosen])
-        expected = np.minimum(np.maximum.accumulate(raw * [3, 2, 1]), 1)
-        assert sorted(one.p_holm for one in chosen) == pytest.approx(expected)
+        chosen.sort(key=lambda one: one.p)
+        expected = np.minimum(
+            np.maximum.accumulate([one.p * k for one, k in zip(chosen, (3, 2, 1), strict=True)]), 1
+        )
+        assert [one.p_holm for one in chosen] == pytest.approx(expected)
+        assert chosen[2].p_holm < min(3 * chosen[2].p, 1), "Bonferroni's would be as large"
 
 
 def test_a_shared_profile_alone_is_high_over_all_heads_and_near_zero_within_layers() -> None:
