@@ -87,10 +87,10 @@ def _last_tokens(
     forward: TreeForward, anatomy: Anatomy, rows: list[Row], trunk: Any, site: str
 ) -> NDArray[np.float32]:
     """[branches of all rows, layers, features] at each branch's last token."""
-    index = [i for i, row in enumerate(rows) for _ in row.branches]
-    places = [int(row.places(branch)[-1]) for row in rows for branch in range(len(row.branches))]
-    with LastToken(anatomy, torch.tensor(places), site, rows=torch.tensor(index)) as kept:
-        forward.run(forward.batch(rows, trunk), trunk)
+    batch = forward.batch(rows, trunk)
+    lanes, places = batch.lasts(rows)
+    with LastToken(anatomy, places, site, rows=lanes) as kept:
+        forward.run(batch, trunk)
     return kept.stacked()
 
 

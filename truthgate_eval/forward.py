@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,40 +25,80 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows as a model takes them.
+    """Some rows as a model takes them: short rows stand one behind another, so that little is padded.
 
     Attributes:
-        tokens: Token ids, int64 [rows, length], padded to the right.
-        positions: Position ids, int64 [rows, length]; None lets the model count them.
-        mask: 0 where a token looks and -inf elsewhere, [rows, 1, length, trunk + length]; or, for
-            rows of one branch and no trunk, the usual int64 [rows, length].
+        tokens: Token ids, int64 [lanes, length], padded to the right.
+        positions: Position ids, int64 [lanes, length]; None lets the model count them.
+        mask: 0 where a token looks and -inf elsewhere, [lanes, 1, length, trunk + length]; or, for
+            lanes of one branch and no trunk, the usual int64 [lanes, length].
+        starts: For each row, its lane and where it begins there.
     """
 
     tokens: torch.Tensor
     positions: torch.Tensor | None
     mask: torch.Tensor
+    starts: list[tuple[int, int]] = field(default_factory=list)
+
+    def lasts(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(lane, place) of every branch's last token, row by row: int64 [branches] each."""
+        ends = [
+            (lane, start + int(row.places(branch)[-1]))
+            for row, (lane, start) in zip(rows, self.starts, strict=True)
+            for branch in range(len(row.branches))
+        ]
+        lanes, places = zip(*ends, strict=True)
+        return torch.tensor(lanes), torch.tensor(places)
 
 
-def make_batch(rows: Sequence[Row], *, trunk: int, dtype: torch.dtype, device: torch.device) -> Batch:
-    """Tokens, positions and mask of some rows after a trunk of that many tokens."""
+def make_batch(
+    rows: Sequence[Row], *, trunk: int, dtype: torch.dtype, device: torch.device, pack: bool = True
+) -> Batch:
+    """Tokens, positions and mask of some rows after a trunk of that many tokens.
+
+    Args:
+        rows: The rows.
+        trunk: Tokens before each of them.
+        dtype: The mask's.
+        device: The tensors'.
+        pack: Whether rows may stand behind one another; without, each has a lane of its own.
+    """
     length = max(map(len, rows))
-    tokens = torch.zeros((len(rows), length), dtype=torch.long)
-    segments = torch.full((len(rows), length), -1)  # padding sees the prefix and padding: never nothing
-    positions = torch.zeros((len(rows), length), dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row.tokens)
-        segments[i, : len(row)] = torch.tensor(row.segments)
-        positions[i, : len(row)] = torch.tensor(row.positions)
-    tokens, segments = tokens.to(device), segments.to(device)
-    if trunk == 0 and all(len(row.branches) == 1 and not row.prefix for row in rows):
-        return Batch(tokens, None, (segments >= 0).long())
-    causal = torch.ones((length, length), dtype=torch.bool, device=device).tril()
-    keys = segments[:, None, :]
-    visible = causal & ((keys == 0) | (keys == segments[:, :, None]))
+    starts = _pack(rows, length) if pack else [(lane, 0) for lane in range(len(rows))]
+    lanes = 1 + max(lane for lane, _ in starts)
+    tokens = torch.zeros((lanes, length), dtype=torch.long)
+    positions = torch.zeros((lanes, length), dtype=torch.long)
+    # A token looks at its own row's prefix and its own branch. Padding is a row of its own.
+    owners, branches = torch.full((lanes, length), -1), torch.full((lanes, length), -1)
+    for number, (row, (lane, start)) in enumerate(zip(rows, starts, strict=True)):
+        own = slice(start, start + len(row))
+        tokens[lane, own] = torch.tensor(row.tokens)
+        positions[lane, own] = torch.tensor(row.positions)
+        branches[lane, own] = torch.tensor(row.segments)
+        owners[lane, own] = number
+    tokens, owners, branches = tokens.to(device), owners.to(device), branches.to(device)
+    if trunk == 0 and lanes == len(rows) and all(len(row.branches) == 1 for row in rows):
+        return Batch(tokens, None, (owners >= 0).long(), starts)
+    visible = torch.ones((length, length), dtype=torch.bool, device=device).tril()
+    visible = visible & (owners[:, None, :] == owners[:, :, None])
+    visible &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     # Float, not bool: eager attention adds the mask to its scores, and would add 0 and 1.
-    mask = torch.zeros((len(rows), 1, length, trunk + length), dtype=dtype, device=device)
+    mask = torch.zeros((lanes, 1, length, trunk + length), dtype=dtype, device=device)
     mask[:, 0, :, trunk:].masked_fill_(~visible, -torch.inf)
-    return Batch(tokens, positions.to(device) + trunk, mask)
+    return Batch(tokens, positions.to(device) + trunk, mask, starts)
+
+
+def _pack(rows: Sequence[Row], length: int) -> list[tuple[int, int]]:
+    """(lane, start) of each row, first fit into lanes of `length` tokens."""
+    used: list[int] = []
+    starts = []
+    for row in rows:
+        lane = next((i for i, taken in enumerate(used) if taken + len(row) <= length), len(used))
+        if lane == len(used):
+            used.append(0)
+        starts.append((lane, used[lane]))
+        used[lane] += len(row)
+    return starts
 
 
 class TokenBudget:
@@ -76,15 +116,26 @@ class TokenBudget:
             return cls(batch_size * max(map(len, sequences), default=1))
         return cls(4096 if device.type == "cpu" else 16384)
 
-    def take(self, rows: Sequence[Row]) -> int:
+    def take(self, rows: Sequence[Row], extra: int = 0) -> int:
         """How many of these rows, longest first, make the next batch; at least one."""
-        return max(1, min(len(rows), self.tokens // len(rows[0])))
+        tokens = 0
+        for count, row in enumerate(rows):
+            tokens += len(row) + len(row.branches) * extra
+            if tokens > self.tokens:
+                return max(1, count)
+        return len(rows)
 
-    def run(self, rows: Sequence[Row], run: Callable[[list[Row]], None]) -> None:
-        """Run all rows in batches; a batch that does not fit in memory is tried again in halves."""
+    def run(self, rows: Sequence[Row], run: Callable[[list[Row]], None], *, extra: int = 0) -> None:
+        """Run all rows in batches; a batch that does not fit in memory is tried again in halves.
+
+        Args:
+            rows: What to run.
+            run: Runs some rows; an out-of-memory error out of it leaves nothing behind.
+            extra: Tokens that each branch will have on top of its own.
+        """
         todo = sorted(rows, key=lambda row: -len(row))
         while todo:
-            batch = todo[: self.take(todo)]
+            batch = todo[: self.take(todo, extra)]
             try:
                 run(batch)
             except RuntimeError as error:
@@ -93,7 +144,7 @@ class TokenBudget:
                 torch.cuda.empty_cache()
                 if len(batch) == 1:
                     todo = [*batch[0].split(), *todo[1:]]
-                self.tokens = max(1, min(self.tokens, len(batch) * len(batch[0])) // 2)
+                self.tokens = max(1, min(self.tokens, sum(map(len, batch))) // 2)
                 log.warning("out of memory: going on with batches of %d tokens", self.tokens)
                 continue
             todo = todo[len(batch) :]
@@ -116,6 +167,7 @@ class TreeForward:
         # Weights that are offloaded show no device until they run.
         self.device = torch.device("cpu") if weights.device.type == "meta" else weights.device
         self.longest = _longest(model.config.get_text_config(decoder=True))
+        self.shares = True
         reason = self.check()
         self.shares = reason is None
         if reason is not None:
@@ -126,7 +178,7 @@ class TreeForward:
     def batch(self, rows: Sequence[Row], trunk: KeyStore | None = None) -> Batch:
         """These rows as the model takes them, after `trunk`."""
         length = 0 if trunk is None else trunk.shared_length
-        return make_batch(rows, trunk=length, dtype=self.dtype, device=self.device)
+        return make_batch(rows, trunk=length, dtype=self.dtype, device=self.device, pack=self.shares)
 
     def trunk(self, group: Group) -> KeyStore | None:
         """The keys and values of a group's trunk; None where it has none."""
@@ -151,8 +203,8 @@ class TreeForward:
 
         Args:
             batch: The rows.
-            rows: int64 [n], the row of each token.
-            places: int64 [n], its place in the row.
+            rows: int64 [n], the lane of each token.
+            places: int64 [n], its place in the lane.
             store: What stands before the rows; a store that keeps takes up their keys and values.
 
         Returns:
@@ -171,6 +223,13 @@ class TreeForward:
                 return self.model(**_inputs(batch, store)).logits[0]
         finally:
             hook.remove()
+
+    def step(self, store: KeyStore, tokens: Sequence[int]) -> torch.Tensor:
+        """Logits after one more token of each sequence in the store, [n, vocabulary]."""
+        inputs = torch.tensor(tokens, device=self.device)[:, None]
+        positions, mask = store.next_token(self.dtype, self.device)
+        rows = torch.arange(len(tokens))
+        return self.logits(Batch(inputs, positions, mask), rows, torch.zeros_like(rows), store)
 
     def check(self) -> str | None:
         """Compare rows with the plain model; None if they agree, else what went wrong."""
@@ -194,48 +253,47 @@ def _difference(forward: TreeForward) -> str | None:
     row, sequences = _trial(forward.model)
     plain = torch.stack([_plain(forward, sequence) for sequence in sequences])
     half = len(row.prefix) // 2
+    trunk = forward.trunk(Group(row.prefix[:half], ()))
     behind = Row(row.prefix[half:], row.branches, row.members)
-    store = forward.trunk(Group(row.prefix[:half], ()))
-    assert store is not None
-    lasts = [[int(row.places(i)[-1]) for i in range(2)], [int(behind.places(i)[-1]) for i in range(2)]]
-    rows = torch.zeros(2, dtype=torch.long)
-    found = [
-        forward.logits(forward.batch([row]), rows, torch.tensor(lasts[0])),
-        forward.logits(forward.batch([behind], store), rows, torch.tensor(lasts[1]), store),
-        *_decoded(forward, row, half),
-    ]
     # The branches end in one token: how far they are apart is what the mask and positions must keep.
-    apart = (plain[0] - plain[1]).abs().max()
-    allowed = 0.1 * apart
+    allowed = 0.1 * (plain[0] - plain[1]).abs().max()
     if forward.dtype == torch.float32:
         allowed = torch.minimum(allowed, 1e-4 * plain.abs().max())
-    for kind, logits in zip(("rows", "a trunk", "decoding"), found, strict=True):
-        error = (logits.float() - plain).abs().max()
+    for kind, run in (
+        ("rows", lambda: _last_logits(forward, row, None)),
+        ("a trunk", lambda: _last_logits(forward, behind, trunk)),
+        ("decoding", lambda: _decoded(forward, behind, trunk)),
+    ):
+        error = (run().float() - plain).abs().max()
         if not error <= allowed:
             return f"with {kind}, logits differ by {error:.1e} from the plain model's (allowed {allowed:.1e})"
     return None
 
 
-def _decoded(forward: TreeForward, row: Row, half: int) -> Iterator[torch.Tensor]:
+def _last_logits(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torch.Tensor:
+    """Logits after each branch, in a lane that a short row shares."""
+    rows = [row, Row((), (row.branches[0][:3],), (2,))]
+    batch = forward.batch(rows, trunk)
+    return forward.logits(batch, *batch.lasts(rows), trunk)[:2]
+
+
+def _decoded(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torch.Tensor:
     """Logits after the branches' last token where it is decoded, and not part of the row."""
-    shorter = Row(row.prefix[half:], tuple(branch[:-1] for branch in row.branches), row.members)
-    trunk = forward.trunk(Group(row.prefix[:half], ()))
     assert trunk is not None
+    rows = [Row(row.prefix, tuple(branch[:-1] for branch in row.branches), row.members)]
     store = trunk.behind()
-    forward.run(forward.batch([shorter], store), store)
-    places = [torch.from_numpy(shorter.places(i)) for i in range(2)]
-    store.spread(torch.zeros(2, dtype=torch.long), places)
-    tokens = torch.tensor([[branch[-1]] for branch in row.branches], device=forward.device)
-    step = Batch(tokens, store.next_positions(forward.device), store.step_mask(forward.dtype, forward.device))
-    yield forward.logits(step, torch.arange(2), torch.zeros(2, dtype=torch.long), store)
+    batch = forward.batch(rows, trunk)
+    forward.run(batch, store)
+    store.spread(batch, rows)
+    return forward.step(store, [branch[-1] for branch in row.branches])
 
 
 def _trial(model: Any) -> tuple[Row, list[list[int]]]:
     """A row of two branches of different length that end in one token; the two sequences."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    draw = torch.randint(min(3, vocabulary - 1), vocabulary, (72,), generator=generator).tolist()
-    prefix, first, second = draw[:32], draw[32:56], draw[56:]
+    draw = torch.randint(min(3, vocabulary - 1), vocabulary, (36,), generator=generator).tolist()
+    prefix, first, second = draw[:16], draw[16:30], draw[30:]
     second[-1] = first[-1]
     row = Row(tuple(prefix), (tuple(first), tuple(second)), (0, 1))
     return row, [prefix + first, prefix + second]

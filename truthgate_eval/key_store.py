@@ -7,9 +7,15 @@ many rows look at them; each row's own stand behind, with holes that a mask leav
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+
+from truthgate_eval.prefix_tree import Row
+
+if TYPE_CHECKING:
+    from truthgate_eval.forward import Batch
 
 # Own keys and values get room for this many decoded tokens at a time.
 _ROOM = 32
@@ -134,32 +140,38 @@ class KeyStore(Cache):
             store.stack[-1].shared = layer.shared
         return store
 
-    def spread(self, rows: torch.Tensor, places: Sequence[torch.Tensor]) -> None:
-        """Give every sequence the keys and values of its own tokens, out of the rows that hold them.
+    def spread(self, batch: Batch, rows: Sequence[Row]) -> None:
+        """Give every sequence the keys and values of its own tokens, out of the lanes that hold them.
 
         Args:
-            rows: int64 [n], the row of each sequence.
-            places: For each sequence, where its tokens stand in that row.
+            batch: The batch that was run last.
+            rows: Its rows.
         """
-        index = torch.nn.utils.rnn.pad_sequence(list(places), batch_first=True)
+        lanes, places = [], []
+        for row, (lane, start) in zip(rows, batch.starts, strict=True):
+            for branch in range(len(row.branches)):
+                lanes.append(lane)
+                places.append(torch.from_numpy(row.places(branch)) + start)
+        index = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
         self.lengths = torch.tensor([len(place) for place in places])
         self.visible = torch.arange(index.shape[1]) < self.lengths[:, None]
         for layer in self.stack:
-            layer.spread(rows, index)
+            layer.spread(torch.tensor(lanes), index)
 
-    def step_mask(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """The mask for one more token of each sequence, [n, 1, 1, trunk + own + 1]; counts the token."""
+    def next_token(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position ids and mask of one more token of each sequence, which is counted from now on.
+
+        Returns:
+            int64 [n, 1] and [n, 1, 1, trunk + own + 1], 0 where it looks and -inf elsewhere.
+        """
         assert self.visible is not None
+        positions = self.shared_length + self.lengths
+        self.lengths = self.lengths + 1
         one = torch.ones((len(self.visible), 1), dtype=torch.bool)
         self.visible = torch.cat([self.visible, one], dim=1)
         mask = torch.zeros(self.visible.shape, dtype=dtype).masked_fill_(~self.visible, -torch.inf)
-        return torch.nn.functional.pad(mask, (self.shared_length, 0))[:, None, None].to(device)
-
-    def next_positions(self, device: torch.device) -> torch.Tensor:
-        """Position ids of one more token of each sequence, int64 [n, 1]; counts the token."""
-        positions = self.shared_length + self.lengths
-        self.lengths = self.lengths + 1
-        return positions[:, None].to(device)
+        mask = torch.nn.functional.pad(mask, (self.shared_length, 0))
+        return positions[:, None].to(device), mask[:, None, None].to(device)
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these sequences only."""

@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 import torch
-from lm_eval.models.huggingface import HFLM
 
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
 from truthgate_eval.errors import GateError, ModelError
+from truthgate_eval.hosts.lm_eval_engine import SharedPrefixHF
 from truthgate_eval.settings import GATE_ARGUMENTS, GateSettings
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 SMALL_MODEL_SCORES = "smollm2-135m-instruct__halueval-qa"
 
 
-class GatedHF(HFLM):
+class GatedHF(SharedPrefixHF):
     """A causal language model of lm-eval whose attention heads are gated.
 
     Takes every argument of `hf` (peft, quantisation, parallelize, ...) and the gate's. Without
@@ -44,6 +44,7 @@ class GatedHF(HFLM):
         layers: Any = None,
         mode: Any = None,
         device: str | None = None,
+        engine: Any = "auto",
         **options: Any,
     ) -> None:
         """Load the model as `hf` does, then gate it.
@@ -57,6 +58,7 @@ class GatedHF(HFLM):
             layers: Layers to gate, such as `8-15`.
             mode: `live` or `folded`.
             device: As in `hf`; by default CUDA if there is one, else the CPU.
+            engine: `auto` computes shared prefixes once, `off` computes as `hf` does.
             **options: Every other argument of `hf`.
 
         Raises:
@@ -73,6 +75,7 @@ class GatedHF(HFLM):
         self.gate_settings = GateSettings.read(
             scores, lam=lam, norm=norm, site=site, layers=layers, mode=mode, modality="text"
         )
+        self.use_engine(engine)
         self.model_name = _name(pretrained)
         if isinstance(pretrained, str):
             self._load(resolve_pretrained(pretrained), _device(device), options)
@@ -89,7 +92,7 @@ class GatedHF(HFLM):
             if unknown is None:
                 raise
             raise GateError(
-                f"unknown option {unknown[1]!r}: gated_hf takes {', '.join(GATE_ARGUMENTS)} "
+                f"unknown option {unknown[1]!r}: gated_hf takes {', '.join((*GATE_ARGUMENTS, 'engine'))} "
                 "and every option of lm-eval's hf"
             ) from error
         except (OSError, ValueError) as error:
