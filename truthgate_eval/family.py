@@ -27,6 +27,7 @@ from truthgate_eval.scores import TruthScores
 
 _SUFFIXES = (".npz", ".npy", ".csv")
 _COLUMNS = ("first", "second", "same_family", "scope", "measure", "r", "low", "high", "p", "p_holm")
+_WHERE = {"all heads": "between heads", "within layers": "between the heads of any layer"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +142,6 @@ def check_members(members: Sequence[Member]) -> None:
                     f"the scores of {member.label} do not differ {_WHERE[scope]}: "
                     "no correlation is defined; leave it out"
                 )
-
-
-_WHERE = {"all heads": "between heads", "within layers": "between the heads of any layer"}
 
 
 def different_settings(members: Sequence[Member]) -> str | None:
