@@ -245,7 +245,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, capsys: pytest.Captu
 
 
 def texts(figure: Figure) -> list[str]:
-    """All that is written in a figure's panels."""
     return [item.get_text() for axes in figure.axes for item in axes.texts]
 
 
@@ -295,7 +294,7 @@ def test_the_terminal_matrix_has_all_heads_above_and_within_layers_below() -> No
 
 
 def test_the_command_does_not_import_torch() -> None:
-    """Correlating needs a second, not torch's several."""
+    # Correlating needs a second, not torch's several.
     code = "import sys, truthgate_eval.family, truthgate_eval.family_plots; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -75,15 +75,14 @@ def correlate(
         if path is not None:
             write_whole(path, text(family).encode())
             _say(path)
-    if plot is not None:
-        plots.save_figure(plots.matrix_figure(family, measure.value), plot)
-        _say(plot)
-    if scatter is not None:
-        plots.save_figure(plots.scatter_figure(family), scatter)
-        _say(scatter)
-    if heat_maps is not None:
-        plots.save_figure(plots.heat_maps_figure(family), heat_maps)
-        _say(heat_maps)
+    for path, draw in (
+        (plot, lambda: plots.matrix_figure(family, measure.value)),
+        (scatter, lambda: plots.scatter_figure(family)),
+        (heat_maps, lambda: plots.heat_maps_figure(family)),
+    ):
+        if path is not None:
+            plots.save_figure(draw(), path)
+            _say(path)
 
 
 def _say(path: Path) -> None:
