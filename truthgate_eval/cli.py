@@ -14,8 +14,9 @@ from truthgate_eval.cli_compare import compare
 from truthgate_eval.cli_correlate import correlate
 from truthgate_eval.cli_data import data_app
 from truthgate_eval.cli_probe import probe
+from truthgate_eval.cli_sweep import sweep
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.terminal import console, progress_bar, say
+from truthgate_eval.terminal import console, say
 
 app = typer.Typer(
     help="Find the attention heads that tell truth from hallucination, and gate them.",
@@ -29,6 +30,7 @@ app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(correlate)
 app.command()(probe)
+app.command()(sweep)
 
 
 def main() -> None:
@@ -63,6 +65,7 @@ def show(
     """Show an artifact: where it comes from, its best heads, and a heat map."""
     from rich.table import Table
 
+    from truthgate_eval.control_verdicts import report
     from truthgate_eval.plots import save_heat_map, terminal_heat_map, top_heads
     from truthgate_eval.scores import TruthScores
 
@@ -75,6 +78,7 @@ def show(
     console.print(top_heads(artifact, min(top, artifact.scores.size)))
     console.print()
     console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
+    report(artifact, console)
     if plot is not None:
         save_heat_map(artifact, plot)
         say(f"heat map -> {plot}")
@@ -91,10 +95,13 @@ def _facts(artifact: Any) -> list[tuple[str, str]]:
         ("site", meta.get("site")),
         ("sequences", meta.get("sequences") and f"{meta['sequences']} of {meta.get('documents')} documents"),
         ("probe", probe and f"{probe.get('solver')}, {probe.get('folds')} folds by {probe.get('split')}"),
+        ("answers", meta.get("surface_matched") and "of equal length, without final punctuation"),
+        ("score", meta.get("score")),
         ("imported from", meta.get("imported_from")),
         ("note", meta.get("note")),
         ("mean score", f"{artifact.scores.mean():.3f}"),
         ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.3f}"),
+        ("seeds", None if artifact.seed_scores is None else _spread(artifact.seed_scores)),
         ("sha256", artifact.fingerprint[:16]),
         ("created", meta.get("created")),
     ]
@@ -104,6 +111,11 @@ def _facts(artifact: Any) -> list[tuple[str, str]]:
         )
         facts.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
     return [(name, str(value)) for name, value in facts if value]
+
+
+def _spread(seed_scores: Any) -> str:
+    spread = seed_scores.std(axis=0, ddof=1).mean()
+    return f"{len(seed_scores)}; standard deviation of a head's score {spread:.3f}"
 
 
 @app.command("import")
@@ -138,50 +150,6 @@ def import_scores(
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
     say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
-
-
-@app.command()
-def sweep(
-    scores: Annotated[Path, typer.Argument(help="The artifact to choose a gate for; it is updated.")],
-    tasks: Annotated[str, typer.Option(help="The lm-eval task to choose on.")] = "halueval_qa",
-    model_args: Annotated[
-        str, typer.Option("--model_args", "-a", help="As in lm-eval; default: the packaged SmolLM2-135M.")
-    ] = "",
-    lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
-    norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
-    site: Annotated[str, typer.Option(help="Sites to gate, comma-separated.")] = "post",
-    metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
-    limit: Annotated[int | None, typer.Option(help="Documents per setting.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1)] = 8,
-    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
-) -> None:
-    """Choose lam, norm and site on a held-out 20 % of the data, and note the choice in the artifact."""
-    from lm_eval.utils import simple_parse_args_string
-
-    from truthgate_eval.hosts.lm_eval_sweep import run_sweep
-    from truthgate_eval.scores import TruthScores
-    from truthgate_eval.sweep import best, make_grid, recommend, table
-
-    artifact = TruthScores.load(scores)
-    grid = make_grid(lam=lam, norm=norm, site=site)
-    with progress_bar() as bars:
-        running = bars.add_task("settings", total=len(grid))
-        points = run_sweep(
-            artifact,
-            str(scores),
-            grid,
-            task=tasks,
-            metric=metric,
-            model_args=simple_parse_args_string(model_args),
-            limit=limit,
-            batch_size=batch_size,
-            device=device,
-            progress=lambda done: bars.advance(running, done),
-        )
-    console.print(table(points, metric))
-    chosen = best(points)
-    recommend(artifact, chosen, points, task=tasks, metric=metric).save(scores)
-    say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
 
 
 @app.command()

@@ -43,8 +43,8 @@ def documents(
 ) -> list[dict[str, Any]]:
     """The documents of a HaluEval task, in the order of the original file.
 
-    Each has the file's own columns and: `row`, its number in the file; `answer`, the one answer that
-    is shown, and `hallucinated`, yes or no; `choices` and `target`, both answers in an order that
+    Each has the file's own columns and: `row`, its number in the file; `subset`, the part that it
+    is in; `answer`, the one answer that is shown, and `hallucinated`, yes or no; `choices` and `target`, both answers in an order that
     does not tell, and the right one's place.
 
     Args:
@@ -77,9 +77,11 @@ def judged(task: str, row: int, record: dict[str, Any]) -> dict[str, Any]:
     right, wrong = (str(record[name]) for name in ANSWERS[task])
     hallucinated = draw(task, record, "answer") % 2 == 1
     flipped = draw(task, record, "order") % 2 == 1
+    selection = in_selection(task, record)
     return {
         **{name: str(record[name]) for name in (*CONTEXT[task], *ANSWERS[task])},
         "row": row,
+        "subset": "selection" if selection else "evaluation",
         "answer": (wrong if hallucinated else right).strip(),
         "hallucinated": "yes" if hallucinated else "no",
         "choices": [wrong, right] if flipped else [right, wrong],

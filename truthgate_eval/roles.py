@@ -40,8 +40,8 @@ def kind_of(run: Run) -> str:
     * `random`: `scores=random:SEED`;
     * `mllm`: a multimodal model gated by its own scores;
     * `llm`: a model gated by the scores of a language model, its own or its base's;
-    * `other`: scores that do not say which model was probed, or those of another multimodal model. Only the
-      paper's models are known to be multimodal by their name; a run can be named otherwise, NAME=RUN.
+    * `other`: scores that do not say which model was probed, or those of another multimodal model, known by
+      the probed architecture or by a name of the paper's; a run can be named otherwise, NAME=RUN.
     """
     gate = run.gate
     if gate is None:
@@ -57,7 +57,8 @@ def kind_of(run: Run) -> str:
     if _same(probed, run.model):
         return "llm" if run.host == "lm-eval" else "mllm"
     known = paper_name(str(probed))
-    return "other" if known is not None and is_multimodal(known) else "llm"
+    pictured = "ConditionalGeneration" in str((gate.get("probed") or {}).get("architecture"))
+    return "other" if pictured or (known is not None and is_multimodal(known)) else "llm"
 
 
 def describe_gate(run: Run) -> str:

@@ -200,6 +200,7 @@ def _facts(results: Mapping[str, Any], host: str) -> dict[str, Any]:
     config, info = results["config"], results.get("model_info") or {}
     torch = re.search(r"PyTorch version: (\S+)", str(results.get("pretty_env_info", "")))
     template = results.get("chat_template") or info.get("chat_template")
+    versions = info.get("versions") or {}  # of a gated run under lmms-eval, which records none itself
     version = str(results.get("lm_eval_version" if host == "lm-eval" else "lmms_eval_version") or "")
     return {
         "evaluated model": _model(results),
@@ -211,8 +212,8 @@ def _facts(results: Mapping[str, Any], host: str) -> dict[str, Any]:
         "system instruction": results.get("system_instruction"),
         "few-shot as a conversation": bool(results.get("fewshot_as_multiturn")),
         # In a git checkout, lmms-eval writes that checkout's branch@commit in the place of its version.
-        f"{host} version": version if version and "@" not in version else None,
-        "transformers version": results.get("transformers_version"),
-        "torch version": torch[1] if torch else None,
+        f"{host} version": version if version and "@" not in version else versions.get("lmms_eval"),
+        "transformers version": results.get("transformers_version") or versions.get("transformers"),
+        "torch version": torch[1] if torch else versions.get("torch"),
         "generation settings": config.get("gen_kwargs") or None,
     }

@@ -137,7 +137,8 @@ class GateSettings:
         record |= {"site": self.site, "mode": self.mode, "layers": self.layers and list(self.layers)}
         if self.scores is not None:
             record |= {"lam": self.lam, "norm": self.norm, "sha256": self.scores.fingerprint}
-            record |= {"probed": {k: self.scores.metadata.get(k) for k in ("model", "task", "site")}}
+            names = ("model", "architecture", "task", "site")
+            record |= {"probed": {name: self.scores.metadata.get(name) for name in names}}
         return record
 
 

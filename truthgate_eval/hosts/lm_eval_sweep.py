@@ -1,82 +1,98 @@
-"""Judge many gates through lm-eval with one load of the model."""
+"""lm-eval as a bench for sweeps: one loaded model, many gates, either part of the documents."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lm_eval
+from lm_eval.loggers import EvaluationTracker
 
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.assets import SMALL_MODEL
 from truthgate_eval.errors import TaskError
-from truthgate_eval.gate import attach, make_gate
 from truthgate_eval.hosts.lm_eval_probing import load_lm, load_tasks
+from truthgate_eval.hosts.outcomes import outcome
 from truthgate_eval.scores import TruthScores
-from truthgate_eval.sweep import Point
+from truthgate_eval.settings import GateSettings
+from truthgate_eval.sweep import Outcome, places_of
 
 
-def run_sweep(
-    artifact: TruthScores,
-    name: str,
-    grid: Sequence[Point],
-    *,
-    task: str,
-    metric: str,
-    model_args: dict[str, Any],
-    limit: int | None = None,
-    batch_size: int = 8,
-    device: str | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> list[Point]:
-    """The grid with its values, in the same order.
+class LmEvalBench:
+    """A language model with lm-eval's tasks; see `Bench`."""
 
-    The documents are the selection fifth of the task, without the rows that made the scores.
+    modality = "text"
 
-    Args:
-        artifact: The scores.
-        name: The artifact's name or path, from which the task reads the rows to leave out.
-        grid: The settings to judge.
-        task: An lm-eval task that knows `subset` and `exclude_rows_of`.
-        metric: One of the task's metrics.
-        model_args: As on lm-eval's command line; no `pretrained` takes the packaged model.
-        limit: Documents per setting.
-        batch_size: Documents to a batch.
-        device: As on lm-eval's command line.
-        progress: Called with 1 after each setting.
+    def __init__(
+        self,
+        artifact: TruthScores,
+        source: str,
+        tasks: list[str],
+        *,
+        metric: str,
+        model_args: dict[str, Any],
+        limits: dict[str, int | None],
+        batch_size: int = 8,
+        device: str | None = None,
+    ) -> None:
+        """Load tasks and model.
 
-    Raises:
-        TaskError: The task is unknown or has no such metric.
-        ScoresError: The scores do not fit the model.
-    """
-    metadata = {"subset": "selection", "exclude_rows_of": name}
-    load_tasks([task], metadata)
-    lm = load_lm("hf", {"pretrained": SMALL_MODEL, **model_args}, batch_size=batch_size, device=device)
-    anatomy = find_anatomy(lm.model)
-    artifact.check_fits(anatomy.shape, str(lm.pretrained))
-    points = []
-    for point in grid:
-        gate = make_gate(artifact, lam=point.lam, norm=point.norm, site=point.site)
-        with attach(lm.model, gate, anatomy=anatomy):
-            value, documents = _evaluate(lm, task, metric, metadata, limit)
-        points.append(dataclasses.replace(point, value=value, documents=documents))
-        if progress is not None:
-            progress(1)
-    return points
+        Args:
+            artifact: The scores.
+            source: Their name or path, from which HaluEval's tasks read the rows to leave out.
+            tasks: Names of lm-eval's tasks or groups.
+            metric: One that all of them have.
+            model_args: As on lm-eval's command line; no `pretrained` takes the packaged model.
+            limits: The most documents of a task, for each part.
+            batch_size: Documents to a batch.
+            device: As on lm-eval's command line.
 
+        Raises:
+            TaskError: A task is unknown, or has too few documents.
+            ScoresError: The scores do not fit the model.
+        """
+        self.tasks, self.metric = tasks, metric
+        recorded = isinstance(artifact.metadata.get("rows"), dict)
+        self.metadata = {"exclude_rows_of": source} if recorded else {}
+        self.places = {
+            name: places_of(name, task.eval_docs, limits)
+            for name, task in load_tasks(tasks, self.metadata).items()
+        }
+        arguments = {"pretrained": SMALL_MODEL, **model_args}
+        self.lm: Any = load_lm("hf", arguments, batch_size=batch_size, device=device)
+        self.anatomy = find_anatomy(self.lm.model)
+        artifact.check_fits(self.anatomy.shape, str(self.lm.pretrained))
 
-def _evaluate(
-    lm: Any, task: str, metric: str, metadata: dict[str, Any], limit: int | None
-) -> tuple[float, int]:
-    """(metric, number of documents) of one lm-eval run."""
-    run = lm_eval.simple_evaluate(
-        model=lm, tasks=[task], limit=limit, metadata=metadata, log_samples=False, bootstrap_iters=0
-    )
-    if run is None:
-        raise TaskError("a sweep runs in one process; start it without accelerate launch")
-    values = {key.split(",")[0]: value for key, value in run["results"][task].items()}
-    if not isinstance(values.get(metric), float):
-        known = ", ".join(sorted(key for key, value in values.items() if isinstance(value, float)))
-        raise TaskError(f"task {task!r} has no metric {metric!r}: it has {known}")
-    return values[metric], run["n-samples"][task]["effective"]
+    def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
+        """See `Bench`.
+
+        Raises:
+            TaskError: The tasks have no such metric.
+        """
+        handle = gate.apply(self.lm.model, self.lm.model_name)
+        self.lm.gate_settings, before = gate, self.lm.gate_settings
+        tracker = EvaluationTracker(output_path=str(output)) if output else None
+        documents = {name: places[part] for name, places in self.places.items()}
+        try:
+            run: Any = lm_eval.simple_evaluate(
+                model=self.lm,
+                tasks=self.tasks,
+                samples=documents,
+                metadata=self.metadata,
+                log_samples=output is not None,
+                bootstrap_iters=100,
+                evaluation_tracker=tracker,
+            )
+        finally:
+            self.lm.gate_settings = before
+            if handle is not None:
+                handle.remove()
+        if run is None:
+            raise TaskError("a sweep runs in one process; start it without accelerate launch")
+        if tracker is not None:
+            samples = run.pop("samples")
+            tracker.save_results_aggregated(results=run, samples=samples)
+            for name, found in samples.items():
+                tracker.save_results_samples(task_name=name, samples=found)
+        counts = {name: len(places) for name, places in documents.items()}
+        return outcome(run["results"], counts, self.metric)

@@ -10,6 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
@@ -141,6 +142,8 @@ class GatedVLM(lmms):
             "peft": self.options.peft,
             "chat_template": self.options.chat_template,
             "batch_size": self.batch_size,
+            # The host records only its own.
+            "versions": {package: version(package) for package in ("lmms_eval", "transformers", "torch")},
         }
         return {"model_info": info, "gate": self.gate_settings.describe()}
 

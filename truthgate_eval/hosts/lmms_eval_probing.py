@@ -10,10 +10,11 @@ from typing import Any
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from truthgate_eval.errors import ModelError, TaskError
-from truthgate_eval.hosts.lm_eval_probing import right_choices
+from truthgate_eval.hosts.lm_eval_probing import matched_documents, right_choices
 from truthgate_eval.hosts.lmms_eval import DEFAULTS
 from truthgate_eval.hosts.lmms_eval_requests import Question
 from truthgate_eval.sequences import Answered, Answers, within
+from truthgate_eval.surface import without_final_punctuation
 from truthgate_eval.vlm import VisionLanguageModel
 from truthgate_eval.vlm_loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 
@@ -54,31 +55,44 @@ def load_for_probing(
     return load_vlm(LoadOptions.read(given))
 
 
-def task_answers(names: list[str], *, limit: float | None = None, include_path: str | None = None) -> Answers:
+def task_answers(
+    names: list[str],
+    *,
+    limit: float | None = None,
+    include_path: str | None = None,
+    surface_matched: bool = False,
+) -> Answers:
     """All answers of some multiple-choice tasks, with their documents' pictures.
 
     Args:
         names: Task names; groups and tags are expanded.
         limit: Documents per task, or a fraction below 1.
         include_path: A folder with tasks of the user's own.
+        surface_matched: As for lm-eval's tasks.
 
     Raises:
-        TaskError: A task is unknown, or is not multiple-choice.
+        TaskError: A task is unknown, is not multiple-choice, or has no matched answers.
         DataError: Its data is not prepared.
     """
     items: list[Answered] = []
     rows: dict[str, list[int]] = {}
-    for name, task in _load_tasks(names, include_path):
+    for name, task in load_tasks(names, include_path):
         if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
             raise TaskError(
                 f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
                 "whose choices are right or wrong answers to one question"
             )
-        _collect(name, task, limit, items, rows)
-    return Answers(items, rows, {"task": ",".join(names)}, bare=True)
+        _collect(name, task, limit, items, rows, matched=surface_matched)
+    settings = {"task": ",".join(names), "surface_matched": surface_matched}
+    return Answers(items, rows, settings, bare=True)
 
 
-def _load_tasks(names: list[str], include_path: str | None) -> Iterator[tuple[str, Any]]:
+def load_tasks(names: list[str], include_path: str | None = None) -> Iterator[tuple[str, Any]]:
+    """The leaf tasks of these names, as lmms-eval loads them.
+
+    Raises:
+        TaskError: A name is unknown; the message offers the nearest ones.
+    """
     manager = TaskManager(include_path=include_path)
     for name in names:
         if name not in manager.all_tasks:
@@ -98,7 +112,13 @@ def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _collect(
-    name: str, task: Any, limit: float | None, items: list[Answered], rows: dict[str, list[int]]
+    name: str,
+    task: Any,
+    limit: float | None,
+    items: list[Answered],
+    rows: dict[str, list[int]],
+    *,
+    matched: bool,
 ) -> None:
     """Add one task's answers; questions are numbered on from those before."""
     split = task.config.test_split if task.has_test_docs() else task.config.validation_split
@@ -107,17 +127,19 @@ def _collect(
     groups: dict[Hashable, int] = {}
     # Without the pictures: they are decoded when their batch runs.
     documents = task.eval_docs_no_media
-    for doc_id in range(within(limit, len(documents))):
+    candidates = matched_documents(name, task, documents) if matched else range(len(documents))
+    for doc_id in candidates[: within(limit, len(candidates))]:
         doc = documents[doc_id]
         text = task.doc_to_text(doc)
         document = functools.partial(_document, task, split, doc_id)
         question = Question(text, task.doc_to_visual, document, name, doc_id)
         # Two documents may ask one question about one picture, with other answers.
-        key = (doc["image"], text) if isinstance(doc.get("image"), str) else doc_id
-        group = before + groups.setdefault(key, len(groups))
+        picture = doc["image"] if isinstance(doc.get("image"), str) else (name, doc_id)
+        group = before + groups.setdefault((picture, text), len(groups))
         rows.setdefault(data, []).append(int(doc.get("row", doc_id)))
         for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc), strict=True):
-            items.append(Answered(text, f" {choice}", bool(truthful), group, question.pictures))
+            answer = f" {without_final_punctuation(choice) if matched else choice}"
+            items.append(Answered(text, answer, bool(truthful), group, question.pictures, picture))
 
 
 def _document(task: Any, split: str, doc_id: int) -> Any:

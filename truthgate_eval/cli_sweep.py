@@ -1,0 +1,168 @@
+"""`truthgate sweep`: choose a gate on a held-out fifth of the data, and judge the choice on the rest."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from truthgate_eval.errors import TruthGateError
+from truthgate_eval.hosts.manifests import MODELS
+from truthgate_eval.terminal import console, say
+
+if TYPE_CHECKING:
+    from truthgate_eval.scores import TruthScores
+    from truthgate_eval.sweep import Bench, Point
+    from truthgate_eval.sweep_folder import SweepFolder
+
+
+def sweep(
+    scores: Annotated[Path, typer.Argument(help="The artifact to choose a gate for; it is updated.")],
+    tasks: Annotated[str, typer.Option(help="Tasks to choose on, comma-separated.")] = "halueval_qa",
+    model: Annotated[
+        str, typer.Option(help="hf (lm-eval), or gated_vlm, gated_llava, ... (lmms-eval).")
+    ] = "hf",
+    model_args: Annotated[
+        str,
+        typer.Option("--model_args", "-a", help="As in the host; hf's default: the small packaged model."),
+    ] = "",
+    lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
+    norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
+    site: Annotated[str, typer.Option(help="Sites to gate, comma-separated.")] = "post",
+    metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
+    limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task, per setting.")] = None,
+    rest_limit: Annotated[
+        int | None, typer.Option("--rest_limit", min=0, help="Documents of a task's rest; 0: leave it out.")
+    ] = None,
+    random: Annotated[int, typer.Option(min=0, help="Also judge so many random gates on the rest.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Points, plot and runs. Default: SCORES.sweep.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1)] = 8,
+    device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
+) -> None:
+    """Choose lam, norm and site on a held-out fifth of the data; judge only the choice on the rest.
+
+    Interrupted, it goes on where it was when the same command is given again.
+    """
+    from lm_eval.utils import simple_parse_args_string
+
+    from truthgate_eval.scores import TruthScores
+    from truthgate_eval.sweep import REST, SELECTION, best, make_grid, recommend, table
+    from truthgate_eval.sweep_folder import SweepFolder
+    from truthgate_eval.sweep_plot import save_sweep_plot
+
+    artifact = TruthScores.load(scores)
+    if scores.suffix != ".npz":
+        raise TruthGateError(
+            f"{scores} cannot hold a recommendation: make an .npz of it with truthgate import"
+        )
+    grid = make_grid(lam=lam, norm=norm, site=site)
+    names, arguments = tasks.split(","), simple_parse_args_string(model_args)
+    identity = {
+        "scores": artifact.fingerprint, "model": model, "model_args": arguments, "tasks": names,
+        "metric": metric, "limit": limit, "rest_limit": rest_limit, "batch_size": batch_size,
+    }  # fmt: skip
+    folder = SweepFolder(output or scores.with_suffix(".sweep"), identity)
+    settings = {
+        "metric": metric, "model_args": arguments, "limits": {SELECTION: limit, REST: rest_limit},
+        "batch_size": batch_size, "device": device,
+    }  # fmt: skip
+    bench = _bench(artifact, scores, model, names, settings)
+    points = _judge_grid(bench, artifact, str(scores), grid, folder)
+    console.print(table(points, metric))
+    save_sweep_plot(points, metric, tasks, folder.plot_file)
+    chosen = best(points)
+    recommend(artifact, chosen, points, tasks=tasks, metric=metric, modality=bench.modality).save(scores)
+    say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    say(f"plot -> {folder.plot_file}")
+    if rest_limit != 0:
+        _judge_rest(bench, artifact, str(scores), chosen, folder, random)
+
+
+def _bench(
+    artifact: TruthScores, scores: Path, model: str, names: list[str], settings: dict[str, Any]
+) -> Bench:
+    if model in MODELS:
+        from loguru import logger
+
+        from truthgate_eval.hosts.lmms_eval_sweep import LmmsEvalBench
+
+        logger.remove()  # lmms-eval's own log of every evaluation
+        logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
+        return LmmsEvalBench(artifact, model, names, **settings)
+    if model not in ("hf", "gated_hf"):
+        raise TruthGateError(f"--model {model}: a sweep takes hf, or one of {', '.join(MODELS)}")
+    from truthgate_eval.hosts.lm_eval_sweep import LmEvalBench
+
+    return LmEvalBench(artifact, str(scores), names, **settings)
+
+
+def _judge_grid(
+    bench: Bench, artifact: TruthScores, source: str, grid: list[Point], folder: SweepFolder
+) -> list[Point]:
+    """Every point of the grid with its value; finished ones come from the folder."""
+    from truthgate_eval.sweep import SELECTION, gate_of
+
+    done = folder.points()
+    for number, point in enumerate(grid, start=1):
+        known = point.setting in done
+        if not known:
+            outcome = bench.judge(gate_of(artifact, source, point), SELECTION)
+            done[point.setting] = dataclasses.replace(point, **dataclasses.asdict(outcome))
+            folder.add(done[point.setting])
+        # The host draws a bar for the documents of each setting; a second one would not stand beside it.
+        value = f"{done[point.setting].value:.4f}{' (from before)' if known else ''}"
+        _note(f"[{number}/{len(grid)}] lam={point.lam:g},norm={point.norm},site={point.site}: {value}")
+    return [done[point.setting] for point in grid]
+
+
+def _judge_rest(
+    bench: Bench, artifact: TruthScores, source: str, chosen: Point, folder: SweepFolder, random: int
+) -> None:
+    """The vanilla model, the choice and random gates on the documents that did not take part in choosing."""
+    from truthgate_eval.settings import GateSettings
+    from truthgate_eval.sweep import REST, gate_of
+
+    gates = {"vanilla": GateSettings.read("none")}
+    if chosen.lam != 0:
+        gates["chosen"] = gate_of(artifact, source, chosen)
+    gates |= {
+        f"random-{seed}": GateSettings.read(f"random:{seed}", site=chosen.site)
+        for seed in range(1, random + 1)
+    }
+    folders = []
+    for number, (name, gate) in enumerate(gates.items(), start=1):
+        run, outcome = folder.rest(name, gate, functools.partial(bench.judge, gate, REST))
+        folders.append(run)
+        _note(f"[{number}/{len(gates)}] {name}, the rest, n = {outcome.documents}: {outcome.value:.4f}")
+    if len(folders) == 1:
+        say(f"the choice is the vanilla model; its run on the rest -> {folders[0]}")
+        return
+    _compare(folders)
+
+
+def _note(line: str) -> None:
+    """Progress goes to stderr, and stays."""
+    sys.stderr.write(f"{line}\n")
+
+
+def _compare(folders: list[Path]) -> None:
+    from truthgate_eval.leaderboard import make_leaderboard
+    from truthgate_eval.leaderboard_formats import footnote, terminal_tables
+    from truthgate_eval.roles import make_entries
+    from truthgate_eval.runs import read_run
+
+    leaderboard = make_leaderboard(
+        make_entries([(None, read_run(folder)) for folder in folders]), published="none"
+    )
+    for board in terminal_tables(leaderboard):
+        console.print(board)
+    say(footnote(leaderboard))
+    for warning in leaderboard.warnings:
+        say(f"warning: {warning}")
+    say(f"again, or with other runs: truthgate compare {' '.join(map(str, folders))}")
