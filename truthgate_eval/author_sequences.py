@@ -77,8 +77,10 @@ def file_answers(
     items = []
     for row in kept:
         group = groups.setdefault((row["image"], row["question"]), len(groups))
-        pictures = functools.partial(_open, found[row["image"]])
-        items.append(Answered(row["question"], row["choices"][0], bool(row["target"]), group, pictures))
+        file = found[row["image"]]
+        pictures = functools.partial(_open, file)
+        answer, truthful = row["choices"][0], bool(row["target"])
+        items.append(Answered(row["question"], answer, truthful, group, pictures, file))
     settings = {"task": path.name, "missing_pictures": len(missing)}
     return Answers(items, {path.stem: [row["row"] for row in kept]}, settings, bare=True)
 

@@ -65,7 +65,7 @@ def show(
     """Show an artifact: where it comes from, its best heads, and a heat map."""
     from rich.table import Table
 
-    from truthgate_eval.control_verdicts import report
+    from truthgate_eval.control_verdicts import print_controls
     from truthgate_eval.plots import save_heat_map, terminal_heat_map, top_heads
     from truthgate_eval.scores import TruthScores
 
@@ -78,7 +78,7 @@ def show(
     console.print(top_heads(artifact, min(top, artifact.scores.size)))
     console.print()
     console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
-    report(artifact, console)
+    print_controls(artifact, console)
     if plot is not None:
         save_heat_map(artifact, plot)
         say(f"heat map -> {plot}")

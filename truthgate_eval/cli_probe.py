@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from truthgate_eval.errors import TaskError, TruthGateError
 from truthgate_eval.hosts.manifests import MODELS
-from truthgate_eval.terminal import progress_bar, say
-
-if TYPE_CHECKING:
-    from truthgate_eval.scores import TruthScores
-    from truthgate_eval.sequences import Answers
+from truthgate_eval.terminal import console, progress_bar, say
 
 
 def probe(
@@ -68,13 +60,31 @@ def probe(
     split: Annotated[str, typer.Option(help="Keep a question's sequences together, or not: sequence.")] = (
         "question"
     ),
+    seeds: Annotated[int, typer.Option(min=1, help="Fit on this many assignments of folds; their mean.")] = 1,
+    score: Annotated[
+        str, typer.Option(help="accuracy, auroc, or context-gain: accuracy minus that without context.")
+    ] = "accuracy",
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="surface, no-context, swapped-context or shuffled-labels; repeat for several."),
+    ] = None,
+    surface_matched: Annotated[
+        bool,
+        typer.Option(
+            "--surface-matched", "--surface_matched", help="Only answers of equal length, without full stops."
+        ),
+    ] = False,
 ) -> None:
     """Probe every attention head of a model and save the truth scores."""
     from lm_eval.utils import simple_parse_args_string
 
     from truthgate_eval.anatomy import check_site
+    from truthgate_eval.cli_probe_jobs import AuthorsFile, lm_job, vlm_job
+    from truthgate_eval.control_verdicts import print_controls
+    from truthgate_eval.controls import NO_CONTEXT, check_controls
     from truthgate_eval.picture_conditions import check_condition
     from truthgate_eval.probe import check_solver
+    from truthgate_eval.probing import CONTEXT_GAIN, check_score
     from truthgate_eval.scores import check_output
     from truthgate_eval.splits import check_split
 
@@ -84,11 +94,16 @@ def probe(
     check_solver(solver)
     check_split(split, folds)
     check_condition(image)
+    check_score(score)
+    controls = [*(control or []), *([NO_CONTEXT] if score == CONTEXT_GAIN else [])]
+    check_controls(controls)
     pictured = model == "vlm" or model in MODELS
     if not pictured and (image != "document" or sequences or images or allow_missing):
         raise TaskError("--image, --sequences, --images and --allow-missing need --model vlm or its like")
     arguments = simple_parse_args_string(model_args)
     names = tasks.split(",") if tasks else []
+    if not names and not sequences:
+        raise TaskError("nothing to probe on: name multiple-choice tasks with --tasks")
     options = {
         "limit": limit,
         "seed": seed,
@@ -97,119 +112,33 @@ def probe(
         "system_instruction": system_instruction,
         "metadata": {**arguments, **_json(metadata)},
         "include_path": include_path,
+        "surface_matched": surface_matched,
     }
     if pictured:
-        answers = (
-            _from_file(sequences, images or [], names, limit, allow_missing=allow_missing)
-            if sequences
-            else _from_tasks(names, image, options)
-        )
-        job = _vlm_job(model, arguments, answers, image, device=device, chat=apply_chat_template)
+        source = AuthorsFile(sequences, images or [], allow_missing) if sequences else None
+        job = vlm_job(model, arguments, names, options, controls, image=image, file=source, device=device)
     else:
-        job = _lm_job(model, arguments, _named(names), options, device=device, batch_size=batch_size)
+        job = lm_job(model, arguments, names, options, controls, device=device, batch_size=batch_size)
     with progress_bar() as bars:
         forward = bars.add_task("activations", total=job.sequences)
-        fitting = bars.add_task("probes", total=job.heads)
+        fitting = bars.add_task("probes", total=seeds * job.probes)
         scores = job.run(
             site=site,
             solver=solver,
             folds=folds,
             split=split,
             seed=seed,
+            seeds=seeds,
+            score=score,
             batch_size=batch_size,
             capture_progress=lambda done: bars.advance(forward, done),
             probe_progress=lambda done: bars.advance(fitting, done),
         )
     scores.save(output)
     say(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
+    print_controls(scores, console)
     mean, best = scores.scores.mean(), scores.scores.max()
     say(f"mean {mean:.3f}, best {best:.3f}; look at them with: truthgate show {output}")
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A loaded model with its sequences: `run` takes the settings that both kinds of model share."""
-
-    run: Callable[..., TruthScores]
-    sequences: int
-    heads: int
-
-
-def _lm_job(
-    model: str,
-    arguments: dict[str, Any],
-    names: list[str],
-    options: dict[str, Any],
-    *,
-    device: str | None,
-    batch_size: int,
-) -> _Job:
-    from truthgate_eval.anatomy import find_anatomy
-    from truthgate_eval.hosts.lm_eval_probing import load_lm, probing_sequences
-    from truthgate_eval.probing import probe_model
-
-    lm = load_lm(model, arguments, batch_size=batch_size, device=device)
-    sequences = probing_sequences(lm, names, **options)
-    name = getattr(lm, "model_name", str(lm.pretrained))
-    layers, heads = find_anatomy(lm.model).shape
-    return _Job(partial(probe_model, lm.model, sequences, name=name), len(sequences), layers * heads)
-
-
-def _vlm_job(
-    model: str, arguments: dict[str, Any], answers: Answers, image: str, *, device: str | None, chat: bool
-) -> _Job:
-    from truthgate_eval.anatomy import find_anatomy
-    from truthgate_eval.hosts.lmms_eval_probing import load_for_probing
-    from truthgate_eval.picture_conditions import under_condition
-    from truthgate_eval.probing import probe_vlm
-
-    shown = under_condition(answers, image)
-    vlm = load_for_probing(model, arguments, device=device, chat=chat)
-    layers, heads = find_anatomy(vlm.model).shape
-    return _Job(partial(probe_vlm, vlm, shown), len(shown), layers * heads)
-
-
-def _from_tasks(names: list[str], image: str, options: dict[str, Any]) -> Answers:
-    """Answers of lmms-eval's tasks; where no picture of theirs is wanted, of lm-eval's text tasks too."""
-    from loguru import logger
-
-    from truthgate_eval.hosts import lm_eval_probing, lmms_eval_probing
-
-    # lmms-eval logs through loguru, which shows everything unless it is told not to.
-    logger.remove()
-    logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
-    names, include_path = _named(names), options["include_path"]
-    chat = options["apply_chat_template"]
-    if image != "document" and lm_eval_probing.has_tasks(names, include_path=include_path):
-        if chat and options["system_instruction"]:
-            raise TaskError("--system_instruction with --apply_chat_template is for text models only")
-        # The model's own processor applies its template, around the picture too.
-        return lm_eval_probing.task_answers(names, **{**options, "apply_chat_template": False})
-    for name in ("num_fewshot", "system_instruction"):
-        if options[name]:
-            raise TaskError(
-                f"--{name} is for lm-eval's text tasks: lmms-eval's take none when they are probed"
-            )
-    return lmms_eval_probing.task_answers(names, limit=options["limit"], include_path=include_path)
-
-
-def _from_file(
-    path: Path, images: list[Path], names: list[str], limit: float | None, *, allow_missing: bool
-) -> Answers:
-    from truthgate_eval.author_sequences import file_answers
-    from truthgate_eval.pictures import PictureFolders
-
-    if names:
-        raise TaskError(f"--sequences {path} and --tasks {','.join(names)} exclude each other")
-    if not images:
-        raise TaskError("--sequences names pictures: say where they are with --images DIR")
-    return file_answers(path, PictureFolders(images), limit=limit, allow_missing=allow_missing)
-
-
-def _named(names: list[str]) -> list[str]:
-    if not names:
-        raise TaskError("nothing to probe on: name multiple-choice tasks with --tasks")
-    return names
 
 
 def _json(text: str) -> dict[str, Any]:

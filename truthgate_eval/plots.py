@@ -16,6 +16,7 @@ from truthgate_eval.scores import TruthScores
 _COLOURS = ((59, 15, 112), (42, 90, 160), (30, 150, 130), (110, 200, 80), (250, 230, 40))
 
 _SHADES = " ░▒▓█"
+_MEASURED = {"accuracy": "validation accuracy", "auroc": "AUROC", "context-gain": "gain over no context"}
 
 
 def top_heads(scores: TruthScores, count: int) -> Table:
@@ -67,7 +68,8 @@ def save_heat_map(scores: TruthScores, path: Path) -> None:
     axes.set(xlabel="head", ylabel="layer", title=_title(scores))
     axes.set_xticks(range(0, heads, max(1, heads // 8)))
     axes.set_yticks(range(0, layers, max(1, layers // 10)))
-    label = "validation accuracy" if "probe" in scores.metadata else "truth score"
+    kind = scores.metadata.get("score", "accuracy" if "probe" in scores.metadata else "unknown")
+    label = _MEASURED.get(kind, "truth score")
     figure.colorbar(image, ax=axes, label=label)
     try:
         figure.savefig(path, dpi=160)

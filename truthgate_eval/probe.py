@@ -38,18 +38,23 @@ class ProbeResult:
         stderr: Standard error of `scores`, clustered by question.
         auroc: Mean over folds of the area under the ROC curve on validation data; NaN where no
             fold's validation data has both labels.
+        auroc_stderr: Standard error of `auroc`, clustered by question; NaN where that is.
         train_accuracy: Mean over folds of the training accuracy.
         probe_weight: [layers, heads, width], fitted on all sequences.
         probe_bias: [layers, heads], fitted on all sequences.
+        influence: [layers, heads, n] what each sequence adds to the score's error: (right - mean) / number
+            judged, 0 where no fold judges it. Differences of scores have standard errors through it.
         settings: How the probes were fitted and on how much.
     """
 
     scores: NDArray[np.float32]
     stderr: NDArray[np.float32]
     auroc: NDArray[np.float32]
+    auroc_stderr: NDArray[np.float32]
     train_accuracy: NDArray[np.float32]
     probe_weight: NDArray[np.float32]
     probe_bias: NDArray[np.float32]
+    influence: NDArray[np.float32]
     settings: dict[str, Any]
 
 
@@ -123,17 +128,21 @@ def _probe_block(
     logits = (z + bias[:-1].T[:, :, None]).cpu().numpy()
     correct = (logits > 0) == (truth == 1)
     validated = [(correct[:, k, rows], logits[:, k, rows], rows) for k, (_, rows) in enumerate(splits)]
-    pooled = np.concatenate([right for right, _, _ in validated], axis=1)
-    judged = clusters[np.concatenate([rows for _, _, rows in validated])]
+    judged = np.concatenate([rows for _, _, rows in validated])
+    influence = np.zeros((len(x), len(truth)))
+    influence[:, judged] = _influence(np.concatenate([right for right, _, _ in validated], axis=1))
+    area, area_stderr = _mean_auroc([(logit, rows) for _, logit, rows in validated], truth, clusters)
     return {
         "scores": np.mean([right.mean(axis=1) for right, _, _ in validated], axis=0),
-        "stderr": clustered_stderr(pooled, judged),
-        "auroc": _mean_of_known(np.array([auroc(logit, truth[rows]) for _, logit, rows in validated])),
+        "stderr": influence_stderr(influence[:, judged], clusters[judged]),
+        "auroc": area,
+        "auroc_stderr": area_stderr,
         "train_accuracy": np.mean(
             [correct[:, k, train].mean(axis=1) for k, (train, _) in enumerate(splits)], axis=0
         ),
         "probe_weight": weight[-1].cpu().numpy(),
         "probe_bias": bias[-1].cpu().numpy(),
+        "influence": influence,
     }
 
 
@@ -142,16 +151,49 @@ def auroc(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64
 
     The Mann-Whitney statistic over ranks; NaN where `labels` has one class only.
     """
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    if positives == 0 or negatives == 0:
+    if len(np.unique(labels)) < 2:
         return np.full(len(logits), np.nan)
+    return _placements(logits, labels)[:, labels == 1].mean(axis=1)
+
+
+def auroc_influence(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What each sequence adds to the error of `auroc`, [heads, n]; NaN where `labels` has one class only.
+
+    DeLong's components about their mean, each divided by the number of its class; summed by cluster
+    they give Obuchowski's variance for clustered data.
+    """
+    if len(np.unique(labels)) < 2:
+        return np.full(logits.shape, np.nan)
+    placements = _placements(logits, labels)
+    area = placements[:, labels == 1].mean(axis=1, keepdims=True)
+    return (placements - area) / np.where(labels == 1, (labels == 1).sum(), (labels == 0).sum())
+
+
+def _placements(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """For a truthful sequence the share of others below it, for another the share of truthful above it."""
+    placements = np.empty(logits.shape)
     ranks = rankdata(logits, axis=1)
-    above = ranks[:, labels == 1].sum(axis=1) - positives * (positives + 1) / 2
-    return above / (positives * negatives)
+    for label in (0, 1):
+        mine = labels == label
+        below = (ranks[:, mine] - rankdata(logits[:, mine], axis=1)) / (~mine).sum()
+        placements[:, mine] = below if label else 1 - below
+    return placements
 
 
-def _mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_auroc(
+    validated: list[tuple[NDArray[Any], NDArray[np.int64]]], truth: NDArray[np.int64], clusters: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean of `auroc` over the folds (logits, rows) that have both labels, and its standard error."""
+    areas = np.array([auroc(logits, truth[rows]) for logits, rows in validated])
+    known = np.isfinite(areas).all(axis=1).sum()
+    if not known:
+        return areas[0], areas[0]
+    influence = np.concatenate([auroc_influence(logits, truth[rows]) for logits, rows in validated], axis=1)
+    judged = clusters[np.concatenate([rows for _, rows in validated])]
+    return mean_of_known(areas), influence_stderr(np.nan_to_num(influence) / known, judged)
+
+
+def mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
     """Mean over the first dimension of what is not NaN; NaN, without a warning, where nothing is."""
     known = np.isfinite(values)
     count = known.sum(axis=0)
@@ -160,16 +202,23 @@ def _mean_of_known(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def clustered_stderr(correct: NDArray[Any], clusters: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard error of each row's mean of `correct` [heads, n], with sequences clustered.
+    """Standard error of each row's mean of `correct` [heads, n], with sequences clustered."""
+    return influence_stderr(_influence(correct), clusters)
 
-    sqrt(sum over clusters of (sum of residuals)^2) / n, times sqrt(G / (G - 1)) for G clusters.
+
+def _influence(correct: NDArray[Any]) -> NDArray[np.float64]:
+    return (correct - correct.mean(axis=1, keepdims=True)) / correct.shape[1]
+
+
+def influence_stderr(influence: NDArray[Any], clusters: NDArray[Any]) -> NDArray[np.float64]:
+    """Standard error of a statistic from each sequence's influence on it [..., n], with sequences clustered.
+
+    sqrt(sum over clusters of (sum of influences)^2), times sqrt(G / (G - 1)) for G clusters.
     """
     names, index = np.unique(clusters, return_inverse=True)
-    residuals = correct - correct.mean(axis=1, keepdims=True)
-    sums = np.zeros((len(names), len(correct)))
-    np.add.at(sums, index, residuals.T)
-    factor = np.sqrt(len(names) / max(len(names) - 1, 1))
-    return factor * np.sqrt((sums**2).sum(axis=0)) / correct.shape[1]
+    sums = np.zeros((len(names), *influence.shape[:-1]))
+    np.add.at(sums, index, np.moveaxis(influence, -1, 0))
+    return np.sqrt(len(names) / max(len(names) - 1, 1) * (sums**2).sum(axis=0))
 
 
 def check_solver(solver: str) -> None:

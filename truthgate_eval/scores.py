@@ -24,8 +24,9 @@ from truthgate_eval.errors import ScoresError
 from truthgate_eval.paths import shipped
 
 SCHEMA_VERSION = 1
-_PER_HEAD = ("scores", "stderr", "auroc", "train_accuracy", "probe_bias")
-_ARRAYS = (*_PER_HEAD, "probe_weight")
+_PER_HEAD = ("scores", "stderr", "auroc", "train_accuracy", "probe_bias", "accuracy")
+_ARRAYS = (*_PER_HEAD, "probe_weight", "seed_scores")
+_CONTROL, _STDERR = "control_", "_stderr"  # control_NAME and control_NAME_stderr in the file
 # What numpy raises on files that are damaged, pickled, or no archive at all.
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
@@ -36,12 +37,17 @@ class TruthScores:
 
     Attributes:
         scores: float32 [layers, heads]; validation accuracy of each head's probe
-            (METHOD.md, "Truth scores", step 4).
+            (METHOD.md, "Truth scores", step 4), or what `metadata["score"]` says instead.
         stderr: Standard error of `scores`, same shape.
         auroc: Area under the ROC curve on the validation data, same shape.
         train_accuracy: The probes' accuracy on their training data, same shape.
         probe_weight: [layers, heads, width] probe directions, fitted on all sequences.
         probe_bias: [layers, heads] probe intercepts.
+        accuracy: [layers, heads] validation accuracy, where `scores` are something else.
+        seed_scores: [seeds, layers, heads] the scores of each assignment of folds, whose mean `scores` is.
+        controls: For each control the probes' accuracy under it, [layers, heads], or [1, 1] where it
+            has one probe for all heads.
+        control_stderr: For each control the standard error of accuracy minus control, [layers, heads].
         metadata: Where the scores come from, JSON-serialisable. `recommended`, if there,
             holds the gate setting that was selected on held-out data.
     """
@@ -52,6 +58,10 @@ class TruthScores:
     train_accuracy: NDArray[np.float32] | None = None
     probe_weight: NDArray[np.float32] | None = None
     probe_bias: NDArray[np.float32] | None = None
+    accuracy: NDArray[np.float32] | None = None
+    seed_scores: NDArray[np.float32] | None = None
+    controls: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    control_stderr: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -63,10 +73,22 @@ class TruthScores:
             raise ScoresError(f"scores have shape {self.scores.shape}, expected [layers, heads]")
         for name in _ARRAYS[1:]:
             array = getattr(self, name)
-            if array is not None and (
-                array.shape[:2] != self.shape or (array.ndim == 3) != (name[-1] == "t")
-            ):
+            if array is not None and not self._belongs(name, array):
                 raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
+        for name, array in self._control_arrays().items():
+            if array.shape != self.shape and array.shape != (1, 1):
+                raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
+
+    def _belongs(self, name: str, array: NDArray[np.float32]) -> bool:
+        if name == "seed_scores":
+            return array.ndim == 3 and array.shape[1:] == self.shape
+        return array.shape[:2] == self.shape and array.ndim == (3 if name == "probe_weight" else 2)
+
+    def _control_arrays(self) -> dict[str, NDArray[np.float32]]:
+        """The controls' arrays by their names in the file."""
+        means = {f"{_CONTROL}{name}": array for name, array in self.controls.items()}
+        errors = {f"{_CONTROL}{name}{_STDERR}": array for name, array in self.control_stderr.items()}
+        return {name: _as_float32(name, array) for name, array in {**means, **errors}.items()}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,6 +119,7 @@ class TruthScores:
         path = Path(path)
         check_output(path)
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        arrays.update(self._control_arrays())
         metadata = {"schema": SCHEMA_VERSION, **self.metadata}
         handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".npz")
         try:
@@ -185,12 +208,21 @@ def _read_npz(path: Path) -> dict[str, Any]:
         if "scores" not in archive.files:
             raise ScoresError(f"holds no array 'scores', only {archive.files}")
         fields: dict[str, Any] = {name: archive[name] for name in _ARRAYS if name in archive.files}
+        controls = {name: archive[name] for name in archive.files if name.startswith(_CONTROL)}
         metadata = json.loads(str(archive["metadata"])) if "metadata" in archive.files else {}
     if metadata.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
         raise ScoresError(
             f"written in schema {metadata['schema']}, this version reads up to {SCHEMA_VERSION}: "
             "update truthgate_eval"
         )
+    fields["control_stderr"] = {
+        name.removeprefix(_CONTROL).removesuffix(_STDERR): array
+        for name, array in controls.items()
+        if name.endswith(_STDERR)
+    }
+    fields["controls"] = {
+        name.removeprefix(_CONTROL): array for name, array in controls.items() if not name.endswith(_STDERR)
+    }
     return {**fields, "metadata": metadata}
 
 

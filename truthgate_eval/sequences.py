@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ class Answered:
         truthful: Whether the answer is right.
         group: The document that it belongs to, numbered through all data.
         pictures: Decodes the document's pictures; None where it has none.
+        picture: Tells different pictures apart: documents that share it are about the same ones.
     """
 
     context: str
@@ -32,6 +33,7 @@ class Answered:
     truthful: bool
     group: int
     pictures: Pictures | None = None
+    picture: Hashable = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ lm-eval itself; its label is 1 where the choice is the task's target.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.controls import KnowledgeChange
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.hosts.lm_eval import GatedHF
-from truthgate_eval.sequences import Answered, Answers, ProbingSequences
+from truthgate_eval.sequences import Answered, Answers, ProbingSequences, within
+from truthgate_eval.surface import equally_long, without_final_punctuation
 
 
 def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: str | None) -> HFLM:
@@ -83,6 +86,8 @@ def task_answers(
     system_instruction: str | None = None,
     metadata: dict[str, Any] | None = None,
     include_path: str | None = None,
+    surface_matched: bool = False,
+    change: KnowledgeChange | None = None,
 ) -> Answers:
     """All answers of some multiple-choice tasks, built by lm-eval.
 
@@ -96,9 +101,13 @@ def task_answers(
         system_instruction: As in lm-eval.
         metadata: Passed to the tasks, as lm-eval's `--metadata`.
         include_path: A folder with tasks of the user's own.
+        surface_matched: Take only documents whose answers are equally long to a word, before `limit`
+            counts them, and strip the answers' final punctuation.
+        change: What is shown in the place of the documents' knowledge.
 
     Raises:
-        TaskError: A task is unknown, or is not multiple-choice.
+        TaskError: A task is unknown, is not multiple-choice, has no matched answers, or does not say
+            which field of a document is the knowledge that is to be changed.
     """
     items: list[Answered] = []
     rows: dict[str, list[int]] = {}
@@ -112,20 +121,25 @@ def task_answers(
             task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
         template = lm if apply_chat_template else None
+        chosen = _chosen(name, task, limit) if surface_matched else None
+        if change is not None:
+            change_knowledge(name, task, change, chosen or range(within(limit, len(task.eval_docs))))
         task.build_all_requests(
             limit=get_sample_size(task, limit),
+            samples=chosen,
             system_instruction=system_instruction,
             apply_chat_template=apply_chat_template,
             fewshot_as_multiturn=bool(num_fewshot),
             chat_template=template.apply_chat_template if template else None,
             tokenizer_name=template.tokenizer_name if template else "",
         )
-        _collect(name, task, items, rows)
+        _collect(name, task, chosen, items, rows)
     settings = {
         "task": ",".join(names),
         "num_fewshot": num_fewshot or 0,
         "chat_template": apply_chat_template,
         "system_instruction": system_instruction,
+        "surface_matched": surface_matched,
     }
     return Answers(items, rows, settings)
 
@@ -141,15 +155,78 @@ def probing_sequences(lm: HFLM, names: list[str], **options: Any) -> ProbingSequ
     Raises:
         TaskError: A task is unknown, or is not multiple-choice.
     """
-    answers = task_answers(names, lm=lm, **options)
+    return encode(lm, task_answers(names, lm=lm, **options))
+
+
+def encode(lm: HFLM, answers: Answers) -> ProbingSequences:
+    """Answers as the tokens that a text model takes."""
     tokens = [_encode(lm, item.context, item.answer) for item in answers.items]
     return ProbingSequences(
         tokens, answers.labels, answers.groups, answers.rows, answers.fingerprint, answers.settings
     )
 
 
-def _collect(name: str, task: Any, items: list[Answered], rows: dict[str, list[int]]) -> None:
-    """Add one task's requests, built by lm-eval; its documents are numbered on from those before."""
+def matched_documents(name: str, task: Any, documents: Sequence[Any]) -> list[int]:
+    """The places of the documents whose answers are equally long to a word.
+
+    Raises:
+        TaskError: There is none.
+    """
+    found = [place for place, doc in enumerate(documents) if equally_long(task.doc_to_choice(doc))]
+    if not found:
+        raise TaskError(
+            f"--surface-matched leaves nothing of {name}: in all {len(documents)} documents the answers "
+            "differ by more than one word"
+        )
+    return found
+
+
+def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
+    found = matched_documents(name, task, task.eval_docs)
+    return found[: within(limit, len(found))]
+
+
+def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequence[int]) -> None:
+    """Make a task render its documents with other knowledge; choices and targets stay as they are.
+
+    Few-shot examples are rendered the same way.
+
+    Args:
+        name: The task's name.
+        task: Changed in place. Its metadata's `context_field` names the field that is the knowledge.
+        change: Says what is shown in the place of each.
+        chosen: The documents that are probed, by their places.
+
+    Raises:
+        TaskError: The task does not name the field, or its documents do not show it.
+    """
+    field = (task.config.metadata or {}).get("context_field")
+    if not field:
+        raise TaskError(
+            f"task {name!r} does not say which field of its documents is the knowledge: name it with "
+            '--metadata \'{"context_field": "FIELD"}\', or leave the controls of the context out'
+        )
+    documents = [task.eval_docs[place] for place in chosen]
+    if field not in documents[0]:
+        raise TaskError(f"context_field={field}: the documents of {name} have {', '.join(documents[0])}")
+    shown = change(str(doc[field]) for doc in documents)
+    render = task.doc_to_text
+
+    def changed(doc: dict[str, Any], *args: Any) -> Any:
+        return render({**doc, field: shown.get(str(doc[field]), doc[field])}, *args)
+
+    if all(changed(doc) == render(doc) for doc in documents):
+        raise TaskError(f"context_field={field}: {name} does not show it, so nothing would change without it")
+    task.doc_to_text = changed
+
+
+def _collect(
+    name: str, task: Any, chosen: list[int] | None, items: list[Answered], rows: dict[str, list[int]]
+) -> None:
+    """Add one task's requests, built by lm-eval; its documents are numbered on from those before.
+
+    lm-eval numbers `chosen` documents anew, and matched answers lose their final punctuation.
+    """
     data = (task.config.metadata or {}).get("data", name)
     before = items[-1].group + 1 if items else 0
     seen: dict[int, int] = {}
@@ -159,8 +236,11 @@ def _collect(name: str, task: Any, items: list[Answered], rows: dict[str, list[i
             continue
         if instance.doc_id not in seen:
             seen[instance.doc_id] = before + len(seen)
-            rows.setdefault(data, []).append(int(instance.doc.get("row", instance.doc_id)))
+            place = instance.doc_id if chosen is None else chosen[instance.doc_id]
+            rows.setdefault(data, []).append(int(instance.doc.get("row", place)))
         context, choice = instance.args[:2]
+        if chosen is not None:
+            choice = without_final_punctuation(choice)
         items.append(Answered(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
 
 
