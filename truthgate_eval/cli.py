@@ -14,6 +14,7 @@ from truthgate_eval.cli_compare import compare
 from truthgate_eval.cli_correlate import correlate
 from truthgate_eval.cli_data import data_app
 from truthgate_eval.cli_probe import probe
+from truthgate_eval.cli_report import report
 from truthgate_eval.cli_sweep import sweep
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.terminal import console, say
@@ -30,6 +31,7 @@ app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(correlate)
 app.command()(probe)
+app.command()(report)
 app.command()(sweep)
 
 
