@@ -7,6 +7,7 @@ Parameters are counted on the models' real configurations, without weights. Noth
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,8 +201,19 @@ def multimodal_model(model: Model) -> Iterator[str]:
 
 
 def block(*commands: str) -> str:
-    """A console block with one command a line."""
-    return "```console\n" + "".join(f"$ {command}\n" for command in commands) + "```\n"
+    """A console block; a long command goes on in further lines."""
+    return "```console\n" + "".join(f"$ {wrapped(command)}\n" for command in commands) + "```\n"
+
+
+def wrapped(command: str) -> str:
+    """Broken between words, never behind an option that waits for its value."""
+    lines, line = [], ""
+    for unit in re.findall(r"--\S+(?: (?!--)(?:'[^']*'|\S+))?|\S+", command):
+        if line and len(line) + len(unit) > 96:
+            lines.append(line)
+            line = "    "
+        line += unit if not line.strip() else f" {unit}"
+    return " \\\n".join([*lines, line])
 
 
 HEAD = """# Reproduce the paper
@@ -228,25 +240,22 @@ HaluEval comes with the installation. The authors' own sequences (JSON lines) ca
 `truthgate data rlhf-v --parquet`, or to `truthgate probe --sequences FILE --images DIR`.
 
 """
-TAIL = """## Correlations
-
-```console
-$ truthgate correlate Vicuna/base=vicuna-halueval.npz Vicuna/llava=llava15-text.npz Vicuna/next=llava-next-text.npz Mistral/base=mistral-halueval.npz --plot text.png --csv text.csv
-$ truthgate correlate Vicuna/base=vicuna-halueval.npz Vicuna/llava=llava15-black.npz Vicuna/next=llava-next-black.npz --plot black.png
-$ truthgate correlate Vicuna/base=vicuna-phd.npz Vicuna/llava=llava15-phd.npz Vicuna/own=llava15.npz --plot datasets.png
-$ truthgate correlate Qwen/base=qwen25-halueval.npz Qwen/vl=qwen25-vl-text.npz Qwen/omni=qwen25-omni-text.npz --plot qwen.png
-$ truthgate correlate vicuna.npz llava15.npz --scatter pair.png --heat-maps maps.png
-```
-
-## Choosing lam and norm
-
-The paper's grid search on a held-out fifth, with the choice judged on the rest:
-
-```console
-$ truthgate sweep vicuna.npz --model_args pretrained=lmsys/vicuna-7b-v1.5,dtype=bfloat16 --lam 0.5,1,2,4.5,7.5 --norm centered,minmax --random 3
-$ truthgate sweep llava15.npz --model gated_llava --model_args dtype=bfloat16 --tasks pope_coco --lam 0.05,0.1,0.2,0.3 --norm minmax --random 3
-```
-"""
+CORRELATE = (
+    "truthgate correlate Vicuna/base=vicuna-halueval.npz Vicuna/llava=llava15-text.npz Vicuna/next=llava-next-text.npz "
+    "Mistral/base=mistral-halueval.npz --plot text.png --csv text.csv",
+    "truthgate correlate Vicuna/base=vicuna-halueval.npz Vicuna/llava=llava15-black.npz Vicuna/next=llava-next-black.npz "
+    "--plot black.png",
+    "truthgate correlate Vicuna/base=vicuna-phd.npz Vicuna/llava=llava15-phd.npz Vicuna/own=llava15.npz --plot datasets.png",
+    "truthgate correlate Qwen/base=qwen25-halueval.npz Qwen/vl=qwen25-vl-text.npz Qwen/omni=qwen25-omni-text.npz "
+    "--plot qwen.png",
+    "truthgate correlate vicuna.npz llava15.npz --scatter pair.png --heat-maps maps.png",
+)
+SWEEP = (
+    "truthgate sweep vicuna.npz --model_args pretrained=lmsys/vicuna-7b-v1.5,dtype=bfloat16 --lam 0.5,1,2,4.5,7.5 "
+    "--norm centered,minmax --random 3",
+    "truthgate sweep llava15.npz --model gated_llava --model_args dtype=bfloat16 --tasks pope_coco "
+    "--lam 0.05,0.1,0.2,0.3 --norm minmax --random 3",
+)
 
 
 def main() -> None:
@@ -254,7 +263,12 @@ def main() -> None:
     parts = [
         part for model in _models() for part in (multimodal_model if model.host else language_model)(model)
     ]
-    PAGE.write_text(HEAD + "\n".join(parts) + "\n" + TAIL, encoding="utf-8")
+    tail = [
+        "## Correlations\n\nFigures 1b, 1c and 3: text alone, a black picture, other data, the other family, two models head by "
+        f"head.\n\n{block(*CORRELATE)}",
+        f"## Choosing lam and norm\n\nThe grid search on a held-out fifth, with the choice judged on the rest:\n\n{block(*SWEEP)}",
+    ]
+    PAGE.write_text(HEAD + "\n".join([*parts, *tail]), encoding="utf-8")
 
 
 if __name__ == "__main__":
