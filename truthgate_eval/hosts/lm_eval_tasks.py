@@ -16,6 +16,8 @@ from datasets import Dataset
 from truthgate_eval import halueval, phd
 from truthgate_eval.errors import TaskError
 from truthgate_eval.judgement import Pair, f1, parse_yes_no, precision, recall, unparsed, yes_ratio
+from truthgate_eval.prepared import read_rows
+from truthgate_eval.scene_polls import scenes_file
 
 __all__ = ["f1", "precision", "recall", "unparsed", "yes_ratio"]
 
@@ -49,6 +51,11 @@ def qa_official(**metadata: Any) -> dict[str, Dataset]:
 def phd_text(**metadata: Any) -> dict[str, Dataset]:
     """PhD's questions under their contradicting context."""
     return {"test": Dataset.from_list(phd.documents(metadata.get("phd_path")))}
+
+
+def scenes_text(**_metadata: Any) -> dict[str, Dataset]:
+    """The questions of `probe_scenes`, with the picture's caption for the picture."""
+    return {"test": Dataset.from_list(read_rows(scenes_file("probe")))}
 
 
 def official_prompt(instruction: str, doc: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from truthgate_eval.paths import data_dir
 from truthgate_eval.pictures import open_picture
 from truthgate_eval.poll import PROBE
 from truthgate_eval.prepared import COMMANDS, prepared_file
+from truthgate_eval.scene_polls import scenes_file
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ def on_load(name: str) -> Any:
     lmms-eval has no option that reaches a task, so what a user chooses comes from the environment.
 
     * `data_pope_coco_random` and its like: `dataset_kwargs` that point at the prepared file;
+    * `data_scenes_random` and its like: the same, drawn where they are not there;
     * `data_poll_probe`, `poll_probe_metadata`: the questions that were set aside for probing, or else those
       of the random split;
     * `judge`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
@@ -40,6 +42,8 @@ def on_load(name: str) -> Any:
         TaskError: There is no such parser.
     """
     try:
+        if name.startswith("data_scenes_"):
+            return {"data_files": {"test": str(scenes_file(name.removeprefix("data_scenes_")))}}
         if name == "data_poll_probe":
             return _files(_poll_to_probe())
         if name == "poll_probe_metadata":
