@@ -44,7 +44,6 @@ def documents(
     """The documents of a HaluEval task, in the order of the original file.
 
     Each has the file's own columns and: `row`, its number in the file; `subset`, the part that it
-    Each has the file's own columns and: `row`, its number in the file; `subset`, the part that it
     is in; `answer`, the one answer that is shown, and `hallucinated`, yes or no; `choices` and
     `target`, both answers in an order that does not tell, and the right one's place.
 
