@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -28,8 +27,8 @@ CONTROLS = (SURFACE, NO_CONTEXT, SWAPPED, SHUFFLED)
 CONTEXT_CONTROLS = (NO_CONTEXT, SWAPPED)
 
 Key = TypeVar("Key", bound=Hashable)
-# From the knowledge of all documents to what is shown in the place of each.
-KnowledgeChange = Callable[[Iterable[str]], dict[str, str]]
+# From the knowledge of the probed documents to what is shown in the place of any.
+KnowledgeChange = Callable[[Iterable[str]], Callable[[str], str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +80,19 @@ def exchange(keys: Iterable[Key], *, seed: int) -> dict[Key, Key]:
 
 
 def knowledge_change(name: str, seed: int) -> KnowledgeChange:
-    """What a control of the context does to the documents' knowledge, where that is text."""
+    """What a control of the context does to the documents' knowledge, where that is text.
+
+    Knowledge of documents that are not probed (few-shot examples may be such) is taken out, but not
+    exchanged.
+    """
     if name == NO_CONTEXT:
-        return lambda texts: dict.fromkeys(texts, "")
-    return partial(exchange, seed=seed)
+        return lambda _: lambda _text: ""
+
+    def swapped(texts: Iterable[str]) -> Callable[[str], str]:
+        other = exchange(texts, seed=seed)
+        return lambda text: other.get(text, text)
+
+    return swapped
 
 
 def swap_pictures(answers: Answers, seed: int) -> Answers:

@@ -19,8 +19,8 @@ class Repeats:
 
     Attributes:
         mean: The first seed's result with the mean over seeds of its scores, AUROC and training
-            accuracy. Its standard errors are those of the mean: they come from the choice of
-            documents, which more seeds do not make smaller.
+            accuracy. `stderr` is that of the mean: seeds take the chance of the folds out of it, and
+            leave what the choice of documents brings.
         accuracy: [seeds, layers, heads].
         auroc: [seeds, layers, heads].
     """
@@ -57,7 +57,7 @@ def probe_repeats(
         scores=accuracy.mean(axis=0),
         stderr=difference_stderr(influence, groups),
         auroc=mean_of_known(areas).astype(np.float32),
-        # Refolding changes the AUROC's influences little: their mean error is that of one seed.
+        # One seed's error on average, which the mean's is not above.
         auroc_stderr=mean_of_known(area_errors).astype(np.float32),
         train_accuracy=np.mean([result.train_accuracy for result in results], axis=0),
         influence=influence,

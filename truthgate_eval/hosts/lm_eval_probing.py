@@ -189,7 +189,7 @@ def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
 def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequence[int]) -> None:
     """Make a task render its documents with other knowledge; choices and targets stay as they are.
 
-    Few-shot examples are rendered the same way.
+    Few-shot examples are rendered the same way; lm-eval still leaves out the document at hand.
 
     Args:
         name: The task's name.
@@ -213,7 +213,7 @@ def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequ
     render = task.doc_to_text
 
     def changed(doc: dict[str, Any], *args: Any) -> Any:
-        return render({**doc, field: shown.get(str(doc[field]), doc[field])}, *args)
+        return render({**doc, field: shown(str(doc[field]))}, *args)
 
     if all(changed(doc) == render(doc) for doc in documents):
         raise TaskError(f"context_field={field}: {name} does not show it, so nothing would change without it")
