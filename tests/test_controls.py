@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -426,3 +427,16 @@ def test_a_mistake_is_one_line(
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert message in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_the_page_says_what_the_figures_say() -> None:
+    """docs/controls.md's tables are those of docs/controls.json, and name the commands' documents."""
+    spec = importlib.util.spec_from_file_location("make_controls", ROOT / "docs" / "make_controls.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    results = json.loads((ROOT / "docs" / "controls.json").read_text())
+    page = (ROOT / "docs" / "controls.md").read_text()
+    assert script.BEGIN + script.table(results) + script.END in page
+    for run in results["answers"].values():
+        assert run["documents"] == 292 and set(run["controls"]) == set(CONTROLS)

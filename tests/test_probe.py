@@ -14,7 +14,14 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.probe import ProbeResult, auroc, clustered_stderr, probe_heads
+from truthgate_eval.probe import (
+    ProbeResult,
+    auroc,
+    auroc_influence,
+    clustered_stderr,
+    influence_stderr,
+    probe_heads,
+)
 from truthgate_eval.splits import make_folds
 
 
@@ -227,3 +234,31 @@ def test_bad_activations_name_their_head_before_anything_is_fitted(value: float)
     with pytest.raises(ProbeError, match="layer 1, head 2 has NaN or infinite"):
         probe_heads(torch.from_numpy(x), labels, groups, progress=done.append)
     assert not done
+
+
+def test_the_error_of_the_auroc_is_delongs_and_clusters_count_once() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, size=300)
+    logits = rng.normal(size=(2, 300)).round(1) + labels
+    influence = auroc_influence(logits, labels)
+    alone = influence_stderr(influence, np.arange(300))
+    below = (logits[:, labels == 1][:, :, None] > logits[:, labels == 0][:, None, :]) + 0.5 * (
+        logits[:, labels == 1][:, :, None] == logits[:, labels == 0][:, None, :]
+    )
+    true, false = below.mean(axis=2), below.mean(axis=1)
+    delong = true.var(axis=1, ddof=1) / true.shape[1] + false.var(axis=1, ddof=1) / false.shape[1]
+    np.testing.assert_allclose(alone, np.sqrt(delong), rtol=0.01)
+    np.testing.assert_allclose(influence.sum(axis=1), 0, atol=1e-9)
+    twice = auroc_influence(np.repeat(logits, 2, axis=1), np.repeat(labels, 2))
+    np.testing.assert_allclose(influence_stderr(twice, np.repeat(np.arange(300), 2)), alone, rtol=1e-9)
+
+
+def test_the_error_of_the_auroc_is_its_spread_over_data() -> None:
+    found = []
+    for seed in range(30):
+        _, labels, groups = pairs(n=200)
+        x = np.random.default_rng(seed).normal(size=(200, 1, 2, 3)) + 0.4 * labels[:, None, None, None]
+        found.append(probe_heads(x, labels, groups, solver="newton"))
+    spread = np.std([result.auroc for result in found])
+    mean = np.mean([result.auroc_stderr for result in found])
+    assert 0.7 * spread < mean < 1.3 * spread
