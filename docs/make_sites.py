@@ -77,6 +77,7 @@ def tables(work: Path) -> str:
     versions = artifacts["post"].metadata["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "lm_eval"))
     means = ", ".join(f"{artifact.scores.mean():.3f} ({site})" for site, artifact in artifacts.items())
+    spreads = ", ".join(f"{spread(artifact):.3f} ({site})" for site, artifact in artifacts.items())
     pairs = json.loads((work / "correlation.json").read_text())["correlations"]
     agree = ", ".join(
         f"r = {pair['r']:.2f} {pair['scope']}" for pair in pairs if pair["measure"] == "pearson"
@@ -85,12 +86,18 @@ def tables(work: Path) -> str:
     compared = compared.replace("# Leaderboard\n\n## ", "")
     return (
         f"\nSmolLM2-135M-Instruct, {PROBED} HaluEval-QA questions probed; {platform.machine()} CPU, {packages}.\n"
-        f"\nMean score: {means}. The two maps agree to {agree}.\n"
+        f"\nMean score: {means}; mean distance from a layer's mean: {spreads}. The two maps agree to {agree}.\n"
         f"\n### Over the lam axis\n\nAccuracy in percent ± one standard error on {SELECTION} questions of "
         f"`halueval_qa`'s held-out fifth, norm centered.\n\n{axis_table(work)}\n"
         f"\n### On the rest\n\nlam = {LAM}, centered, {REST} questions that took part neither in probing nor in "
         f"choosing.\n\n{compared}\n\n"
     )
+
+
+def spread(artifact: TruthScores) -> float:
+    """The mean distance of a score from its layer's mean, which is what norm=centered leaves."""
+    centered = artifact.scores - artifact.scores.mean(axis=1, keepdims=True)
+    return float(abs(centered).mean())
 
 
 def axis_table(work: Path) -> str:
