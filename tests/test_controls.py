@@ -21,6 +21,7 @@ from test_cli import truthgate
 from truthgate_eval.control_verdicts import verdicts
 from truthgate_eval.controls import (
     CONTROLS,
+    Control,
     derangement,
     exchange,
     knowledge_change,
@@ -281,6 +282,14 @@ def test_equally_long_answers_are_looked_for_before_the_limit(tmp_path: Path) ->
     assert {item.context.split("\n")[1] for item in swapped.items} == used and swapped.rows == found.rows
 
 
+def test_documents_without_a_row_number_are_counted_in_their_file(tmp_path: Path) -> None:
+    choices = [["a", "b b b"], ["a", "b."], ["a", "b b b"], ["a", "b"]]
+    docs = [{"knowledge": f"k{n}", "question": "q", "choices": c, "target": 0} for n, c in enumerate(choices)]
+    write_task(tmp_path, "unnumbered", docs)
+    found = task_answers(["unnumbered"], include_path=str(tmp_path), surface_matched=True)
+    assert found.rows == {"unnumbered": [1, 3]} and found.items[0].context == "k1 q"
+
+
 def test_no_equally_long_answers_is_one_line(halueval_folder: str) -> None:
     with pytest.raises(TaskError, match="leaves nothing of probe_halueval_qa: in all 60 documents"):
         contexts(halueval_folder, surface_matched=True)
@@ -329,6 +338,16 @@ def test_the_context_gain_is_what_the_context_adds() -> None:
             assert np.isfinite(np.asarray(make_gate(scores, lam=1.0, norm=norm).values)).all()
     assert {s.metadata["score"] for s in (plain, gain, area)} == {"accuracy", "context-gain", "auroc"}
     assert [v.above for v in verdicts(gain)] == [v.above for v in verdicts(plain)] == [1, 2]
+
+
+def test_a_control_that_changes_nothing_differs_by_nothing_for_certain() -> None:
+    answers, run = planted(context=0.5)
+    same = [Control("no-context", sequences=answers)]
+    scores = score_heads(run, answers, described={}, solver="newton", controls=same)
+    np.testing.assert_array_equal(scores.controls["no-context"], scores.scores)
+    assert not scores.control_stderr["no-context"].any() and scores.stderr is not None
+    assert scores.stderr.min() > 0.01
+    assert [verdict.explains for verdict in verdicts(scores)] == [True]
 
 
 def test_a_context_gain_needs_its_control() -> None:
