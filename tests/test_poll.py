@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from truthgate_eval.annotations import Annotated, read_annotations
 from truthgate_eval.errors import DataError
-from truthgate_eval.poll import Annotated, ask_about, make_poll, prepare_poll, read_annotations
+from truthgate_eval.poll import ask_about, make_poll, prepare_poll
 from truthgate_eval.pope import SPLITS
 from truthgate_eval.prepared import read_rows
 

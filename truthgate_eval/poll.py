@@ -12,7 +12,6 @@ Li et al., "Evaluating object hallucination in large vision-language models" (EM
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter, defaultdict
@@ -21,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.annotations import Annotated, read_annotations
 from truthgate_eval.errors import DataError
 from truthgate_eval.pictures import PictureFolders
 from truthgate_eval.pope import SPLITS
 from truthgate_eval.prepared import (
     Prepared,
-    read_json_lines,
     require_pictures,
     sha256,
     with_paths,
@@ -39,14 +38,6 @@ _CONSONANT_SOUND = re.compile(
     r"eu|ewe|one\b|once|u-|ufo|uni([^dmn]|$)|us[eaiu]|ut[ei]|ukulele|ura|urin", re.IGNORECASE
 )
 _VOWEL_SOUND = re.compile(r"[aeiou]|heir|honest|hono|hour|x-ray", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Annotated:
-    """A picture and the names of the objects on it, each once."""
-
-    image: str
-    objects: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -220,35 +211,6 @@ def ask_about(name: str) -> str:
     return f"Is there {'an' if vowel else 'a'} {name} in the image?"
 
 
-def read_annotations(file: Path) -> list[Annotated]:
-    """Annotated pictures from COCO's instances JSON, or from JSON lines of image and objects.
-
-    Raises:
-        DataError: The file is neither, or names a picture twice.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the annotations {file}: {error}") from error
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        whole = None  # several lines of JSON, or none at all: the reader of lines will say
-    if isinstance(whole, dict) and "images" in whole:
-        pictures = _from_coco(file, whole)
-    else:
-        pictures = [
-            Annotated(str(record["image"]), _objects(record["objects"], f"{file}, line {number}"))
-            for number, record in read_json_lines(file, ("image", "objects"))
-        ]
-    twice = [name for name, times in Counter(picture.image for picture in pictures).items() if times > 1]
-    if twice:
-        raise DataError(f"{file} lists {len(twice)} pictures more than once, such as {twice[0]}")
-    if not pictures:
-        raise DataError(f"{file} has no pictures")
-    return pictures
-
-
 def _set_aside(pictures: Sequence[str], share: float, seed: int) -> set[str]:
     number = round(share * len(pictures))
     if share and not 0 < number < len(pictures):
@@ -296,20 +258,3 @@ def _absent(
         # POPE's way out where nothing that is left was ever seen together with the object.
         chosen.append(nearest if near[nearest] else draw.choice(left))
     return chosen
-
-
-def _objects(given: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(name, str) and name.strip() for name in given):
-        raise DataError(f"{where}: objects is not a list of names")
-    return tuple(dict.fromkeys(name.strip() for name in given))
-
-
-def _from_coco(file: Path, whole: Mapping[str, Any]) -> list[Annotated]:
-    try:
-        names = {category["id"]: str(category["name"]) for category in whole["categories"]}
-        objects: dict[Any, dict[str, None]] = {image["id"]: {} for image in whole["images"]}
-        for annotation in whole["annotations"]:
-            objects[annotation["image_id"]][names[annotation["category_id"]]] = None
-        return [Annotated(str(image["file_name"]), tuple(objects[image["id"]])) for image in whole["images"]]
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{file} is not COCO's instances file: {error!r}") from error

@@ -10,8 +10,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.annotations import Annotated
 from truthgate_eval.paths import data_dir
-from truthgate_eval.poll import Annotated, make_poll
+from truthgate_eval.poll import make_poll
 from truthgate_eval.prepared import PROVENANCE, Prepared, replacing, write_set
 from truthgate_eval.scenes import FEWEST, MAKE, Scene, make_scene
 
