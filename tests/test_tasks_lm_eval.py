@@ -18,7 +18,7 @@ from truthgate_eval.paths import shipped
 
 GROUP = ["halueval_qa", "halueval_dialogue", "halueval_summarization"]
 JUDGED = [*GROUP, "halueval_qa_no_knowledge", "halueval_qa_official"]
-CHOSEN = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text"]
+CHOSEN = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text", "probe_scenes_text"]
 FOLDER = shipped("tasks") / "lm_eval"
 FILES = sorted(FOLDER.glob("*.yaml"))
 DOCUMENTS = 40
