@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from truthgate_eval import halueval
 from truthgate_eval.hosts.lm_eval import GatedHF
 
 PLAIN = {"until": ["\n", "ab"], "max_gen_toks": 12, "do_sample": False}
@@ -140,14 +142,11 @@ def test_batch_size_auto_needs_no_search(
 def test_on_the_real_model_200_varied_texts_are_those_of_hf() -> None:
     from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
 
-    openings = [
-        "Write one line about",
-        "Name three facts on",
-        "Is this true? The number",
-        "Translate:",
-        "Count from",
+    questions = [row["question"] for row in itertools.islice(halueval.read("qa"), 200)]
+    shared = "Answer each question in one short sentence.\n\n"
+    asked = [
+        f"{shared if i % 3 else ''}Question: {question}\nAnswer:" for i, question in enumerate(questions)
     ]
-    asked = [f"{openings[i % 5]} {i}, please.{' Think.' * (i % 4)}\nAnswer:" for i in range(200)]
     generation = {"until": ["\n\n"], "max_gen_toks": 16, "do_sample": False}
     expected = HFLM(resolve_pretrained(SMALL_MODEL), batch_size=8, device="cpu").generate_until(
         requests(asked, generation), disable_tqdm=True

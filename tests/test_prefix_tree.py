@@ -103,14 +103,18 @@ def test_planning_is_about_linear(kind: str) -> None:
             ]
         else:
             sequences = [[4] * 100] * n
-        start = time.process_time()
-        plan(sequences)
-        return time.process_time() - start
+        times = []
+        for _ in range(3):  # the smallest: a busy machine only ever adds
+            start = time.process_time()
+            plan(sequences)
+            times.append(time.process_time() - start)
+        return min(times)
 
     seconds(200)
-    # Tokens of nested sequences grow with the square of their number; so may the time.
-    bound = 400 if kind == "nested" else 40
-    assert seconds(5000) < bound * max(seconds(500), 0.01)
+    # Eight times the sequences: 8 times the time, 64 times if it were quadratic. Tokens of nested sequences
+    # grow with the square of their number already; so may the time.
+    bound = 200 if kind == "nested" else 30
+    assert seconds(8000) < bound * max(seconds(1000), 0.005)
 
 
 def test_ten_thousand_halueval_documents_are_planned_in_seconds(shared_data: Path) -> None:
