@@ -1,0 +1,1 @@
+"""Each job beside its peer, in one process: `python -m benchmarks NAME [--quick]`."""

@@ -1,0 +1,58 @@
+"""Activations of HaluEval pairs: against ITI's way, one sequence at a time through the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Result, compare
+from benchmarks.work import load_model, pairs
+from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.capture import capture
+
+
+def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
+    """Yield the comparison."""
+    model, tokenizer = load_model()
+    count = 8 if quick else 100
+    sequences = pairs(tokenizer, count)
+    anatomy = find_anatomy(model)
+    yield compare(
+        name,
+        f"{len(sequences)} sequences of {count} HaluEval-QA questions",
+        len(sequences),
+        ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, anatomy, sequences)),
+        ("truthgate_eval.capture, batch_size=4", lambda: capture(model, sequences, batch_size=4)),
+        agree,
+        rounds=rounds,
+    )
+
+
+def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarray:
+    """As honest_llama collects them: logits and all hidden states too, and activations at all tokens."""
+    kept = []
+    for sequence in sequences:
+        seen: list[torch.Tensor] = []
+        hooks = [
+            projection.module.register_forward_hook(
+                lambda _, __, output, seen=seen: seen.append(output.detach())
+            )
+            for projection in anatomy.projections
+        ]
+        with torch.no_grad():
+            output = model(torch.tensor([sequence]), output_hidden_states=True, use_cache=True)
+        for hook in hooks:
+            hook.remove()
+        torch.stack(output.hidden_states).squeeze().numpy()
+        kept.append(torch.stack(seen).squeeze(1).numpy()[:, -1].copy())
+    return np.stack(kept)
+
+
+def agree(theirs: np.ndarray, ours: np.ndarray) -> dict[str, Any]:
+    """Largest error of each layer over the layer's largest activation: below 1e-5."""
+    ours = ours.reshape(theirs.shape)
+    error = float((np.abs(theirs - ours).max(axis=(0, 2)) / np.abs(theirs).max(axis=(0, 2))).max())
+    return {"passed": error < 1e-5, "error_over_layer_max": error}

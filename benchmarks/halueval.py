@@ -1,0 +1,61 @@
+"""HaluEval judgements behind one long instruction: `gated_hf` without a gate against lm-eval's `hf`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from benchmarks.measure import Result, compare
+from benchmarks.work import judgements, load_model
+from truthgate_eval.hosts.lm_eval import GatedHF
+
+
+def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
+    """Yield the comparison."""
+    model, tokenizer = load_model()
+    prompts, shared = judgements(tokenizer, 16 if quick else 104)
+    options = {"tokenizer": tokenizer, "batch_size": 8}
+    theirs, ours = HFLM(model, **options), GatedHF(model, scores="none", **options)
+    generate = name.endswith("generate")
+    requests = _generate(prompts) if generate else _choose(prompts)
+    method = "generate_until" if generate else "loglikelihood"
+    yield compare(
+        name,
+        f"{len(requests)} requests behind a {shared}-token instruction",
+        len(requests),
+        ("lm-eval hf, batch_size=8", lambda: getattr(theirs, method)(requests, disable_tqdm=True)),
+        ("gated_hf, batch_size=8", lambda: getattr(ours, method)(requests, disable_tqdm=True)),
+        same_texts if generate else same_likelihoods,
+        rounds=rounds,
+    )
+
+
+def _generate(prompts: list[str]) -> list[Instance]:
+    settings = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
+    return [Instance("generate_until", {}, (prompt, dict(settings)), i) for i, prompt in enumerate(prompts)]
+
+
+def _choose(prompts: list[str]) -> list[Instance]:
+    """One request a prompt: two would be one input asked twice, which `hf` does not compute twice either."""
+    return [Instance("loglikelihood", {}, (prompt, " Yes"), i) for i, prompt in enumerate(prompts)]
+
+
+def same_texts(theirs: list[str], ours: list[str]) -> dict[str, Any]:
+    """Every text identical."""
+    different = sum(a != b for a, b in zip(theirs, ours, strict=True))
+    return {
+        "passed": different == 0,
+        "texts": len(theirs),
+        "different": different,
+        "distinct": len(set(theirs)),
+    }
+
+
+def same_likelihoods(theirs: list[tuple[float, bool]], ours: list[tuple[float, bool]]) -> dict[str, Any]:
+    """Log-probabilities within 1e-4, greedy flags equal."""
+    error = max(abs(a[0] - b[0]) for a, b in zip(theirs, ours, strict=True))
+    flags = sum(a[1] != b[1] for a, b in zip(theirs, ours, strict=True))
+    return {"passed": error < 1e-4 and flags == 0, "largest_difference": error, "different_flags": flags}

@@ -1,0 +1,51 @@
+"""The model and the documents that several benchmarks run on: SmolLM2-135M-Instruct and HaluEval-QA."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import transformers
+
+from truthgate_eval import halueval
+from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+
+
+def load_model() -> tuple[Any, Any]:
+    """(model, tokenizer) in float32."""
+    torch.set_num_threads(1)
+    folder = resolve_pretrained(SMALL_MODEL)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
+    """Documents of HaluEval-QA, in the file's order."""
+    return list(itertools.islice(halueval.read("qa"), start, start + count))
+
+
+def pairs(tokenizer: Any, count: int) -> list[list[int]]:
+    """Token ids of the right and the hallucinated answer of each question, behind its knowledge."""
+    texts = [
+        f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer: {row[key]}"
+        for row in questions(count)
+        for key in ("right_answer", "hallucinated_answer")
+    ]
+    return [tokenizer(text).input_ids for text in texts]
+
+
+def judgements(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:
+    """(prompts behind one instruction with worked examples, tokens of the instruction)."""
+    instruction = "You judge answers. Say whether the answer is hallucinated, Yes or No.\n"
+    for i, row in enumerate(questions(100, start=9000)):
+        answer = row["hallucinated_answer"] if i % 2 else row["right_answer"]
+        example = f"\nQuestion: {row['question']}\nAnswer: {answer}\nJudgement: {'Yes' if i % 2 else 'No'}\n"
+        if len(tokenizer(instruction + example).input_ids) > tokens:
+            break
+        instruction += example
+    prompts = []
+    for i, row in enumerate(questions(count)):
+        answer = row["hallucinated_answer"] if i % 2 else row["right_answer"]
+        prompts.append(f"{instruction}\nQuestion: {row['question']}\nAnswer: {answer}\nJudgement:")
+    return prompts, len(tokenizer(instruction).input_ids)
