@@ -257,7 +257,7 @@ function answerOf(run, answer) {
   const verdict = answer.right ? "right" : "wrong";
   const box = make("div", `answer ${verdict}`);
   const who = make("div", "who", `${run}: `);
-  who.append(make("b", "", verdict + (answer.unparsed ? ", neither yes nor no" : "")));
+  who.append(make("b", "", verdict + (answer.unparsed ? ", says neither yes nor no" : "")));
   box.append(who, make("div", "said", answer.text || "(empty)"));
   return box;
 }
