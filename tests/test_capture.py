@@ -10,7 +10,8 @@ import torch
 
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.capture import capture
-from truthgate_eval.forward import Batch, TreeForward
+from truthgate_eval.forward import TreeForward
+from truthgate_eval.lanes import Batch
 
 
 def sequences() -> list[list[int]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
-from truthgate_eval.forward import TokenBudget, TreeForward, make_batch
+from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.prefix_tree import Group, Row, plan
 
 
@@ -21,19 +21,6 @@ def rows() -> list[Row]:
         Row((), ((11, 12),), (2,)),
         Row((4,), ((3,), (9,)), (3, 4)),
     ]
-
-
-def test_a_token_sees_the_trunk_its_rows_prefix_and_its_branch() -> None:
-    batch = make_batch(rows(), trunk=2, dtype=torch.float32, device=torch.device("cpu"))
-    assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 4, 3, 9, 0]]
-    assert batch.starts == [(0, 0), (1, 0), (1, 2)]
-    assert batch.positions is not None
-    assert batch.positions.tolist() == [[2, 3, 4, 5, 6, 5], [2, 3, 2, 3, 3, 2]]
-    sees = [["".join("x" if k == 0 else "." for k in q) for q in lane[0]] for lane in batch.mask.tolist()]
-    assert sees[0] == ["xxx.....", "xxxx....", "xxxxx...", "xxxxxx..", "xxxxxxx.", "xxxxx..x"]
-    assert sees[1] == ["xxx.....", "xxxx....", "xx..x...", "xx..xx..", "xx..x.x.", "xx.....x"]
-    lanes, places = batch.lasts(rows())
-    assert list(zip(lanes.tolist(), places.tolist(), strict=True)) == [(0, 4), (0, 5), (1, 1), (1, 3), (1, 4)]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -7,15 +7,12 @@ many rows look at them; each row's own stand behind, with holes that a mask leav
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from truthgate_eval.lanes import Batch
 from truthgate_eval.prefix_tree import Row
-
-if TYPE_CHECKING:
-    from truthgate_eval.forward import Batch
 
 # Own keys and values get room for this many decoded tokens at a time.
 _ROOM = 32

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from truthgate_eval.forward import Batch, TokenBudget, TreeForward
+from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.key_store import KeyStore
+from truthgate_eval.lanes import Batch
 from truthgate_eval.prefix_tree import Row, plan
 
 # A request's input without its last token, and the continuation that is scored.
