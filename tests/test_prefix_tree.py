@@ -64,6 +64,14 @@ def test_a_trunk_ends_before_the_first_position_that_is_read(sequences: list[lis
     assert all(trunks[kind] <= first for kind, first in zip(found.kinds, read_from, strict=True))
 
 
+def test_a_sequence_asked_twice_is_read_from_the_earlier_position() -> None:
+    prompts = [[1] * 200 + [2 + i] * 40 for i in range(100)]
+    last = [len(prompt) - 1 for prompt in prompts]
+    assert [len(group.trunk) for group in plan(prompts, read_from=last).groups] == [200]
+    twice = plan([*prompts, prompts[7]], read_from=[*last, 150])
+    assert [len(group.trunk) for group in twice.groups] == [150] and twice.distinct == 100
+
+
 def test_every_sequence_keeps_a_token_of_its_own() -> None:
     long = list(range(500))
     found = plan([long[: 100 + i] for i in range(20)])
