@@ -31,6 +31,7 @@ def test_gated_hf_resolves_and_so_do_the_hosts_own_models(tmp_path: Path) -> Non
     assert done.stdout.split() == ["GatedHF", "HFLM", "DummyLM"], done.stderr
 
 
+@pytest.mark.slow
 def test_lm_eval_finds_our_tasks_and_keeps_its_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -68,6 +69,7 @@ def test_a_host_that_was_imported_first_is_caught_up_with() -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
+@pytest.mark.slow
 def test_the_shim_leaves_when_all_was_seen_and_arms_once() -> None:
     done = python(
         """

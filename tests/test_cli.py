@@ -106,6 +106,7 @@ def test_import_makes_a_full_artifact_of_a_bare_array(tmp_path: Path) -> None:
     assert meta["recommended"]["lam"] == 4.5 and meta["recommended"]["site"] == "post"
 
 
+@pytest.mark.slow
 def test_a_sweep_notes_its_choice_and_leaves_the_scores_alone(
     artifact: Path, checkpoint: str, halueval_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +190,7 @@ def test_doctor_reports_and_knows_what_is_missing() -> None:
         assert word in done.stdout
 
 
+@pytest.mark.slow
 def test_pictures_are_for_vision_language_models(checkpoint: str, tmp_path: Path) -> None:
     arguments = ("probe", "--tasks", "probe_halueval_qa", "--output", "a.npz")
     for more, message in [

@@ -17,6 +17,8 @@ from truthgate_eval.poll import prepare_poll
 from truthgate_eval.runs import read_run
 from truthgate_eval.scores import TruthScores
 
+pytestmark = pytest.mark.slow
+
 GRID = ("--lam", "1,-1", "--norm", "minmax", "--random", "1", "--device", "cpu")
 
 
