@@ -32,7 +32,8 @@ from truthgate_eval.controls import (
 from truthgate_eval.errors import ProbeError, TaskError
 from truthgate_eval.gate import make_gate
 from truthgate_eval.hosts.lm_eval_probing import task_answers
-from truthgate_eval.probe import clustered_stderr, probe_heads
+from truthgate_eval.probe import probe_heads
+from truthgate_eval.probe_statistics import clustered_stderr
 from truthgate_eval.probing import score_heads
 from truthgate_eval.repeats import difference_stderr, probe_repeats
 from truthgate_eval.scores import TruthScores
@@ -361,7 +362,7 @@ def test_a_context_gain_needs_its_control() -> None:
 def test_seeds_are_runs_with_other_folds() -> None:
     answers, run = planted(context=0.5)
     x, labels, groups = run(answers), answers.labels, answers.groups
-    repeats = probe_repeats(x, [labels] * 3, groups, seed=7, solver="newton")
+    (repeats,) = probe_repeats(x, [labels] * 3, groups=groups, seed=7, solver="newton")
     alone = [probe_heads(x, labels, groups, seed=seed, solver="newton") for seed in (7, 8, 9)]
     np.testing.assert_array_equal(repeats.accuracy, np.stack([result.scores for result in alone]))
     assert len({result.scores.tobytes() for result in alone}) == 3

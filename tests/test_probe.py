@@ -14,14 +14,8 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.probe import (
-    ProbeResult,
-    auroc,
-    auroc_influence,
-    clustered_stderr,
-    influence_stderr,
-    probe_heads,
-)
+from truthgate_eval.probe import ProbeResult, probe_heads, probe_label_sets
+from truthgate_eval.probe_statistics import auroc, auroc_influence, clustered_stderr, influence_stderr
 from truthgate_eval.splits import make_folds
 
 
@@ -134,6 +128,17 @@ def test_the_same_call_gives_the_same_arrays_whatever_the_blocks(
     same(whole, probe_heads(mapped, labels.tolist(), groups, solver=solver, progress=done.append), atol=1e-4)
     assert done == [1] * 6
     same(whole, probe_heads(torch.from_numpy(x), labels, groups, solver=solver), atol=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["newton", "adamw"])
+def test_several_labels_fitted_together_are_each_fitted_alone(solver: str) -> None:
+    x, labels, groups = pairs()
+    sets, seeds = [labels, 1 - labels, np.roll(labels, 1)], [3, 4, 3]
+    together = probe_label_sets(x, sets, groups, seeds=seeds, solver=solver)
+    for found, truth, seed in zip(together, sets, seeds, strict=True):
+        alone = probe_heads(x, truth, groups, seed=seed, solver=solver)
+        same(found, alone)
+        assert found.settings == alone.settings
 
 
 def test_the_kept_probes_are_fitted_on_everything() -> None:

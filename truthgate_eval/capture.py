@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from truthgate_eval.activations import Writer
 from truthgate_eval.anatomy import Anatomy, find_anatomy
 from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.prefix_tree import Row, plan
@@ -44,7 +45,7 @@ def capture(
         anatomy: The model's anatomy, if it is known already.
         progress: Called with the number of sequences done since the last call.
         out: Where to write, float32 [n, layers, heads, width]; a `numpy.memmap` keeps
-            activations that memory does not hold on disk. By default a new array.
+            on disk what memory does not hold (`activations.make_room`). By default a new array.
 
     Returns:
         float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given.
@@ -54,6 +55,7 @@ def capture(
     result = np.empty(shape, dtype=np.float32) if out is None else out
     if result.shape != shape or result.dtype != np.float32:
         raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
+    writer = Writer(result)
     forward = TreeForward(model, anatomy.decoder)
     budget = TokenBudget.of(batch_size, sequences, forward.device)
     for share, chosen in _by_length(sequences, forward):
@@ -68,11 +70,12 @@ def capture(
                 activations = _last_tokens(forward, anatomy, rows, trunk, site)
                 members = [owners[member] for row in rows for member in row.members]
                 for values, mine in zip(activations, members, strict=True):
-                    result[mine] = values.reshape(shape[1:])
+                    writer.put(mine, values.reshape(shape[1:]))
                 if progress is not None:
                     progress(sum(map(len, members)))
 
             budget.run(group.rows, run)
+    writer.drop()
     return result
 
 

@@ -68,6 +68,13 @@ def probe(
         list[str] | None,
         typer.Option(help="surface, no-context, swapped-context or shuffled-labels; repeat for several."),
     ] = None,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="GiB of activations above which they go to a file beside the output; half of what is free.",
+        ),
+    ] = None,
     surface_matched: Annotated[
         bool,
         typer.Option(
@@ -131,6 +138,8 @@ def probe(
             seeds=seeds,
             score=score,
             batch_size=batch_size,
+            memory=memory,
+            scratch=output.parent,
             capture_progress=lambda done: bars.advance(forward, done),
             probe_progress=lambda done: bars.advance(fitting, done),
         )

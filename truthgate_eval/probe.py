@@ -6,27 +6,32 @@ METHOD.md, "Truth scores", steps 3 and 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
+from truthgate_eval.activations import Features, head_blocks, row_chunks
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.solvers import Features, Probes, adamw_block, device_of, head_blocks, newton_block
+from truthgate_eval.newton import NewtonBlock
+from truthgate_eval.probe_statistics import influence_of, influence_stderr, mean_auroc
+from truthgate_eval.solvers import Probes, adamw_block, all_finite, block_bytes, device_of
 from truthgate_eval.splits import Fold, make_folds
 
-Solver = Callable[..., Probes]
-SOLVERS: dict[str, Solver] = {"adamw": adamw_block, "newton": newton_block}
+Solver = Callable[..., Probes]  # takes labels [n] and subsets
+# From a block of heads to the solver of any labels and subsets of it: what these share is made once.
+SOLVERS: dict[str, Callable[[torch.Tensor], Solver]] = {
+    "adamw": lambda x: partial(adamw_block, x),
+    "newton": lambda x: NewtonBlock(x).fit,
+}
 SOLVER_SETTINGS: dict[str, dict[str, float]] = {
     "adamw": {"lr": 1e-2, "weight_decay": 1e-3, "epochs": 200, "batch_size": 512},
     "newton": {"C": 1.0, "tol": 1e-8, "max_iter": 100},
 }
-# Activations that are looked through at once for NaN.
-_CHECKED_AT_ONCE = 2**24
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,27 +93,96 @@ def probe_heads(
     Raises:
         ProbeError: A setting does not exist, or the data cannot be probed.
     """
+    (result,) = probe_label_sets(
+        activations, [labels], groups, seeds=[seed], solver=solver, folds=folds, split=split,
+        device=device, progress=progress, **options,
+    )  # fmt: skip
+    return result
+
+
+def probe_label_sets(
+    activations: Features,
+    label_sets: Sequence[Any],
+    groups: Any,
+    *,
+    seeds: Sequence[int],
+    solver: str = "adamw",
+    folds: int = 5,
+    split: str = "question",
+    device: str | torch.device | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: float,
+) -> list[ProbeResult]:
+    """`probe_heads` for several labels of the same activations, which are read once for all of them.
+
+    Args:
+        activations: As there, and so are the others.
+        label_sets: Each [n].
+        groups: As there.
+        seeds: For each of the labels, what chooses its folds.
+        solver: As there.
+        folds: As there.
+        split: As there.
+        device: As there.
+        progress: Called with the number of heads that were done with one set of labels.
+        **options: As there.
+
+    Raises:
+        ProbeError: A setting does not exist, or the data cannot be probed.
+    """
     settings = _settings(solver, options)
-    truth, clusters = _check_shapes(activations, labels, groups)
-    splits = make_folds(clusters, folds=folds, split=split, seed=seed)
-    _check_folds(truth, splits)
+    checked = [_check_shapes(activations, labels, groups) for labels in label_sets]
+    clusters = checked[0][1]
+    problems = []
+    for (truth, _), seed in zip(checked, seeds, strict=True):
+        splits = make_folds(clusters, folds=folds, split=split, seed=seed)
+        _check_folds(truth, splits)
+        record = {"solver": solver, **settings, "folds": folds, "split": split, "seed": seed}
+        problems.append(_Problem(truth, clusters, splits, record, tuple(activations.shape)))
     _check_finite(activations)
     device = device_of(activations, device)
-    parts = []
-    for block in head_blocks(activations, device):
-        parts.append(_probe_block(block, truth, clusters, splits, SOLVERS[solver], settings))
-        if progress is not None:
-            progress(len(block))
-    shape = tuple(activations.shape[1:3])
-    arrays = {name: np.concatenate([part[name] for part in parts]).astype(np.float32) for name in parts[0]}
-    record = {
-        **{"solver": solver, **settings, "folds": folds, "split": split, "seed": seed},
-        "sequences": len(truth),
-        "groups": len(np.unique(clusters)),
-        "class_balance": float(truth.mean()),
-    }
-    shaped = {name: array.reshape(*shape, *array.shape[1:]) for name, array in arrays.items()}
-    return ProbeResult(settings=record, **shaped)
+    for first, block in head_blocks(activations, device, block_bytes(device)):
+        solve = SOLVERS[solver](block)
+        for problem in problems:
+            problem.keep(first, _probe_block(block, problem.truth, clusters, problem.splits, solve, settings))
+            if progress is not None:
+                progress(len(block))
+    return [problem.result() for problem in problems]
+
+
+class _Problem:
+    """One set of labels with its folds, and the results of the heads that are done."""
+
+    def __init__(
+        self,
+        truth: NDArray[np.int64],
+        clusters: NDArray[Any],
+        splits: list[Fold],
+        record: dict[str, Any],
+        shape: tuple[int, ...],
+    ) -> None:
+        self.truth, self.splits, self.shape = truth, splits, shape
+        self.record = {
+            **record,
+            "sequences": len(truth),
+            "groups": len(np.unique(clusters)),
+            "class_balance": float(truth.mean()),
+        }
+        self.arrays: dict[str, NDArray[np.float32]] = {}
+
+    def keep(self, first: int, part: dict[str, NDArray[Any]]) -> None:
+        """Put the arrays [heads, ...] of a block into their places."""
+        _, layers, heads, _ = self.shape
+        for name, values in part.items():
+            whole = self.arrays.setdefault(
+                name, np.empty((layers * heads, *values.shape[1:]), dtype=np.float32)
+            )
+            whole[first : first + len(values)] = values
+
+    def result(self) -> ProbeResult:
+        _, layers, heads, _ = self.shape
+        shaped = {name: array.reshape(layers, heads, *array.shape[1:]) for name, array in self.arrays.items()}
+        return ProbeResult(settings=self.record, **shaped)
 
 
 def _probe_block(
@@ -122,7 +196,7 @@ def _probe_block(
     """The result's arrays, each [heads, ...], for a block of heads [heads, n, width]."""
     everything = np.arange(len(truth))
     subsets = [torch.from_numpy(rows).to(x.device) for rows in (*(train for train, _ in splits), everything)]
-    weight, bias = solve(x, torch.from_numpy(truth).to(x.device), subsets, **settings)
+    weight, bias = solve(torch.from_numpy(truth).to(x.device), subsets, **settings)
     # Judged in the solver's own precision: [heads, folds, n].
     z = torch.bmm(weight[:-1].transpose(0, 1), x.to(weight.dtype).transpose(1, 2))
     logits = (z + bias[:-1].T[:, :, None]).cpu().numpy()
@@ -130,8 +204,8 @@ def _probe_block(
     validated = [(correct[:, k, rows], logits[:, k, rows], rows) for k, (_, rows) in enumerate(splits)]
     judged = np.concatenate([rows for _, _, rows in validated])
     influence = np.zeros((len(x), len(truth)))
-    influence[:, judged] = _influence(np.concatenate([right for right, _, _ in validated], axis=1))
-    area, area_stderr = _mean_auroc([(logit, rows) for _, logit, rows in validated], truth, clusters)
+    influence[:, judged] = influence_of(np.concatenate([right for right, _, _ in validated], axis=1))
+    area, area_stderr = mean_auroc([(logit, rows) for _, logit, rows in validated], truth, clusters)
     return {
         "scores": np.mean([right.mean(axis=1) for right, _, _ in validated], axis=0),
         "stderr": influence_stderr(influence[:, judged], clusters[judged]),
@@ -144,81 +218,6 @@ def _probe_block(
         "probe_bias": bias[-1].cpu().numpy(),
         "influence": influence,
     }
-
-
-def auroc(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Area under the ROC curve of each row of `logits` [heads, n]; ties count half.
-
-    The Mann-Whitney statistic over ranks; NaN where `labels` has one class only.
-    """
-    if len(np.unique(labels)) < 2:
-        return np.full(len(logits), np.nan)
-    return _placements(logits, labels)[:, labels == 1].mean(axis=1)
-
-
-def auroc_influence(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What each sequence adds to the error of `auroc`, [heads, n]; NaN where `labels` has one class only.
-
-    DeLong's components about their mean, each divided by the number of its class; summed by cluster
-    they give Obuchowski's variance for clustered data.
-    """
-    if len(np.unique(labels)) < 2:
-        return np.full(logits.shape, np.nan)
-    placements = _placements(logits, labels)
-    area = placements[:, labels == 1].mean(axis=1, keepdims=True)
-    return (placements - area) / np.where(labels == 1, (labels == 1).sum(), (labels == 0).sum())
-
-
-def _placements(logits: NDArray[Any], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """For a truthful sequence the share of others below it, for another the share of truthful above it."""
-    placements = np.empty(logits.shape)
-    ranks = rankdata(logits, axis=1)
-    for label in (0, 1):
-        mine = labels == label
-        below = (ranks[:, mine] - rankdata(logits[:, mine], axis=1)) / (~mine).sum()
-        placements[:, mine] = below if label else 1 - below
-    return placements
-
-
-def _mean_auroc(
-    validated: list[tuple[NDArray[Any], NDArray[np.int64]]], truth: NDArray[np.int64], clusters: NDArray[Any]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of `auroc` over the folds (logits, rows) that have both labels, and its standard error."""
-    areas = np.array([auroc(logits, truth[rows]) for logits, rows in validated])
-    known = np.isfinite(areas).all(axis=1).sum()
-    if not known:
-        return areas[0], areas[0]
-    influence = np.concatenate([auroc_influence(logits, truth[rows]) for logits, rows in validated], axis=1)
-    judged = clusters[np.concatenate([rows for _, rows in validated])]
-    return mean_of_known(areas), influence_stderr(np.nan_to_num(influence) / known, judged)
-
-
-def mean_of_known(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean over the first dimension of what is not NaN; NaN, without a warning, where nothing is."""
-    known = np.isfinite(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def clustered_stderr(correct: NDArray[Any], clusters: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard error of each row's mean of `correct` [heads, n], with sequences clustered."""
-    return influence_stderr(_influence(correct), clusters)
-
-
-def _influence(correct: NDArray[Any]) -> NDArray[np.float64]:
-    return (correct - correct.mean(axis=1, keepdims=True)) / correct.shape[1]
-
-
-def influence_stderr(influence: NDArray[Any], clusters: NDArray[Any]) -> NDArray[np.float64]:
-    """Standard error of a statistic from each sequence's influence on it [..., n], with sequences clustered.
-
-    sqrt(sum over clusters of (sum of influences)^2), times sqrt(G / (G - 1)) for G clusters.
-    """
-    names, index = np.unique(clusters, return_inverse=True)
-    sums = np.zeros((len(names), *influence.shape[:-1]))
-    np.add.at(sums, index, np.moveaxis(influence, -1, 0))
-    return np.sqrt(len(names) / max(len(names) - 1, 1) * (sums**2).sum(axis=0))
 
 
 def check_solver(solver: str) -> None:
@@ -269,12 +268,10 @@ def _check_folds(truth: NDArray[np.int64], splits: list[Fold]) -> None:
 
 def _check_finite(activations: Features) -> None:
     """Look through everything before anything is fitted: a fit can take long."""
-    rows = max(1, _CHECKED_AT_ONCE // math.prod(activations.shape[1:]))
-    for start in range(0, len(activations), rows):
-        part = activations[start : start + rows]
-        if not isinstance(part, torch.Tensor):
-            part = torch.from_numpy(np.array(part, dtype=np.float32))
-        bad = (~torch.isfinite(part.float())).nonzero()
-        if len(bad):
-            _, layer, head, _ = bad[0].tolist()
-            raise ProbeError(f"layer {layer}, head {head} has NaN or infinite activations: probe in float32")
+    for layer in range(activations.shape[1]):
+        for _, part in row_chunks(activations, slice(layer, layer + 1), slice(None)):
+            if not all_finite(part):
+                _, _, head, _ = (~torch.isfinite(part)).nonzero()[0].tolist()
+                raise ProbeError(
+                    f"layer {layer}, head {head} has NaN or infinite activations: probe in float32"
+                )

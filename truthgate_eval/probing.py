@@ -7,11 +7,13 @@ import platform
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
 from truthgate_eval import __version__
+from truthgate_eval.activations import make_room
 from truthgate_eval.anatomy import Anatomy, find_anatomy
 from truthgate_eval.capture import capture
 from truthgate_eval.controls import NO_CONTEXT, SHUFFLED, Control, shuffled_labels
@@ -42,6 +44,8 @@ def probe_model(
     name: str,
     site: str = "post",
     batch_size: int = 8,
+    memory: float | None = None,
+    scratch: Path | None = None,
     capture_progress: Progress | None = None,
     **options: Any,
 ) -> TruthScores:
@@ -53,6 +57,8 @@ def probe_model(
         name: The model's id, for the record.
         site: Where activations are read, `post` or `pre`.
         batch_size: Sequences to a forward pass.
+        memory: GiB above which activations go to a file, see `activations.make_room`.
+        scratch: The folder of that file.
         capture_progress: Called with the number of sequences that were run.
         **options: Those of `score_heads`.
     """
@@ -66,6 +72,9 @@ def probe_model(
             batch_size=batch_size,
             anatomy=anatomy,
             progress=capture_progress,
+            out=make_room(
+                (len(chosen), *anatomy.shape, anatomy.head_width(site)), memory=memory, folder=scratch
+            ),
         )
 
     return score_heads(run, sequences, described=_describe(model, name, anatomy, site), **options)
@@ -77,6 +86,8 @@ def probe_vlm(
     *,
     site: str = "post",
     batch_size: int = 8,
+    memory: float | None = None,
+    scratch: Path | None = None,
     capture_progress: Progress | None = None,
     **options: Any,
 ) -> TruthScores:
@@ -87,13 +98,26 @@ def probe_vlm(
         answers: Each with its pictures (see `under_condition`).
         site: As in `probe_model`, and so are the others.
         batch_size: As there.
+        memory: As there.
+        scratch: As there.
         capture_progress: As there.
         **options: As there.
     """
     anatomy = find_anatomy(vlm.model)
-    run = partial(
-        capture_pictured, vlm, site=site, batch_size=batch_size, anatomy=anatomy, progress=capture_progress
-    )
+
+    def run(chosen: Answers) -> NDArray[Any]:
+        return capture_pictured(
+            vlm,
+            chosen,
+            site=site,
+            batch_size=batch_size,
+            anatomy=anatomy,
+            progress=capture_progress,
+            out=make_room(
+                (len(chosen), *anatomy.shape, anatomy.head_width(site)), memory=memory, folder=scratch
+            ),
+        )
+
     return score_heads(run, answers, described=_describe(vlm.model, vlm.name, anatomy, site), **options)
 
 
@@ -162,26 +186,21 @@ def _measure(
     run: Capture,
     sequences: ProbingSequences | Answers,
     controls: Sequence[Control],
-    fit: Callable[..., Repeats],
+    fit: Callable[..., list[Repeats]],
     seeds: range,
 ) -> tuple[Repeats, dict[str, Repeats]]:
     """The probes of the sequences themselves, and of each control by its name."""
     labels = [sequences.labels] * len(seeds)
-    activations = run(sequences)
-    own = fit(activations, labels)
-    measured = {}
-    # Shuffled labels need the same activations; after that these make room for the next.
-    for control in sorted(controls, key=lambda control: control.name != SHUFFLED):
-        if control.name == SHUFFLED:
-            dealt = [shuffled_labels(sequences.labels, sequences.groups, seed) for seed in seeds]
-            measured[SHUFFLED] = fit(activations, dealt)
-            continue
-        del activations
-        if control.features is not None:
-            activations = control.features[:, None, None, :]  # one layer with one head
-        else:
-            activations = run(control.sequences)
-        measured[control.name] = fit(activations, labels)
+    # Shuffled labels need the same activations: fitted with them, they read these once.
+    shuffled = [control.name for control in controls if control.name == SHUFFLED]
+    dealt = [shuffled_labels(sequences.labels, sequences.groups, seed) for seed in seeds]
+    own, *others = fit(run(sequences), labels, *(dealt for _ in shuffled))
+    measured = dict(zip(shuffled, others, strict=True))
+    for control in controls:
+        if control.features is not None:  # one layer with one head
+            (measured[control.name],) = fit(control.features[:, None, None, :], labels)
+        elif control.sequences is not None:
+            (measured[control.name],) = fit(run(control.sequences), labels)
     return own, {control.name: measured[control.name] for control in controls}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.probe import Features, ProbeResult, influence_stderr, mean_of_known, probe_heads
+from truthgate_eval.activations import Features
+from truthgate_eval.probe import ProbeResult, probe_label_sets
+from truthgate_eval.probe_statistics import influence_stderr, mean_of_known
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,21 +34,29 @@ class Repeats:
 
 
 def probe_repeats(
-    activations: Features, labels: Sequence[NDArray[np.int64]], groups: Any, *, seed: int = 42, **options: Any
-) -> Repeats:
+    activations: Features,
+    *labels: Sequence[NDArray[np.int64]],
+    groups: Any,
+    seed: int = 42,
+    **options: Any,
+) -> list[Repeats]:
     """Fit and judge every head's probe once for each of the seeds `seed`, `seed` + 1, ...
 
     Args:
-        activations: As in `probe_heads`.
-        labels: One array for each seed: the same each time, or shuffled anew.
+        activations: As in `probe_heads`; read once for all that is fitted.
+        *labels: For each answer, one array for each seed: the same each time, or shuffled anew.
         groups: As in `probe_heads`.
         seed: Chooses the folds of the first.
         **options: As in `probe_heads`.
     """
-    results = [
-        probe_heads(activations, truth, groups, seed=seed + number, **options)
-        for number, truth in enumerate(labels)
-    ]
+    sets = [truth for some in labels for truth in some]
+    seeds = [seed + number for some in labels for number in range(len(some))]
+    results = iter(probe_label_sets(activations, sets, groups, seeds=seeds, **options))
+    return [_together(list(itertools.islice(results, len(some))), groups) for some in labels]
+
+
+def _together(results: list[ProbeResult], groups: Any) -> Repeats:
+    """One answer's results of all seeds."""
     first = results[0]
     accuracy, areas = (np.stack([getattr(r, name) for r in results]) for name in ("scores", "auroc"))
     if len(results) == 1:
@@ -74,4 +85,6 @@ def difference_stderr(influence: NDArray[Any], groups: Any) -> NDArray[np.float3
         groups: [n]; the document of each sequence.
     """
     judged = influence.any(axis=(0, 1))
-    return influence_stderr(influence[..., judged], np.asarray(groups)[judged]).astype(np.float32)
+    clusters = np.asarray(groups)[judged]
+    # Layer by layer: the sums over documents are float64.
+    return np.stack([influence_stderr(layer[:, judged], clusters) for layer in influence]).astype(np.float32)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from truthgate_eval.activations import Writer
 from truthgate_eval.anatomy import Anatomy, find_anatomy
 from truthgate_eval.capture import LastToken
 from truthgate_eval.picture_conditions import write
@@ -31,6 +32,7 @@ def capture_pictured(
     batch_size: int = 8,
     anatomy: Anatomy | None = None,
     progress: Callable[[int], None] | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
@@ -43,17 +45,19 @@ def capture_pictured(
         batch_size: Sequences to a batch.
         anatomy: The model's anatomy, if it is known already.
         progress: Called with the number of sequences done since the last call.
+        out: Where to write, as in `capture`.
 
     Returns:
-        float32 [n, layers, heads, width], in the order of `answers`.
+        float32 [n, layers, heads, width], in the order of `answers`; `out` if it was given.
 
     Raises:
         DataError: A picture cannot be read; the message names its document.
     """
     anatomy = anatomy or find_anatomy(vlm.model)
-    width = anatomy.head_width(site)
     items = answers.items
-    result = np.empty((len(items), anatomy.num_layers, anatomy.num_heads * width), dtype=np.float32)
+    shape = (len(items), anatomy.num_layers, anatomy.num_heads, anatomy.head_width(site))
+    result = np.empty(shape, dtype=np.float32) if out is None else out
+    writer = Writer(result)
     order = sorted(range(len(items)), key=lambda i: -len(items[i].context + items[i].answer))
     done = 0
     while done < len(order):
@@ -73,11 +77,12 @@ def capture_pictured(
             torch.cuda.empty_cache()
             log.warning("out of memory: going on with batches of %d", batch_size)
             continue
-        result[batch] = kept.stacked()
+        writer.put(batch, kept.stacked().reshape(len(batch), *shape[1:]))
         done += len(batch)
         if progress is not None:
             progress(len(batch))
-    return result.reshape(len(items), anatomy.num_layers, anatomy.num_heads, width)
+    writer.drop()
+    return result
 
 
 def _decode(item: Answered) -> Sequence[Any]:
