@@ -6,8 +6,10 @@ import factories
 import pytest
 import torch
 
+from truthgate_eval import key_store
 from truthgate_eval.decoding import greedy
 from truthgate_eval.forward import TokenBudget, TreeForward
+from truthgate_eval.key_store import KeyStore
 from truthgate_eval.prefix_tree import plan
 
 EOS = 2
@@ -59,3 +61,32 @@ def test_an_answer_ends_where_it_is_told_to() -> None:
         stop = next((i + 1 for i, token in enumerate(whole) if token % 3 == 0), 12)
         assert answer == whole[:stop]
     assert len({len(answer) for answer in ended}) > 3 and sum(done) == len(prompts())
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_answers_are_the_same_in_shared_lanes_and_in_lanes_of_their_own(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty questions on one prefix stay together; as answers end, they move apart."""
+    draw = torch.randint(3, 90, (400,), generator=torch.Generator().manual_seed(8)).tolist()
+    asked = [draw[:60] + draw[60 + 5 * i : 64 + 5 * i + i % 3] for i in range(50)]
+    forward, ways = TreeForward(factories.tiny_model("llama")), []
+    plain = KeyStore.spread
+
+    def spread(self: KeyStore) -> None:
+        ways.append(len(self.lanes))
+        plain(self)
+
+    monkeypatch.setattr(key_store, "_FILLED", 0.0 if together else 2.0)
+    monkeypatch.setattr(KeyStore, "spread", spread)
+    found = greedy(
+        forward, asked, max_new_tokens=10, budget=TokenBudget(10_000),
+        stopped=lambda tokens: tokens[-1] % 5 == 0,
+    )  # fmt: skip
+    assert (max(ways, default=0) < 10) if together else (ways[0] == 50)
+    for prompt, answer in zip(asked, found, strict=True):
+        whole = forward.model.generate(
+            torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert answer == whole[: len(answer)]
+    assert len({len(answer) for answer in found}) > 3

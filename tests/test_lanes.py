@@ -15,7 +15,7 @@ def rows() -> list[Row]:
 
 
 def test_a_token_sees_the_trunk_its_rows_prefix_and_its_branch() -> None:
-    batch = make_batch(rows(), trunk=2, dtype=torch.float32, device=torch.device("cpu"))
+    batch = make_batch(rows(), trunk=(3, 4), dtype=torch.float32, device=torch.device("cpu"))
     assert batch.tokens.tolist() == [[5, 6, 7, 8, 9, 10], [11, 12, 4, 3, 9, 0]]
     assert batch.starts == [(0, 0), (1, 0), (1, 2)]
     assert batch.positions is not None
@@ -29,6 +29,17 @@ def test_a_token_sees_the_trunk_its_rows_prefix_and_its_branch() -> None:
 
 def test_without_packing_every_row_has_a_lane_and_plain_rows_the_usual_mask() -> None:
     plain = [Row((), ((5, 6, 7),), (0,)), Row((), ((8,),), (1,))]
-    batch = make_batch(plain, trunk=0, dtype=torch.float32, device=torch.device("cpu"), pack=False)
+    batch = make_batch(plain, trunk=(), dtype=torch.float32, device=torch.device("cpu"), pack=False)
     assert batch.positions is None and batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
+
+
+def test_behind_a_long_trunk_rows_share_lanes_as_long_as_the_trunk() -> None:
+    many = [Row((), ((5, 6, 7, 8),), (i,)) for i in range(20)]
+    shapes = {
+        trunk: tuple(
+            make_batch(many, trunk=(9,) * trunk, dtype=torch.float32, device=torch.device("cpu")).tokens.shape
+        )
+        for trunk in (2, 40, 100)
+    }
+    assert shapes == {2: (20, 4), 40: (2, 40), 100: (1, 80)}

@@ -14,6 +14,7 @@ import pytest
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model, get_model_manifest
 
+from truthgate_eval.child import SMALL_CHILD
 from truthgate_eval.errors import GateError, ModelError, ScoresError, TruthGateError
 from truthgate_eval.hosts import lmms_eval as host
 from truthgate_eval.hosts.lmms_eval import GatedVLM
@@ -40,7 +41,7 @@ def test_models_are_found_by_their_names_with_their_defaults() -> None:
         assert (found.model_id, found.is_simple) == (name, True)
     assert host.GatedLlavaNext.default_pretrained == "llava-hf/llava-v1.6-vicuna-7b-hf"
     assert host.GatedQwen25Omni.default_pretrained == "Qwen/Qwen2.5-Omni-7B"
-    assert host.GatedVLM.default_pretrained is None
+    assert host.GatedVLM.default_pretrained == SMALL_CHILD
 
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
@@ -145,15 +146,14 @@ def test_arguments_are_read_from_text_and_win_over_flags(vlm_checkpoint: Folder)
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        ("scores=none", ModelError, "gated_vlm needs a model: pretrained="),
         ("pretrained=x", GateError, "gated_vlm needs scores: scores=FILE.npz"),
         (
             "pretrained=x,scores=none,dtipe=4",
             ModelError,
             "unknown argument 'dtipe': gated_vlm takes pretrained, ",
         ),
-        ("pretrained=x,scores=none,batch_size=auto", ModelError, "batch_size=auto is not a whole number"),
-        ("pretrained=x,scores=none,batch_size=0", ModelError, "batch_size=0 is not a whole number"),
+        ("pretrained=x,scores=none,batch_size=0", ModelError, "batch_size=0 is neither a whole number"),
+        ("pretrained=x,scores=none,engine=fast", GateError, "unknown engine 'fast': expected auto or off"),
         ("pretrained=x,scores=/nowhere.npz", ScoresError, "/nowhere.npz"),
         ("pretrained=x,scores=random:1,norm=mean", GateError, "unknown norm 'mean'"),
         ("pretrained=x,scores", ModelError, "not NAME=VALUE"),
@@ -169,11 +169,11 @@ def test_on_the_command_line_a_mistake_ends_the_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/lmms_eval"])
-    with pytest.raises(SystemExit, match="error: gated_vlm needs a model"):
-        GatedVLM(scores="none")
+    with pytest.raises(SystemExit, match="error: gated_vlm needs scores"):
+        GatedVLM("somewhere")
     monkeypatch.setenv("VERBOSITY", "DEBUG")
-    with pytest.raises(ModelError):
-        GatedVLM(scores="none")
+    with pytest.raises(GateError):
+        GatedVLM("somewhere")
 
 
 def test_applying_the_template_twice_is_refused(llava: GatedVLM) -> None:

@@ -21,6 +21,12 @@ def llava(vlm_checkpoint: Callable[[str], str]) -> GatedVLM:
     return GatedVLM(vlm_checkpoint("llava"), device="cpu", scores="none")
 
 
+@pytest.fixture(scope="module")
+def plain(vlm_checkpoint: Callable[[str], str]) -> GatedVLM:
+    """The same on the plain path."""
+    return GatedVLM(vlm_checkpoint("llava"), device="cpu", scores="none", engine="off")
+
+
 def test_settings_of_generation_are_obeyed(llava: GatedVLM, tmp_path: Path) -> None:
     docs = kit.documents(tmp_path)
     long = kit.generate(llava, docs, {"max_new_tokens": 12, "until": ["\n\n"]})
@@ -54,26 +60,26 @@ def test_generation_settings_are_read_as_the_hosts_models_do() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved(
-    llava: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs = kit.documents(tmp_path)
-    expected = kit.generate(llava, docs)
-    plain, sizes = llava.vlm.model.generate, []
+    expected = kit.generate(plain, docs)
+    generate_, sizes = plain.vlm.model.generate, []
 
     def generate(**options: Any) -> Any:
         sizes.append(len(options["input_ids"]))
         if sizes[-1] > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return plain(**options)
+        return generate_(**options)
 
-    monkeypatch.setattr(llava, "batch_size", 8)
-    monkeypatch.setattr(llava.vlm.model, "generate", generate)
-    assert kit.generate(llava, docs) == expected
+    monkeypatch.setattr(plain, "batch_size", 8)
+    monkeypatch.setattr(plain.vlm.model, "generate", generate)
+    assert kit.generate(plain, docs) == expected
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
 def test_a_question_asked_twice_about_one_picture_is_asked_once(
-    llava: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As POPE's splits do; the picture decides, whether it comes as a file or as pixels."""
     one, same, other = (tmp_path / name for name in ("one.png", "same.png", "other.png"))
@@ -89,21 +95,21 @@ def test_a_question_asked_twice_about_one_picture_is_asked_once(
         asked.extend(question.text for question in questions)
         return [f"{question.text} {question.shown()}" for question in questions]
 
-    monkeypatch.setattr(llava, "_answers", answers)
-    found = kit.generate(llava, docs)
+    monkeypatch.setattr(plain, "_answers", answers)
+    found = kit.generate(plain, docs)
     assert sorted(asked) == ["a?", "a?", "b?"]
     assert found[0] == found[3] == found[4] != found[2] and found[1].startswith("b?")
     asked.clear()
-    kit.generate(llava, docs, {**kit.SETTINGS, "temperature": 0.7})
+    kit.generate(plain, docs, {**kit.SETTINGS, "temperature": 0.7})
     assert len(asked) == 5  # a sampled answer is drawn for each
     asked.clear()
     with_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
-    kit.generate(llava, with_paths)
+    kit.generate(plain, with_paths)
     assert len(asked) == 4  # prepared data is told apart by its files, which need not be opened for that
 
 
 def test_the_document_that_fails_is_named(
-    llava: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     docs = kit.documents(tmp_path)
     bad = next(n for n, doc in enumerate(docs) if not doc["pictures"])
@@ -113,14 +119,14 @@ def test_the_document_that_fails_is_named(
             docs[bad]["question"] in text and not found for text, found in zip(texts, pictures, strict=True)
         ):
             raise RuntimeError("something inside the model\nwith details")
-        return type(llava.vlm).encode(llava.vlm, texts, pictures, **options)
+        return type(plain.vlm).encode(plain.vlm, texts, pictures, **options)
 
-    monkeypatch.setattr(llava, "batch_size", 8)
-    monkeypatch.setitem(llava.vlm.__dict__, "encode", encode)
+    monkeypatch.setattr(plain, "batch_size", 8)
+    monkeypatch.setitem(plain.vlm.__dict__, "encode", encode)
     with pytest.raises(
         ModelError, match=f"task 'tiny_pictures', document {bad} failed: RuntimeError: something"
     ):
-        kit.generate(llava, docs)
+        kit.generate(plain, docs)
 
 
 @pytest.mark.parametrize(

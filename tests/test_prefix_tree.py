@@ -137,3 +137,12 @@ def test_ten_thousand_halueval_documents_are_planned_in_seconds(shared_data: Pat
     spent = time.process_time() - start
     assert len(sequences) == 20_000 and spent < 30
     assert found.tokens < 0.65 * sum(map(len, sequences))
+
+
+def test_a_trunk_is_made_where_a_pass_of_its_own_costs_little() -> None:
+    """Eighteen questions about a picture of 576 tokens: a row on an accelerator, a trunk on a CPU."""
+    prompts = [[*range(100, 680), *range(20 * i, 20 * i + 20)] for i in range(18)]
+    assert [len(group.trunk) for group in plan(prompts, trunk_cost=256).groups] == [0]
+    assert [len(group.trunk) for group in plan(prompts, trunk_cost=32).groups] == [580]
+    few = [[*range(100, 120), *range(20 * i, 20 * i + 20)] for i in range(12)]
+    assert [len(group.trunk) for group in plan(few, trunk_cost=32).groups] == [0]

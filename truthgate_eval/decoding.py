@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 
 from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.key_store import KeyStore
 from truthgate_eval.prefix_tree import Row, plan
+
+# Of a model's generation defaults, those that do not matter to greedy decoding of new tokens.
+_HARMLESS = frozenset(
+    (
+        "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p typical_p max_length "
+        "max_new_tokens use_cache output_attentions output_hidden_states output_scores output_logits "
+        "transformers_version _from_model_config"
+    ).split()
+)
+
+
+def decodes_plainly(config: Any) -> bool:
+    """Whether a model's generation defaults leave greedy decoding as it is: no penalties, no bans."""
+    return not set(config.to_diff_dict()) - _HARMLESS
+
+
+def end_tokens(config: Any) -> set[int]:
+    """The tokens at which a model's generation defaults end an answer."""
+    eos = config.eos_token_id
+    return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
 def greedy(
@@ -35,7 +56,7 @@ def greedy(
     Returns:
         Each prompt's new tokens, with the one that ended it.
     """
-    found = plan(prompts, longest_row=forward.longest)
+    found = plan(prompts, longest_row=forward.longest, trunk_cost=forward.trunk_cost)
     answers: list[list[int]] = [[] for _ in range(found.distinct)]
 
     def ended(tokens: list[int]) -> bool:
@@ -66,7 +87,7 @@ def _decode(
     store = KeyStore(keep=True) if trunk is None else trunk.behind()
     batch = forward.batch(rows, trunk)
     logits = forward.logits(batch, *batch.lasts(rows), store)
-    store.spread(batch, rows)
+    store.take_up(batch, rows)
     answers: list[list[int]] = [[] for _ in logits]
     active = list(range(len(answers)))  # the answers that the store still holds, ended ones among them
     open_ = set(active)

@@ -16,11 +16,26 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
+from truthgate_eval.errors import GateError
 from truthgate_eval.key_store import KeyStore
-from truthgate_eval.lanes import Batch, make_batch
+from truthgate_eval.lanes import Batch, Positions, make_batch
 from truthgate_eval.prefix_tree import Group, Row
+from truthgate_eval.sharing_trial import attempt, difference, drawn, plainly
 
 log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "off")
+
+
+def check_engine(engine: Any) -> str:
+    """`auto`, or `off` for a host's own path throughout.
+
+    Raises:
+        GateError: It is neither.
+    """
+    if engine not in ENGINES:
+        raise GateError(f"unknown engine {engine!r}: expected {' or '.join(ENGINES)}")
+    return str(engine)
 
 
 class TokenBudget:
@@ -61,7 +76,7 @@ class TokenBudget:
             try:
                 run(batch)
             except RuntimeError as error:
-                if not _out_of_memory(error) or (len(batch) == 1 and len(batch[0].branches) == 1):
+                if not out_of_memory(error) or (len(batch) == 1 and len(batch[0].branches) == 1):
                     raise
                 torch.cuda.empty_cache()
                 if len(batch) == 1:
@@ -78,7 +93,11 @@ class TreeForward:
     Attributes:
         shares: Whether the model can share prefixes; if not, only rows of one branch may be run.
         longest: The longest sequence, and the longest row, for which sharing is right.
+        trunk_cost: What a pass of its own costs, in tokens: see `plan`.
+        positions: Where a sequence's tokens stand, for models that do not just count them; or None.
     """
+
+    positions: Positions | None = None
 
     def __init__(self, model: Any, decoder: nn.Module | None = None) -> None:
         """Try the model on a few tokens, and say in one log line if it cannot share prefixes."""
@@ -88,6 +107,8 @@ class TreeForward:
         self.dtype = getattr(model, "dtype", weights.dtype)
         # Weights that are offloaded show no device until they run.
         self.device = torch.device("cpu") if weights.device.type == "meta" else weights.device
+        # An accelerator is idle while a short trunk runs; a CPU works as well on few tokens as on many.
+        self.trunk_cost = 32.0 if self.device.type == "cpu" else 256.0
         self.longest = _longest(model.config.get_text_config(decoder=True))
         self.shares = True
         reason = self.check()
@@ -99,24 +120,33 @@ class TreeForward:
 
     def batch(self, rows: Sequence[Row], trunk: KeyStore | None = None) -> Batch:
         """These rows as the model takes them, after `trunk`."""
-        length = 0 if trunk is None else trunk.shared_length
-        return make_batch(rows, trunk=length, dtype=self.dtype, device=self.device, pack=self.shares)
+        return make_batch(
+            rows, trunk=() if trunk is None else trunk.trunk, dtype=self.dtype, device=self.device,
+            pack=self.shares, positions=self.positions,
+        )  # fmt: skip
+
+    def given(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Token ids [lanes, length] as the model's argument for them."""
+        return {"input_ids": tokens}
 
     def trunk(self, group: Group) -> KeyStore | None:
         """The keys and values of a group's trunk; None where it has none."""
         if not group.trunk:
             return None
-        store = KeyStore(keep=True)
-        tokens = torch.tensor([group.trunk], device=self.device)
+        store = KeyStore(group.trunk, keep=True)
+        inputs = self.given(torch.tensor([group.trunk], device=self.device))
+        if self.positions is not None:
+            places = self.positions(group.trunk)[:, None, :-1]
+            inputs["position_ids"] = torch.from_numpy(places).to(self.device)
         with torch.no_grad():
-            self.decoder(input_ids=tokens, past_key_values=store, use_cache=True)
+            self.decoder(**inputs, past_key_values=store, use_cache=True)
         store.share()
         return store
 
     def run(self, batch: Batch, store: KeyStore | None = None) -> None:
         """Run the decoder alone; what is wanted of it, the caller's hooks keep."""
         with torch.no_grad():
-            self.decoder(**_inputs(batch, store))
+            self.decoder(**self._inputs(batch, store))
 
     def logits(
         self, batch: Batch, rows: torch.Tensor, places: torch.Tensor, store: KeyStore | None = None
@@ -142,89 +172,36 @@ class TreeForward:
         hook = self.decoder.register_forward_hook(pick)
         try:
             with torch.no_grad():
-                return self.model(**_inputs(batch, store)).logits[0]
+                return self.model(**self._inputs(batch, store)).logits[0]
         finally:
             hook.remove()
 
     def step(self, store: KeyStore, tokens: Sequence[int]) -> torch.Tensor:
         """Logits after one more token of each sequence in the store, [n, vocabulary]."""
-        inputs = torch.tensor(tokens, device=self.device)[:, None]
         positions, mask = store.next_token(self.dtype, self.device)
-        rows = torch.arange(len(tokens))
-        return self.logits(Batch(inputs, positions, mask), rows, torch.zeros_like(rows), store)
+        inputs = torch.zeros(positions.shape, dtype=torch.long)
+        inputs[store.lanes, store.slots] = torch.tensor(tokens)
+        if self.positions is not None:  # what is decoded is text, which stands alike on all axes
+            positions = positions.expand(len(self.positions([])), -1, -1)
+        batch = Batch(inputs.to(self.device), positions, mask)
+        return self.logits(batch, store.lanes, store.slots, store)
 
     def check(self) -> str | None:
         """Compare rows with the plain model; None if they agree, else what went wrong."""
-        try:
-            return _difference(self)
-        except Exception as error:  # a model's own code may fail in any way on what it does not know
-            return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return attempt(lambda: difference(self))
 
+    def trial(self) -> tuple[Row, torch.Tensor]:
+        """A row of two branches that end in one token; the plain model's last logits after each."""
+        row, sequences = drawn(self.model)
+        return row, torch.stack([plainly(self, sequence) for sequence in sequences])
 
-def _inputs(batch: Batch, store: KeyStore | None) -> dict[str, Any]:
-    inputs: dict[str, Any] = {"input_ids": batch.tokens, "attention_mask": batch.mask}
-    if batch.positions is not None:
-        inputs["position_ids"] = batch.positions
-    if store is not None:
-        inputs["past_key_values"] = store
-    return {**inputs, "use_cache": store is not None}
-
-
-def _difference(forward: TreeForward) -> str | None:
-    """How rows, rows behind a trunk, and a decoded token differ from the plain model; None if they agree."""
-    row, sequences = _trial(forward.model)
-    plain = torch.stack([_plain(forward, sequence) for sequence in sequences])
-    half = len(row.prefix) // 2
-    trunk = forward.trunk(Group(row.prefix[:half], ()))
-    behind = Row(row.prefix[half:], row.branches, row.members)
-    # The branches end in one token: how far they are apart is what the mask and positions must keep.
-    allowed = 0.1 * (plain[0] - plain[1]).abs().max()
-    if forward.dtype == torch.float32:
-        allowed = torch.minimum(allowed, 1e-4 * plain.abs().max())
-    for kind, run in (
-        ("rows", lambda: _last_logits(forward, row, None)),
-        ("a trunk", lambda: _last_logits(forward, behind, trunk)),
-        ("decoding", lambda: _decoded(forward, behind, trunk)),
-    ):
-        error = (run().float() - plain).abs().max()
-        if not error <= allowed:
-            return f"with {kind}, logits differ by {error:.1e} from the plain model's (allowed {allowed:.1e})"
-    return None
-
-
-def _last_logits(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torch.Tensor:
-    """Logits after each branch, in a lane that a short row shares."""
-    rows = [row, Row((), (row.branches[0][:3],), (2,))]
-    batch = forward.batch(rows, trunk)
-    return forward.logits(batch, *batch.lasts(rows), trunk)[:2]
-
-
-def _decoded(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torch.Tensor:
-    """Logits after the branches' last token where it is decoded, and not part of the row."""
-    assert trunk is not None
-    rows = [Row(row.prefix, tuple(branch[:-1] for branch in row.branches), row.members)]
-    store = trunk.behind()
-    batch = forward.batch(rows, trunk)
-    forward.run(batch, store)
-    store.spread(batch, rows)
-    return forward.step(store, [branch[-1] for branch in row.branches])
-
-
-def _trial(model: Any) -> tuple[Row, list[list[int]]]:
-    """A row of two branches of different length that end in one token; the two sequences."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randint(min(3, vocabulary - 1), vocabulary, (36,), generator=generator).tolist()
-    prefix, first, second = draw[:16], draw[16:30], draw[30:]
-    second[-1] = first[-1]
-    row = Row(tuple(prefix), (tuple(first), tuple(second)), (0, 1))
-    return row, [prefix + first, prefix + second]
-
-
-def _plain(forward: TreeForward, sequence: list[int]) -> torch.Tensor:
-    with torch.no_grad():
-        tokens = torch.tensor([sequence], device=forward.device)
-        return forward.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+    def _inputs(self, batch: Batch, store: KeyStore | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {**self.given(batch.tokens), "attention_mask": batch.mask}
+        if batch.positions is not None:
+            inputs["position_ids"] = batch.positions
+        if store is not None:
+            inputs["past_key_values"] = store
+        return {**inputs, "use_cache": store is not None}
 
 
 def _longest(config: Any) -> float:
@@ -239,5 +216,6 @@ def _longest(config: Any) -> float:
     return min((limit for limit in limits if isinstance(limit, int)), default=math.inf)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory, and not a mistake, ended a pass."""
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

@@ -16,10 +16,12 @@ from truthgate_eval.prefix_tree import Row
 
 # Own keys and values get room for this many decoded tokens at a time.
 _ROOM = 32
+# Sequences go on together in the lanes that hold them as long as so many of a lane's slots are taken.
+_FILLED = 0.75
 
 
 class _Layer(DynamicLayer):
-    """One layer: `shared` [1, heads, trunk, width], `own` [rows, heads, length, width], each with values."""
+    """One layer: `shared` [1, heads, trunk, width], `own` [lanes, heads, length, width], each with values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,7 +52,7 @@ class _Layer(DynamicLayer):
         assert self.own is not None
         end = self.used + keys.shape[2]
         if end > self.own[0].shape[2]:
-            room = max(_ROOM, keys.shape[2])
+            room = max(_ROOM, keys.shape[2], self.used // 4)
             self.own = _with_room(self.own[0], room), _with_room(self.own[1], room)
         for own, new in zip(self.own, (keys, values), strict=True):
             own[:, :, self.used : end] = new
@@ -58,7 +60,7 @@ class _Layer(DynamicLayer):
         return self.own[0][:, :, :end], self.own[1][:, :, :end]
 
     def spread(self, rows: torch.Tensor, places: torch.Tensor) -> None:
-        """Own keys and values of sequence i become those at `places[i]` of row `rows[i]`."""
+        """Own keys and values of sequence i become those at `places[i]` of lane `rows[i]`."""
         assert self.own is not None
         device = self.own[0].device
         rows, places = rows.to(device)[:, None], places.to(device)
@@ -93,15 +95,19 @@ class KeyStore(Cache):
 
     Attributes:
         keep: Whether the next pass leaves its keys and values here as each row's own.
-        lengths: Own tokens of each row, int64 [rows], once rows have been spread.
+        trunk: The tokens whose keys and values are shared, or will be.
+        lanes: The lane of each sequence that goes on, int64 [sequences]: see `take_up`.
+        slots: Its place among those of its lane.
+        shifts: How far its next position is from the number of its tokens.
     """
 
-    def __init__(self, *, keep: bool = False) -> None:
+    def __init__(self, trunk: Sequence[int] = (), *, keep: bool = False) -> None:
         self.stack: list[_Layer] = []
         super().__init__(layers=self.stack)  # type: ignore[arg-type]  # the same list, which grows below
         self.keep = keep
+        self.trunk = tuple(trunk)
         self.visible: torch.Tensor | None = None
-        self.lengths = torch.zeros(0, dtype=torch.long)
+        self.lanes = self.slots = self.shifts = torch.zeros(0, dtype=torch.long)
 
     def update(
         self,
@@ -131,14 +137,14 @@ class KeyStore(Cache):
 
     def behind(self) -> KeyStore:
         """A store on the same trunk that keeps what the next pass computes."""
-        store = KeyStore(keep=True)
+        store = KeyStore(self.trunk, keep=True)
         for layer in self.stack:
             store.stack.append(_Layer())
             store.stack[-1].shared = layer.shared
         return store
 
-    def spread(self, batch: Batch, rows: Sequence[Row]) -> None:
-        """Give every sequence the keys and values of its own tokens, out of the lanes that hold them.
+    def take_up(self, batch: Batch, rows: Sequence[Row]) -> None:
+        """Let every sequence go on from its own tokens, in the lane that holds them.
 
         Args:
             batch: The batch that was run last.
@@ -149,30 +155,72 @@ class KeyStore(Cache):
             for branch in range(len(row.branches)):
                 lanes.append(lane)
                 places.append(torch.from_numpy(row.places(branch)) + start)
-        index = torch.nn.utils.rnn.pad_sequence(places, batch_first=True)
-        self.lengths = torch.tensor([len(place) for place in places])
-        self.visible = torch.arange(index.shape[1]) < self.lengths[:, None]
+        self.visible = torch.zeros((len(lanes), batch.tokens.shape[1]), dtype=torch.bool)
+        for own, place in zip(self.visible, places, strict=True):
+            own[place] = True
+        self.shifts = (
+            torch.tensor(batch.shifts) if batch.shifts else torch.zeros(len(lanes), dtype=torch.long)
+        )
+        self._seat(torch.tensor(lanes))
+        self._settle()
+
+    def _seat(self, lanes: torch.Tensor) -> None:
+        """Number the sequences of each lane, and leave out lanes without any."""
+        used, self.lanes = torch.unique(lanes, return_inverse=True)
+        if len(used) < self._lanes_held:
+            for layer in self.stack:
+                layer.select(used)
+        same = (self.lanes[:, None] == self.lanes[None]).tril(-1)
+        self.slots = same.sum(dim=1)
+
+    @property
+    def _lanes_held(self) -> int:
+        own = self.stack[0].own
+        assert own is not None
+        return len(own[0])
+
+    def _settle(self) -> None:
+        """Give every sequence a lane of its own, where that is less to compute and to look at."""
+        assert self.visible is not None
+        seats = self._lanes_held * (1 + int(self.slots.max()))
+        length = self.shared_length + self.visible.shape[1]
+        apart = len(self.slots) * (self.shared_length + int(self.visible.sum(dim=1).max()))
+        if len(self.slots) < _FILLED * seats or apart < self._lanes_held * length:
+            self.spread()
+
+    def spread(self) -> None:
+        """Give every sequence a lane of its own with the keys and values that it sees."""
+        assert self.visible is not None
+        places = [own.nonzero()[:, 0] for own in self.visible]
         for layer in self.stack:
-            layer.spread(torch.tensor(lanes), index)
+            layer.spread(self.lanes, torch.nn.utils.rnn.pad_sequence(places, batch_first=True))
+        lengths = self.visible.sum(dim=1)
+        self.visible = torch.arange(int(lengths.max())) < lengths[:, None]
+        self.lanes, self.slots = torch.arange(len(lengths)), torch.zeros_like(lengths)
 
     def next_token(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Position ids and mask of one more token of each sequence, which is counted from now on.
 
         Returns:
-            int64 [n, 1] and [n, 1, 1, trunk + own + 1], 0 where it looks and -inf elsewhere.
+            int64 [lanes, slots] and [lanes, 1, slots, trunk + own + slots], 0 where it looks and -inf
+            elsewhere; sequence i stands in slot `slots[i]` of lane `lanes[i]`.
         """
         assert self.visible is not None
-        positions = self.shared_length + self.lengths
-        self.lengths = self.lengths + 1
-        one = torch.ones((len(self.visible), 1), dtype=torch.bool)
-        self.visible = torch.cat([self.visible, one], dim=1)
-        mask = torch.zeros(self.visible.shape, dtype=dtype).masked_fill_(~self.visible, -torch.inf)
+        held, slots = self._lanes_held, 1 + int(self.slots.max())
+        positions = torch.zeros((held, slots), dtype=torch.long)
+        positions[self.lanes, self.slots] = self.shared_length + self.visible.sum(dim=1) + self.shifts
+        itself = torch.eye(slots, dtype=torch.bool)
+        self.visible = torch.cat([self.visible, itself[self.slots]], dim=1)
+        # An empty slot sees itself: it may not become NaN, which no mask takes back.
+        sees = torch.nn.functional.pad(itself, (self.visible.shape[1] - slots, 0)).repeat(held, 1, 1)
+        sees[self.lanes, self.slots] = self.visible
+        mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)
         mask = torch.nn.functional.pad(mask, (self.shared_length, 0))
-        return positions[:, None].to(device), mask[:, None, None].to(device)
+        return positions.to(device), mask[:, None].to(device)
 
     def select(self, rows: torch.Tensor) -> None:
         """Go on with these sequences only."""
         assert self.visible is not None
-        self.visible, self.lengths = self.visible[rows], self.lengths[rows]
-        for layer in self.stack:
-            layer.select(rows)
+        self.visible, self.shifts = self.visible[rows], self.shifts[rows]
+        self._seat(self.lanes[rows])
+        self._settle()

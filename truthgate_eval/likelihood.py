@@ -37,7 +37,10 @@ def log_likelihoods(
         (sum of the tokens' natural log-probabilities, whether each is the likeliest) per request.
     """
     first_read = [len(tokens) - len(continuation) for tokens, continuation in requests]
-    found = plan([tokens for tokens, _ in requests], read_from=first_read, longest_row=forward.longest)
+    found = plan(
+        [tokens for tokens, _ in requests], read_from=first_read,
+        longest_row=forward.longest, trunk_cost=forward.trunk_cost,
+    )  # fmt: skip
     asked: list[list[int]] = [[] for _ in range(found.distinct)]
     for i, kind in enumerate(found.kinds):
         asked[kind].append(i)

@@ -1,8 +1,7 @@
 """What token sequences have in common, planned so that a model computes it once.
 
-Equal sequences are asked once. A *trunk* is a prefix of many sequences, computed in a pass of its own;
-a *row* is a prefix and the branches after it, computed in one pass. Pure planning on token ids: no
-tensors and no model here (`forward` runs the plan).
+Equal sequences are asked once. A *trunk* is a prefix of many sequences, computed in a pass of its own; a
+*row* is a prefix and the branches after it, computed in one pass. No tensors and no model here.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-# Costs are counted in tokens through the weights. A row's attention is dense, so that L tokens cost
-# L * L / _DENSE more: the hidden size of a 135M model makes it 3,000, that of a larger model more.
+# Costs are counted in tokens through the weights. A row's attention is dense: L tokens cost L * L / _DENSE
+# more. The hidden size of a 135M model makes it 3,000, that of a larger model more.
 _DENSE = 3000.0
-# A trunk is a pass of batch 1 that the others wait for: it must save at least this many tokens.
-_TRUNK = 256
+# A trunk is a pass of batch 1 that the others wait for: by default it must save this many tokens.
+_TRUNK = 256.0
 # A node of more sequences is not tried as rows: a trunk serves those, and planning stays linear.
 _MOST_BRANCHES = 64
 
@@ -111,6 +110,7 @@ class _Node:
     reach: int = 0  # how long a trunk may be: up to the first position that is read
     cost: float = 0.0
     rows: int = 0  # of the best rows below, how many there are
+    tokens: int = 0  # and how long they are together
     cuts: list[int] | None = None  # the rows' first sequences, where rows begin here; None: below
     total: float = 0.0  # cost with trunks
 
@@ -121,6 +121,7 @@ def plan(
     read_from: Sequence[int] | None = None,
     share: bool = True,
     longest_row: float = math.inf,
+    trunk_cost: float = _TRUNK,
 ) -> Plan:
     """Plan the least tokens in which every sequence can be computed.
 
@@ -130,6 +131,7 @@ def plan(
             token. A trunk ends before it.
         share: Whether prefixes may be shared; without, every distinct sequence is a row of its own.
         longest_row: The most tokens that a trunk and a row of several branches may have together.
+        trunk_cost: How many tokens' time a pass of its own costs, however short.
 
     Returns:
         The plan. Its cost in time is that of sorting, and linear otherwise.
@@ -139,8 +141,9 @@ def plan(
     if not share or len(order) < 2:
         rows = tuple(Row((), (distinct[i],), (i,)) for i in order)
         return Plan((Group((), rows),) if rows else (), tuple(kinds), len(distinct))
-    ordered = _Ordered([distinct[i] for i in order], order, [first_read[i] for i in order], longest_row)
-    return Plan(tuple(_groups(ordered)), tuple(kinds), len(distinct))
+    own, reads = [distinct[i] for i in order], [first_read[i] for i in order]
+    groups = _groups(_Ordered(own, order, reads, longest_row, trunk_cost))
+    return Plan(tuple(groups), tuple(kinds), len(distinct))
 
 
 def _distinct(
@@ -167,10 +170,10 @@ class _Ordered:
     """The sorted sequences, and how much neighbours share."""
 
     def __init__(
-        self, tokens: list[tuple[int, ...]], members: list[int], first_read: list[int], longest_row: float
+        self, tokens: list[tuple[int, ...]], members: list[int], first_read: list[int], *limits: float
     ) -> None:
         self.tokens, self.members, self.first_read = tokens, members, first_read
-        self.longest_row = longest_row
+        self.longest_row, self.trunk_cost = limits
         self.lengths = [len(sequence) for sequence in tokens]
         arrays = [np.asarray(sequence) for sequence in tokens]
         self.shared = [_common(a, b) for a, b in itertools.pairwise(arrays)]
@@ -239,20 +242,23 @@ def _settle(ordered: _Ordered, node: _Node, base: int) -> None:
     """Choose between rows that begin at this node and what its children chose."""
     if not node.children:
         length = ordered.lengths[node.first] - base
-        node.cost, node.rows, node.cuts = _row_cost(length), 1, [node.first]
+        node.cost, node.rows, node.tokens, node.cuts = _row_cost(length), 1, length, [node.first]
         node.reach = ordered.first_read[node.first]
         node.total = node.cost
         return
     node.cost = sum(child.cost for child in node.children)
     node.rows = sum(child.rows for child in node.children)
+    node.tokens = sum(child.tokens for child in node.children)
     count = node.last - node.first + 1
     if node.depth > base and count <= _MOST_BRANCHES:
-        cuts, cost = _cut(ordered, node, base)
+        cuts, cost, tokens = _cut(ordered, node, base)
         if cost < node.cost:
-            node.cost, node.rows, node.cuts = cost, len(cuts), cuts
+            node.cost, node.rows, node.tokens, node.cuts = cost, len(cuts), tokens, cuts
     node.reach = min(node.depth, *(child.reach for child in node.children))
-    trunk = node.reach + _TRUNK + node.cost - node.rows * node.reach
-    node.total = min(node.cost, _below(node), trunk)
+    # A row behind a trunk is shorter by it, also as what asks; a trunk's attention has no mask: half.
+    saved = node.reach * (node.rows + node.tokens / _DENSE)
+    trunk = node.reach + node.reach * node.reach / (2 * _DENSE) + ordered.trunk_cost
+    node.total = min(node.cost, _below(node), trunk + node.cost - saved)
 
 
 def _below(node: _Node) -> float:
@@ -264,20 +270,20 @@ def _row_cost(length: int) -> float:
     return length + length * length / _DENSE
 
 
-def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float]:
-    """(first sequences, cost) of rows with this node's prefix, filled up to the cheapest length."""
+def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float, int]:
+    """(first sequences, cost, tokens) of rows with this node's prefix, filled up to the cheapest length."""
     depth = max(base, min(node.depth, ordered.prefix(node.first, node.last))) - base
     # The length at which a branch costs least: more branches share the prefix, but attention is dense.
     best = min(depth + (depth * (_DENSE + depth)) ** 0.5, ordered.longest_row - base)
-    cuts, cost, length = [node.first], 0.0, depth
+    cuts, cost, tokens, length = [node.first], 0.0, 0, depth
     for i in range(node.first, node.last + 1):
         own = ordered.lengths[i] - base - depth
         if i > cuts[-1] and length + own > best:
-            cost += _row_cost(length)
+            cost, tokens = cost + _row_cost(length), tokens + length
             cuts.append(i)
             length = depth
         length += own
-    return cuts, cost + _row_cost(length)
+    return cuts, cost + _row_cost(length), tokens + length
 
 
 def _rows(ordered: _Ordered, root: _Node, base: int) -> Iterator[Row]:

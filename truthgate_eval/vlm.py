@@ -62,18 +62,24 @@ class VisionLanguageModel:
             pictures: Each text's pictures, in the order of their placeholders.
             padding_side: `left` to generate, `right` to read positions.
         """
-        bos = self.processor.tokenizer.bos_token
-        templated = bos is not None and all(text.startswith(bos) for text in texts)
         inputs = self.processor(
             text=list(texts),
             images=[list(some) for some in pictures] if any(pictures) else None,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
-            # A template that writes the first token itself must not get a second one.
-            add_special_tokens=not templated,
+            add_special_tokens=self._special(texts),
         )
         return inputs.to(self.device, self.model.dtype)
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's token ids, every picture a placeholder of one token."""
+        return self.processor.tokenizer(text, add_special_tokens=self._special([text]))["input_ids"]
+
+    def _special(self, texts: Sequence[str]) -> bool:
+        # A template that writes the first token itself must not get a second one.
+        bos = self.processor.tokenizer.bos_token
+        return bos is None or not all(text.startswith(bos) for text in texts)
 
     def generate(self, prompts: Sequence[str], pictures: Sequence[Pictures], **options: Any) -> list[str]:
         """Each prompt's answer; `options` are those of transformers' `generate`."""
@@ -109,7 +115,7 @@ class VisionLanguageModel:
         Raises:
             DataError: An answer has no token of its own.
         """
-        counts = [self._new_tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        counts = [self.new_tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
         inputs = self.encode(texts, pictures, padding_side="right")
         ends = inputs["attention_mask"].sum(dim=1).tolist()
@@ -125,8 +131,12 @@ class VisionLanguageModel:
             results.append((loss.item(), bool((scores.argmax(dim=-1) == targets).all())))
         return results
 
-    def _new_tokens(self, prompt: str, answer: str) -> int:
-        """How many tokens the answer adds; a picture's placeholder counts the same in both texts."""
+    def new_tokens(self, prompt: str, answer: str) -> int:
+        """How many tokens the answer adds; a picture's placeholder counts the same in both texts.
+
+        Raises:
+            DataError: It has no token of its own.
+        """
         tokenizer = self.processor.tokenizer
         count = len(tokenizer(prompt + answer)["input_ids"]) - len(tokenizer(prompt)["input_ids"])
         if count < 1:

@@ -16,22 +16,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from truthgate_eval.decoding import greedy
-from truthgate_eval.errors import GateError
-from truthgate_eval.forward import TokenBudget, TreeForward
+from truthgate_eval.decoding import decodes_plainly, end_tokens, greedy
+from truthgate_eval.forward import TokenBudget, TreeForward, check_engine
 from truthgate_eval.likelihood import log_likelihoods
 
 log = logging.getLogger(__name__)
-
-ENGINES = ("auto", "off")
-# Of a model's generation defaults, those that do not matter to greedy decoding of new tokens.
-_HARMLESS = frozenset(
-    (
-        "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p typical_p max_length "
-        "max_new_tokens use_cache output_attentions output_hidden_states output_scores output_logits "
-        "transformers_version _from_model_config"
-    ).split()
-)
 
 
 class SharedPrefixHF(HFLM):
@@ -45,9 +34,7 @@ class SharedPrefixHF(HFLM):
         Raises:
             GateError: It is neither.
         """
-        if engine not in ENGINES:
-            raise GateError(f"unknown engine {engine!r}: expected {' or '.join(ENGINES)}")
-        self.engine = engine
+        self.engine = check_engine(engine)
 
     @cached_property
     def forward(self) -> TreeForward | None:
@@ -148,8 +135,7 @@ class SharedPrefixHF(HFLM):
         until = tuple(handle_stop_sequences(kwargs.pop("until", None), eos=eos))
         most = int(kwargs.pop("max_gen_toks"))
         plain = not kwargs.pop("do_sample", None) and not kwargs.pop("temperature", None) and not kwargs
-        defaults = self.model.generation_config.to_diff_dict()
-        if not plain or set(defaults) - _HARMLESS or not 0 < most < self.max_length:
+        if not plain or not decodes_plainly(self.model.generation_config) or not 0 < most < self.max_length:
             return None
         return until, most
 
@@ -170,11 +156,9 @@ class SharedPrefixHF(HFLM):
         def stopped(tokens: list[int]) -> bool:
             return any(text in self.tokenizer.decode(tokens[-window:]) for window, text in windows)
 
-        eos = self.model.generation_config.eos_token_id
-        eos = set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
         answers = greedy(
             self.forward, prompts, max_new_tokens=most, budget=self._budget(prompts, extra=most),
-            eos=eos, stopped=stopped, progress=progress,
+            eos=end_tokens(self.model.generation_config), stopped=stopped, progress=progress,
         )  # fmt: skip
         return [self._text(tokens, list(until)) for tokens in answers]
 

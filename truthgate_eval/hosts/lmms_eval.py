@@ -7,35 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any, ClassVar
 
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
-from lmms_eval.api.model import lmms
 from lmms_eval.utils import simple_parse_args_string
-from tqdm import tqdm
 
-from truthgate_eval.dedup import ask_once, question_key
+from truthgate_eval.child import SMALL_CHILD
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
+from truthgate_eval.forward import check_engine
 from truthgate_eval.hosts import lmms_eval_evaluate
+from truthgate_eval.hosts.lmms_eval_engine import SharedPrefixVLM, read_batch_size
 from truthgate_eval.hosts.lmms_eval_errors import refuse
-from truthgate_eval.hosts.lmms_eval_requests import (
-    Question,
-    batches,
-    cut,
-    generation_options,
-    in_halves,
-    log,
-    unknown_settings,
-)
+from truthgate_eval.hosts.lmms_eval_requests import Question, cut, generation_options, in_halves, log
 from truthgate_eval.settings import GATE_ARGUMENTS, GateSettings
 from truthgate_eval.vlm_loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 
-_ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", *GATE_ARGUMENTS)
+_ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", "engine", *GATE_ARGUMENTS)
 
 
 @contextmanager
@@ -47,30 +38,30 @@ def _one_line() -> Iterator[None]:
         refuse(error)
 
 
-class GatedVLM(lmms):
+class GatedVLM(SharedPrefixVLM):
     """A vision-language model whose text decoder's attention heads are gated.
 
     Attributes:
         is_simple: lmms-eval's simple interface, the one that has every kind of task.
         model_id: Our name in lmms-eval's registry.
-        default_pretrained: What is loaded where `pretrained` is left out, or None.
-        vlm: The loaded model.
+        default_pretrained: What is loaded where `pretrained` is left out.
         gate_settings: What it is gated with.
         gate_handle: The live gate, or None where it is folded or there is none.
     """
 
     is_simple = True
     model_id: ClassVar[str] = "gated_vlm"
-    default_pretrained: ClassVar[str | None] = None
+    default_pretrained: ClassVar[str] = SMALL_CHILD
 
     def __init__(self, pretrained: Any = None, *, batch_size: Any = 1, **arguments: Any) -> None:
         """Load the model and gate it.
 
         Args:
-            pretrained: Hub id or folder.
-            batch_size: Documents to a batch.
-            **arguments: Those of `LoadOptions`, and the gate's: scores, lam, norm, site, layers, mode
-                (see `GateSettings.read`).
+            pretrained: Hub id or folder, or `smollm2-135m-scenes`, which is gated_vlm's default and needs no
+                scores.
+            batch_size: A batch has as many tokens as so many of the longest questions; `auto` finds a number.
+            **arguments: Those of `LoadOptions`; engine, `off` to share no prefixes; and the gate's: scores,
+                lam, norm, site, layers, mode (see `GateSettings.read`).
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why. On
@@ -96,16 +87,18 @@ class GatedVLM(lmms):
                 f"unknown argument {unknown[0]!r}: {self.model_id} takes {', '.join(_ARGUMENTS)}"
             )
         if arguments["pretrained"] in (None, "None", ""):
-            if self.default_pretrained is None:
-                raise ModelError(f"{self.model_id} needs a model: pretrained=HUB_ID_OR_FOLDER")
             arguments["pretrained"] = self.default_pretrained
         gate = {name: arguments[name] for name in GATE_ARGUMENTS if name in arguments}
+        if gate.get("scores") is None and arguments["pretrained"] == SMALL_CHILD:
+            log.info("no scores are given: %s runs without a gate", SMALL_CHILD)
+            gate["scores"] = "none"
         if gate.get("scores") is None:
             raise GateError(
                 f"{self.model_id} needs scores: scores=FILE.npz (made by `truthgate probe`), "
                 "or scores=none for the model without a gate"
             )
-        self.batch_size = _batch_size(arguments["batch_size"])
+        self.batch_size = read_batch_size(arguments["batch_size"])
+        self.engine = check_engine(arguments.get("engine", "auto"))
         # The gate is read before the model is loaded: a mistake should not cost the minutes that takes.
         self.gate_settings = GateSettings.read(**gate, modality="image")
         options = LoadOptions.read({name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
@@ -142,6 +135,7 @@ class GatedVLM(lmms):
             "peft": self.options.peft,
             "chat_template": self.options.chat_template,
             "batch_size": self.batch_size,
+            "engine": self.engine,
             # The host records only its own.
             "versions": {package: version(package) for package in ("lmms_eval", "transformers", "torch")},
         }
@@ -152,11 +146,11 @@ class GatedVLM(lmms):
         with _one_line():
             rows = [request.args for request in requests]
             questions = [self._question(ctx, *place) for ctx, _, *place in rows]
-            return self._generate(questions, [dict(settings) for _, settings, *_ in rows])
+            return self.answer(questions, [dict(settings) for _, settings, *_ in rows])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
         """Every request's answers, round by round: the task's `doc_to_text` asks the next or ends."""
-        with _one_line(), self._progress(requests) as progress:
+        with _one_line(), self.progress(requests) as progress:
             return [self._rounds(request.args, progress) for request in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -164,16 +158,8 @@ class GatedVLM(lmms):
 
         A loss and not a log-likelihood, since lmms-eval takes the choice with the *smallest* value.
         """
-        with _one_line(), self._progress(requests) as progress:
-            questions = [self._rated(*request.args) for request in requests]
-            results: list[Any] = [None] * len(questions)
-            texts = [question.text + question.answer for question in questions]
-            for batch in batches([None] * len(questions), texts, self.batch_size):
-                losses = in_halves([questions[i] for i in batch], self._losses)
-                for position, loss in zip(batch, losses, strict=True):
-                    results[position] = loss
-                progress.update(len(batch))
-            return results
+        with _one_line():
+            return self.rate([self._rated(*request.args) for request in requests])
 
     def apply_chat_template(self, *_: Any, **__: Any) -> str:
         """lmms-eval's --apply_chat_template: would apply the template twice."""
@@ -186,54 +172,6 @@ class GatedVLM(lmms):
     def chat_template(self) -> str | None:
         """The Jinja template in use, which lmms-eval asks for with --apply_chat_template."""
         return self.vlm.chat.template
-
-    def _generate(self, questions: list[Question], settings: list[dict[str, Any]]) -> list[str]:
-        """Answers; a question that several tasks ask about one picture is asked once."""
-        times = Counter(question.text for question in questions)
-
-        def key(asked: tuple[Question, dict[str, Any]]) -> Hashable | None:
-            question, options = asked
-            if times[question.text] == 1:  # no other can be the same: its picture need not be read now
-                return None
-            return question_key(question.shown(), question.text, options)
-
-        return ask_once(list(zip(questions, settings, strict=True)), key, self._generate_each)
-
-    def _generate_each(self, asked: Sequence[tuple[Question, dict[str, Any]]]) -> list[str]:
-        questions, settings = [question for question, _ in asked], [options for _, options in asked]
-        ignored = sorted({name for some in settings for name in unknown_settings(some)})
-        if ignored:
-            log.info("generation settings without effect: %s", ", ".join(ignored))
-        results = [""] * len(questions)
-        texts = [question.text for question in questions]
-        with self._progress(questions) as progress:
-            for batch in batches(settings, texts, self.batch_size):
-                options, until = generation_options(settings[batch[0]])
-                chosen = [questions[position] for position in batch]
-                answers = in_halves(chosen, functools.partial(self._answers, options=options))
-                for position, answer in zip(batch, answers, strict=True):
-                    results[position] = cut(answer, until)
-                progress.update(len(batch))
-        return results
-
-    def _answers(self, questions: Sequence[Question], options: dict[str, Any]) -> list[str]:
-        prompts, pictures = self._prompts(questions)
-        return self.vlm.generate(prompts, pictures, **options)
-
-    def _losses(self, questions: Sequence[Question]) -> list[tuple[float, bool]]:
-        prompts, pictures = self._prompts(questions)
-        return self.vlm.losses(prompts, [question.answer for question in questions], pictures)
-
-    def _prompts(self, questions: Sequence[Question]) -> tuple[list[str], list[Any]]:
-        pictures = [question.pictures() for question in questions]
-        pairs = zip(questions, pictures, strict=True)
-        return [self._prompt(question, len(found)) for question, found in pairs], pictures
-
-    def _prompt(self, question: Question, pictures: int) -> str:
-        try:
-            return self.vlm.prompt(question.text, pictures)
-        except TruthGateError as error:
-            raise type(error)(f"{question.where}: {error}") from error
 
     def _rounds(self, arguments: Any, progress: Any) -> list[str]:
         text, settings, visual, ask, *place = arguments
@@ -262,9 +200,6 @@ class GatedVLM(lmms):
         question = self._question(text, *place)
         answer = target if isinstance(target, str) else str(target(question.document()))
         return dataclasses.replace(question, answer=answer)
-
-    def _progress(self, requests: Sequence[Any]) -> Any:
-        return tqdm(total=len(requests), disable=self.rank != 0, desc="Model Responding")
 
 
 class GatedLlava(GatedVLM):
@@ -304,10 +239,3 @@ def _parse(arg_string: Any) -> dict[str, Any]:
         return simple_parse_args_string(arg_string or "")
     except ValueError as error:
         raise ModelError(f"model_args {arg_string!r} are not NAME=VALUE,NAME=VALUE") from error
-
-
-def _batch_size(value: Any) -> int:
-    text = str(value)
-    if not text.isdigit() or int(text) < 1:
-        raise ModelError(f"batch_size={value} is not a whole number above 0")
-    return int(text)

@@ -94,7 +94,7 @@ class Question:
         return found
 
     def _unreadable(self, error: Exception) -> DataError:
-        return DataError(f"{self.where}: its picture cannot be read: {_reason(error)}")
+        return DataError(f"{self.where}: its picture cannot be read: {reason_of(error)}")
 
 
 def generation_options(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -161,8 +161,8 @@ def in_halves(questions: Sequence[Question], work: Callable[[Sequence[Question]]
         raise
     except Exception as error:
         if len(questions) == 1:
-            raise ModelError(f"{questions[0].where} failed: {_reason(error)}") from error
-        log.warning("a batch of %d failed (%s): trying its halves", len(questions), _reason(error))
+            raise ModelError(f"{questions[0].where} failed: {reason_of(error)}") from error
+        log.warning("a batch of %d failed (%s): trying its halves", len(questions), reason_of(error))
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(questions) // 2
@@ -189,6 +189,7 @@ def _flat(found: Any) -> Iterator[Any]:
         yield found
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """An exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
