@@ -1,6 +1,6 @@
-"""Puts the startup files beside the package, and tasks and artifacts inside it.
+"""Puts the startup files beside the package; tasks, artifacts and the small child's weights inside it.
 
-An editable install needs the startup files only: `paths.shipped` finds the two folders in
+An editable install needs the startup files only: `paths.shipped` finds the folders in
 the checkout.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 STARTUP = ("truthgate_eval_autoload.pth", "truthgate_eval_autoload.start", "_truthgate_autoload.py")
-FOLDERS = ("tasks", "score_artifacts")
+FOLDERS = ("tasks", "score_artifacts", "children/smollm2-135m-scenes")
 
 
 class StartupFiles(BuildHookInterface):

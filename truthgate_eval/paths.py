@@ -1,7 +1,7 @@
 """Where the package's own files, its data and its caches lie.
 
-In a wheel, `tasks/` and `score_artifacts/` are inside the package; in a checkout
-they stand beside it.
+In a wheel, `tasks/`, `score_artifacts/` and `children/` are inside the package; in a
+checkout they stand beside it.
 """
 
 import os
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder `tasks` or `score_artifacts`, in a wheel or in a checkout."""
+    """The shipped folder `tasks`, `score_artifacts` or `children`, in a wheel or in a checkout."""
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import transformers
 
 from truthgate_eval.chat_format import find_chat_format
+from truthgate_eval.child import resolve_child
 from truthgate_eval.errors import ModelError
 from truthgate_eval.vlm import VisionLanguageModel
 
@@ -21,7 +22,7 @@ class LoadOptions:
     """What to load and how; `read` makes one from a host's model arguments.
 
     Attributes:
-        pretrained: Hub id or folder.
+        pretrained: Hub id or folder, or `smollm2-135m-scenes`, the child that comes with the package.
         revision: Branch, tag or commit on the hub.
         dtype: Such as bfloat16; `auto` takes the checkpoint's.
         device: Such as `cuda:0`; None takes CUDA if there is one, else the CPU.
@@ -80,6 +81,7 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     # Everything small comes before the weights: a mistake should not cost the minutes they take.
     device = find_device(options.device)
     dtype = _dtype(options.dtype)
+    name, options = options.pretrained, replace(options, pretrained=resolve_child(options.pretrained))
     quantization = _quantization(options, dtype)
     config = _load_config(options)
     processor = _load_processor(options)
@@ -92,7 +94,7 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     if options.peft:
         model = _load_adapter(model, options)
     _complete_generation_config(model, processor.tokenizer)
-    return VisionLanguageModel(model.eval(), processor, chat, options.pretrained)
+    return VisionLanguageModel(model.eval(), processor, chat, name)
 
 
 def find_device(device: str | None) -> torch.device:

@@ -47,11 +47,7 @@ def load_for_probing(
         given["chat_template"] = "plain"
     if device is not None and not given.get("device_map"):
         given.setdefault("device", device)
-    default = DEFAULTS.get(model)
-    if default is not None:
-        given.setdefault("pretrained", default)
-    if not given.get("pretrained"):
-        raise ModelError(f"--model {model} needs --model_args pretrained=HUB_ID_OR_FOLDER")
+    given["pretrained"] = given.get("pretrained") or DEFAULTS["gated_vlm" if model == "vlm" else model]
     return load_vlm(LoadOptions.read(given))
 
 
