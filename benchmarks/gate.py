@@ -1,8 +1,9 @@
-"""What a live gate costs: the same forward pass with it and without."""
+"""What a gate costs: the same forward pass with it and without, live and folded, eager and compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,33 +11,52 @@ import torch
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
 from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.gate import attach, random_gate
+from truthgate_eval.gate import attach, fold, random_gate
+
+DEVICES = ("cpu", "cuda")
+Pass = Callable[[], torch.Tensor]
 
 
-def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
-    """Yield the comparison; its ratio is the gated model's speed over the plain one's."""
-    model, tokenizer = load_model()
-    anatomy = find_anatomy(model)
-    tokens = torch.tensor([sequence[:64] for sequence in pairs(tokenizer, 8)])
-    times = 1 if quick else 2
+def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
+    """Yield one comparison a kind of gate; its ratio is the gated model's speed over the plain one's."""
+    plain, tokenizer = load_model(device)
+    tokens = torch.tensor([sequence[:64] for sequence in pairs(tokenizer, 8)], device=plain.device)
+    # Memory for two models of 7B is not everywhere; on the CPU a copy leaves the plain model as it is.
+    live, folded = copy.deepcopy(plain), copy.deepcopy(plain)
+    anatomy = find_anatomy(live)
     gate = random_gate(anatomy.shape, seed=0)
-    off = random_gate(anatomy.shape, seed=0)
-    off.values[:] = 1.0
+    fold(folded, gate)
+    attach(live, gate, anatomy=anatomy)
+    # By default torch takes a module's hooks for those of the module compiled first: no gate at all.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    compiled = [torch.compile(model) for model in (plain, live, folded)]
+    kinds = (
+        ("live", plain, live, False),
+        ("folded", plain, folded, False),
+        ("live_compiled", compiled[0], compiled[1], True),
+        ("folded_compiled", compiled[0], compiled[2], True),
+    )
+    for kind, bare, gated, warm in kinds:
+        sides = [_pass(model, tokens) for model in (bare, gated)]
+        if warm:  # compiling is no part of a pass
+            for side in sides:
+                side()
+        yield compare(
+            f"{name}_{kind}", f"a pass of {tokens.numel()} tokens", tokens.numel(),
+            (f"no gate{', compiled' * warm}", sides[0]), (f"{kind.replace('_', ', ')} gate", sides[1]),
+            _differ, rounds=1 if quick else 7 * rounds, device=device,
+        )  # fmt: skip
 
-    def plain() -> torch.Tensor:
+
+def _pass(model: Any, tokens: torch.Tensor) -> Pass:
+    def forward() -> torch.Tensor:
         with torch.no_grad():
-            return [model(tokens).logits for _ in range(times)][-1]
+            return model(tokens, use_cache=False).logits
 
-    def gated() -> torch.Tensor:
-        with attach(model, gate, anatomy=anatomy):
-            return plain()
+    return forward
 
-    def check(vanilla: torch.Tensor, found: torch.Tensor) -> dict[str, Any]:
-        with attach(model, off, anatomy=anatomy):
-            same = torch.equal(plain(), vanilla)
-        return {"passed": same and not torch.equal(found, vanilla), "gate_of_ones_is_bitwise_equal": same}
 
-    yield compare(
-        name, f"{times} passes of {tokens.numel()} tokens", times * tokens.numel(),
-        ("no gate", plain), ("live gate", gated), check, rounds=3 * rounds,
-    )  # fmt: skip
+def _differ(plain: torch.Tensor, gated: torch.Tensor) -> dict[str, Any]:
+    """The gate is on: what it costs is what is measured."""
+    change = float((plain - gated).abs().max() / plain.abs().max())
+    return {"passed": change > 1e-3, "largest_change_of_logits": change}

@@ -1,12 +1,19 @@
-"""Two ways to do one job, timed in turns in one process, and the record of it."""
+"""Two ways to do one job, timed in turns in one process, and the record of it.
+
+Memory is measured apart from time, each side in a process of its own: in one process the second side fills
+what the first has freed, and seems to need nothing.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,12 +23,22 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+MIB = 2**20
+_MMAP_THRESHOLD = -3  # malloc.h's M_MMAP_THRESHOLD
 PACKAGES = ("torch", "transformers", "lm_eval", "numpy", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to do the job: seconds of each round, and memory at its highest above the start."""
+    """One way to do the job.
+
+    Attributes:
+        name: What it is.
+        cpu: CPU seconds of each round.
+        wall: Wall seconds of each round.
+        peak_mib: Memory at its highest above the start, in a process of its own: anonymous and shared
+            pages, not those of files. On a GPU, what torch had allocated there.
+    """
 
     name: str
     cpu: list[float]
@@ -39,11 +56,13 @@ class Result:
     peer: Side
     ours: Side
     check: dict[str, Any]
+    device: str = "cpu"
 
     @property
     def ratios(self) -> list[float]:
-        """Peer's CPU seconds over ours, round by round."""
-        return [theirs / mine for theirs, mine in zip(self.peer.cpu, self.ours.cpu, strict=True)]
+        """Peer's seconds over ours, round by round: CPU seconds, and wall seconds on a GPU."""
+        sides = (self.peer.cpu, self.ours.cpu) if self.device == "cpu" else (self.peer.wall, self.ours.wall)
+        return [theirs / mine for theirs, mine in zip(*sides, strict=True)]
 
     def line(self) -> str:
         """The result in one line."""
@@ -56,14 +75,17 @@ class Result:
     def save(self, *, quick: bool) -> Path:
         """Write the result with the machine described; a quick one to a name of its own."""
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.name}{'.quick' if quick else ''}.json"
-        record = {
-            **asdict(self),
-            "ratio": {"median": statistics.median(self.ratios), "rounds": self.ratios},
-            "machine": machine(),
-        }
-        path.write_text(json.dumps(record, indent=1) + "\n")
-        return path
+        ratio = {"median": statistics.median(self.ratios), "rounds": self.ratios}
+        return write(self.name, {**asdict(self), "ratio": ratio}, device=self.device, quick=quick)
+
+
+def write(name: str, record: dict[str, Any], *, device: str, quick: bool) -> Path:
+    """Write a record with the machine described: a quick one, and one of a GPU, to a name of its own."""
+    RESULTS.mkdir(exist_ok=True)
+    kind = ("" if device == "cpu" else f".{device}") + (".quick" if quick else "")
+    path = RESULTS / f"{name}{kind}.json"
+    path.write_text(json.dumps({**record, "machine": machine(device)}, indent=1) + "\n")
+    return path
 
 
 def compare(
@@ -75,6 +97,7 @@ def compare(
     check: Callable[[Any, Any], dict[str, Any]],
     *,
     rounds: int,
+    device: str = "cpu",
 ) -> Result:
     """Run both sides in turns; the first outputs are compared.
 
@@ -86,62 +109,114 @@ def compare(
         ours: This package's.
         check: Compares (peer's, our) output; `passed` in its answer says whether they agree.
         rounds: How often each side runs.
+        device: `cpu`, or `cuda` where both sides run on a GPU.
     """
-    sides: dict[str, dict[str, list[float]]] = {
-        side: {"cpu": [], "wall": [], "peak": []} for side, _ in (peer, ours)
-    }
+    both = (peer, ours)
+    # Before anything has run: memory that was freed here would be there to fill again.
+    peaks = [own_peak(call) if device == "cpu" else None for _, call in both]
+    cpu: list[list[float]] = [[], []]
+    wall: list[list[float]] = [[], []]
     outputs = []
     for round_ in range(rounds):
-        for side, call in (peer, ours):
-            output, cpu, wall, peak = _timed(call)
-            for key, value in (("cpu", cpu), ("wall", wall), ("peak", peak)):
-                if value is not None:
-                    sides[side][key].append(value)
+        for i, (_, call) in enumerate(both):
+            output, spent, passed, peak = _timed(call, device)
+            cpu[i].append(spent)
+            wall[i].append(passed)
             if round_ == 0:
                 outputs.append(output)
-    made = [
-        Side(side, times["cpu"], times["wall"], max(times["peak"], default=None))
-        for side, times in sides.items()
-    ]
-    return Result(name, work, n, made[0], made[1], check(*outputs))
+                peaks[i] = peaks[i] if peak is None else peak
+    sides = [Side(both[i][0], cpu[i], wall[i], peaks[i]) for i in range(2)]
+    return Result(name, work, n, sides[0], sides[1], check(*outputs), device)
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float, float, float | None]:
-    """(output, CPU seconds, wall seconds, MiB above the start)."""
-    start = _reset_peak()
+def _timed(call: Callable[[], Any], device: str) -> tuple[Any, float, float, float | None]:
+    """(output, CPU seconds, wall seconds, MiB above the start that a GPU had allocated)."""
+    start = 0
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
     cpu, wall = time.process_time(), time.perf_counter()
     output = call()
+    if device == "cuda":
+        torch.cuda.synchronize()
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    return output, cpu, wall, None if start is None else (_status("VmHWM") - start) / 1024
+    return output, cpu, wall, (torch.cuda.max_memory_allocated() - start) / MIB if device == "cuda" else None
 
 
-def _reset_peak() -> float | None:
-    """Make Linux forget the highest memory so far; the memory now, in KiB. None elsewhere."""
-    clear = Path("/proc/self/clear_refs")
-    if not os.access(clear, os.W_OK):
+def own_peak(call: Callable[[], Any]) -> float | None:
+    """MiB above the start that a call has in memory at its highest, run in a process of its own; else None.
+
+    The process is a fork that begins with what is loaded here. Its memory is read from here every
+    few milliseconds: the kernel's own high-water mark also counts pages of files, such as a library's code
+    and a checkpoint's weights, which a fork has to find again.
+    """
+    if not Path("/proc/self/status").exists():
         return None
-    clear.write_text("5")
-    return _status("VmRSS")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _run_and_exit(call, writer)
+    os.close(writer)
+    started = os.read(reader, 1)
+    os.close(reader)
+    start = peak = _held(child)
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        peak = max(peak, _held(child))
+        time.sleep(0.002)
+    if not started:
+        raise RuntimeError("the process that measures memory did not start")
+    return (peak - start) / 1024
 
 
-def _status(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(field)).split()[1])
+def _run_and_exit(call: Callable[[], Any], writer: int) -> None:
+    """In the fork: give free memory back, say so, run, and end without the parent's exit handlers."""
+    try:
+        libc = ctypes.CDLL(None)
+        # Every array from the system, and back to it: kept blocks would hide what a side needs.
+        libc.mallopt(_MMAP_THRESHOLD, 2**17)
+        gc.collect()
+        libc.malloc_trim(0)
+        os.write(writer, b"s")
+        os.close(writer)
+        time.sleep(0.1)  # for the parent to read the start
+        call()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
 
 
-def machine() -> dict[str, Any]:
+def _held(process: int) -> float:
+    """KiB of anonymous and shared memory; 0 once it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return sum(float(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssShmem")))
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What a number depends on."""
+    if device == "cuda":
+        return {"gpu": torch.cuda.get_device_name(), "dtype": "bfloat16", **_common()}
     names = [line for line in _cpuinfo() if line.startswith("model name")]
     return {
         "processor": names[0].split(":")[1].strip() if names else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "pinned": hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1,
-        "load_at_end": round(os.getloadavg()[0], 1),
         "dtype": "float32",
+        "note": "CPU seconds of one pinned thread; peer and ours in turns in one process",
+        **_common(),
+    }
+
+
+def _common() -> dict[str, Any]:
+    return {
+        "load_at_end": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{package: version(package) for package in PACKAGES},
-        "note": "CPU seconds of one pinned thread; peer and ours in turns in one process",
     }
 
 

@@ -21,18 +21,26 @@ def write() -> Path:
     results = [
         json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json")) if ".quick" not in path.name
     ]
-    PAGE.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+    PAGE.write_text(f"{before}{BEGIN}\n{tables(results)}\n{END}{after}")
     return PAGE
 
 
+def tables(results: list[dict[str, Any]]) -> str:
+    """The comparisons, then what grows with documents, then the machines."""
+    comparisons = [result for result in results if "points" not in result]
+    grown = [result for result in results if "points" in result]
+    return "\n\n".join([table(comparisons), *([growth(grown)] if grown else []), machines(results)])
+
+
 def table(results: list[dict[str, Any]]) -> str:
-    """One line a result: medians of CPU seconds, the ratio with its spread, memory, the check."""
+    """One line a result: medians of seconds, the ratio with its spread, memory, the check."""
     lines = [
-        "| job | peer | CPU s | ours, CPU s | ratio (spread, rounds) | peak MiB, peer / ours | check |",
+        "| job | peer | s | ours, s | ratio (spread, rounds) | peak MiB, peer / ours | check |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         peer, ours, ratios = result["peer"], result["ours"], result["ratio"]["rounds"]
+        clock = "cpu" if result.get("device", "cpu") == "cpu" else "wall"
         check = ", ".join(
             f"{key} {_number(value)}" for key, value in result["check"].items() if key != "passed"
         )
@@ -40,22 +48,53 @@ def table(results: list[dict[str, Any]]) -> str:
         cells = (
             f"{result['name']}: {result['work']}",
             peer["name"],
-            f"{statistics.median(peer['cpu']):.2f}",
-            f"{statistics.median(ours['cpu']):.2f}",
+            f"{statistics.median(peer[clock]):.2f}",
+            f"{statistics.median(ours[clock]):.2f}",
             f"**{result['ratio']['median']:.2f}x** ({spread})",
-            f"{_number(peer['peak_mib'])} / {_number(ours['peak_mib'])}",
+            f"{_memory(peer['peak_mib'])} / {_memory(ours['peak_mib'])}",
             check,
         )
         lines.append(f"| {' | '.join(cells)} |")
-    machines = {
-        f"{m['processor']}, {m['threads']} pinned thread, {m['dtype']}, torch {m['torch']}, "
-        f"transformers {m['transformers']}, load average {m['load_at_end']}"
+    return "\n".join(lines)
+
+
+def growth(results: list[dict[str, Any]]) -> str:
+    """One line a number of documents: seconds of each step and memory."""
+    lines = [
+        "| job | documents | tokens run | tokens, s | plan, s | activations, s | probes, s | peak MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        for point in result["points"]:
+            steps = (point["tokens"], point["plan"], point["activations"], point["probes"])
+            cells = (
+                f"{result['name']}: {result['work']}",
+                f"{point['documents']:,}",
+                f"{point['tokens_planned']:,}",
+                *(f"{seconds:.2f}" for seconds in steps),
+                _memory(point["peak_mib"]),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def machines(results: list[dict[str, Any]]) -> str:
+    """Each machine once, and how busy it was."""
+    loads = [result["machine"]["load_at_end"] for result in results]
+    found = sorted(
+        f"{m.get('gpu') or m['processor'] + ', 1 pinned thread'}, {m['dtype']}, torch {m['torch']}, "
+        f"transformers {m['transformers']}"
         for m in (result["machine"] for result in results)
-    }
-    return "\n".join([*lines, "", *(f"Machine: {text}." for text in sorted(machines))])
+    )
+    busy = f"Load average at the end of each run: {min(loads)} to {max(loads)}." if loads else ""
+    return "\n".join([*(f"Machine: {text}." for text in dict.fromkeys(found)), busy])
+
+
+def _memory(mib: float | None) -> str:
+    return "" if mib is None else f"{mib:,.0f}"
 
 
 def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if value >= 10 else f"{value:.1e}"
+    return f"{value:.0f}" if abs(value) >= 1 else f"{value:.1e}"

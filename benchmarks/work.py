@@ -12,12 +12,26 @@ from truthgate_eval import halueval
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
 
 
-def load_model() -> tuple[Any, Any]:
-    """(model, tokenizer) in float32."""
+def load_model(device: str = "cpu") -> tuple[Any, Any]:
+    """(model, tokenizer): on the CPU SmolLM2 in float32, on a GPU `random_7b` in bfloat16."""
     torch.set_num_threads(1)
     folder = resolve_pretrained(SMALL_MODEL)
+    if device == "cuda":
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        return random_7b(len(tokenizer)), tokenizer
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def random_7b(vocabulary: int) -> Any:
+    """A Llama of 7B's shape with random weights, made on the GPU: nothing is downloaded or moved there."""
+    config = transformers.LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, vocab_size=vocabulary, max_position_embeddings=4096,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
@@ -33,6 +47,18 @@ def pairs(tokenizer: Any, count: int) -> list[list[int]]:
         for key in ("right_answer", "hallucinated_answer")
     ]
     return [tokenizer(text).input_ids for text in texts]
+
+
+def free_answers(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:
+    """(HaluEval's questions to be answered freely behind worked examples, tokens of what they share)."""
+    instruction = "You answer questions with facts, in a short sentence.\n"
+    for row in questions(100, start=9000):
+        example = f"\nQuestion: {row['question']}\nAnswer: {row['right_answer']}\n"
+        if len(tokenizer(instruction + example).input_ids) > tokens:
+            break
+        instruction += example
+    prompts = [f"{instruction}\nQuestion: {row['question']}\nAnswer:" for row in questions(count)]
+    return prompts, len(tokenizer(instruction).input_ids)
 
 
 def judgements(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:

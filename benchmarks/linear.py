@@ -1,0 +1,112 @@
+"""How probing grows with documents: HaluEval-QA from tokens to scores, step by step.
+
+The real model runs 100 and 1,000 documents; 10,000 would take it an hour. There a two-layer model of the
+same class, with the real tokenizer on the real documents, shows that nothing but the model's own work
+grows, and that grows with the tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from benchmarks.measure import own_peak, write
+from benchmarks.work import load_model, pairs
+from truthgate_eval.activations import make_room
+from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.capture import capture
+from truthgate_eval.prefix_tree import plan
+from truthgate_eval.probe import probe_heads
+
+STEPS = ("tokens", "plan", "activations", "probes")
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Seconds of each step and the peak memory of all, by the number of documents.
+
+    Attributes:
+        name: The benchmark's.
+        work: What was done, in words.
+        points: For each number of documents its sequences, planned tokens, CPU seconds of each step, and
+            MiB at the highest: activations in a file, without that file's pages.
+        check: Whether a document costs the same in all of them.
+    """
+
+    name: str
+    work: str
+    points: list[dict[str, Any]]
+    check: dict[str, Any]
+
+    def save(self, *, quick: bool) -> Path:
+        """Write it beside the comparisons."""
+        return write(self.name, asdict(self), device="cpu", quick=quick)
+
+    def line(self) -> str:
+        """The result in lines."""
+        return "\n".join([f"{self.name}: {self.work}", *map(str, self.points), str(self.check)])
+
+
+def run(name: str, *, quick: bool, rounds: int) -> Iterator[Growth]:
+    """Yield the growth of the real model's probing and of a tiny one's; each number is run once."""
+    del rounds
+    model, tokenizer = load_model()
+    yield _growth(f"{name}_real", "SmolLM2-135M", model, tokenizer, (10, 20) if quick else (100, 1000))
+    sizes = (50, 100) if quick else (100, 1000, 10000)
+    yield _growth(
+        f"{name}_tiny", "a Llama of 2 layers x 4 heads x 16", tiny(len(tokenizer)), tokenizer, sizes
+    )
+
+
+def tiny(vocabulary: int) -> Any:
+    """A random model whose own work hardly counts."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=vocabulary,
+    )  # fmt: skip
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def _growth(name: str, what: str, model: Any, tokenizer: Any, sizes: tuple[int, ...]) -> Growth:
+    probe(model, tokenizer, 10)  # what is imported at first use is no part of the time
+    points = []
+    for documents in sizes:
+        peak = own_peak(partial(probe, model, tokenizer, documents))
+        points.append({"documents": documents, **probe(model, tokenizer, documents), "peak_mib": peak})
+    each = [sum(point[step] for step in STEPS) / point["tokens_planned"] for point in points]
+    worse = each[-1] / each[0]
+    # The first numbers are small: what does not grow weighs in them, so that less a token is no error.
+    check = {"passed": worse < 1.5, "seconds_a_token_last_over_first": round(worse, 2)}
+    return Growth(name, f"probing HaluEval-QA with {what}, newton, five folds", points, check)
+
+
+def probe(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
+    """CPU seconds of each step."""
+    seconds = {}
+
+    def timed(step: str, call: Callable[[], Any]) -> Any:
+        start = time.process_time()
+        result = call()
+        seconds[step] = round(time.process_time() - start, 3)
+        return result
+
+    sequences = timed("tokens", lambda: pairs(tokenizer, documents))
+    planned = timed("plan", lambda: plan(sequences))
+    anatomy = find_anatomy(model)
+    shape = (len(sequences), *anatomy.shape, anatomy.head_width("post"))
+    with tempfile.TemporaryDirectory() as folder:
+        room = make_room(shape, memory=0, folder=Path(folder))
+        timed("activations", lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, out=room))
+    labels, groups = np.arange(len(sequences)) % 2, np.arange(len(sequences)) // 2
+    timed("probes", lambda: probe_heads(room, labels, groups, solver="newton"))
+    return {"sequences": len(sequences), "tokens_planned": planned.tokens, **seconds}

@@ -1,0 +1,131 @@
+"""POPE-like polls, 18 questions a picture: `gated_vlm` without a gate against lmms-eval's `llava_hf`.
+
+The language model is the real SmolLM2-135M. The vision half is a small CLIP tower of random weights that
+makes LLaVA-1.5's 576 tokens of a picture: what it says of a picture is of no interest here, its cost is
+far below a real tower's, and the peer runs it for every question.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.models import get_model
+from PIL import Image
+
+from benchmarks.halueval import same_texts
+from benchmarks.measure import Result, compare
+from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.hosts.lmms_eval import GatedVLM
+
+THINGS = (
+    "person dog cat car chair table cup bottle bird boat tree truck bench book clock umbrella horse bicycle"
+).split()
+# POPE's answers are one word and the token that ends it; this model, which sees noise, may say more.
+_MOST = 4
+_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
+    """Yield the comparison: `pope`; `pope_duplicates`, as its splits have; `pope_batch8`, against ours."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder)
+        options = {"device": "cpu", "dtype": "float32"}
+        ours = GatedVLM(folder, scores="none", batch_size=8, **options)
+        if name == "pope_batch8":
+            theirs: Any = GatedVLM(folder, scores="none", batch_size=8, engine="off", **options)
+            peer = "gated_vlm, engine=off, batch_size=8"
+        else:
+            theirs = get_model("llava_hf", force_simple=True)(
+                folder, device_map="cpu", batch_size=1, **options
+            )
+            peer = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
+    pictures, documents = poll(1 if quick else 2, duplicates=name == "pope_duplicates")
+    shared = ours.shared  # tried on the model before the clock runs, as loading is
+    assert shared is not None
+
+    def ask(model: Any) -> list[str]:
+        if shared is not None:
+            shared.seen.of(None)  # every round looks at the pictures anew
+        return answers(model, documents)
+
+    yield compare(
+        name,
+        f"{len(documents)} questions about {pictures} pictures of 576 tokens, {_MOST} new tokens at most",
+        len(documents),
+        (peer, lambda: ask(theirs)),
+        ("gated_vlm, batch_size=8", lambda: ask(ours)),
+        same_texts,
+        rounds=rounds,
+    )
+
+
+def poll(pictures: int, *, duplicates: bool) -> tuple[int, list[dict[str, Any]]]:
+    """(pictures, 18 questions about each); with duplicates POPE's three splits, which share their 3 "yes"."""
+    things = [*THINGS[:3] * 3, *THINGS[3:12]] if duplicates else THINGS
+    found = []
+    for seed in range(pictures):
+        noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        picture = Image.fromarray(noise).resize((336, 336))
+        found += [{"picture": picture, "thing": thing} for thing in things]
+    return pictures, found
+
+
+def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
+    """The model's answers, asked as lmms-eval asks."""
+    model.task_dict["pope"] = {"test": documents}
+    requests = [
+        Instance(
+            "generate_until",
+            (
+                f"Is there a {document['thing']} in the image?\n"
+                "Answer the question using a single word or phrase.",
+                {"max_new_tokens": _MOST, "temperature": 0, "until": ["\n\n"]},
+                lambda doc: [doc["picture"]], number, "pope", "test",
+            ),
+            0,
+            {"task": "pope", "doc_id": number, "repeats": 1},
+        )
+        for number, document in enumerate(documents)
+    ]  # fmt: skip
+    return model.generate_until(requests)
+
+
+def save_model(folder: str) -> None:
+    """A LLaVA on the packaged SmolLM2-135M, with a random tower and projector, as a checkpoint."""
+    import transformers as hf
+
+    base = resolve_pretrained(SMALL_MODEL)
+    words = hf.AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    words.padding_side, words.chat_template = "left", _TEMPLATE
+    language: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    language.resize_token_embeddings(len(words), mean_resizing=False)
+    torch.manual_seed(0)
+    vision = hf.CLIPVisionConfig(
+        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
+        image_size=336, patch_size=14,
+    )  # fmt: skip
+    config = hf.LlavaConfig(
+        vision_config=vision, text_config=language.config, image_seq_length=576,
+        image_token_index=int(words.encode("<image>", add_special_tokens=False)[0]),
+    )  # fmt: skip
+    model: Any = hf.LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.save_pretrained(folder)
+    images = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
+    hf.LlavaProcessor(
+        images, words, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=_TEMPLATE,
+    ).save_pretrained(folder)  # fmt: skip
