@@ -23,7 +23,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights' start and of the choice of questions.")] = 0,
     steps: Annotated[int, typer.Option(help="Steps of 16 lessons.", min=1)] = 1300,
 ) -> None:
-    """Train a LLaVA on SmolLM2-135M-Instruct to see drawn scenes; about 45 minutes on two cores.
+    """Train a LLaVA on SmolLM2-135M-Instruct to see drawn scenes; about 50 minutes on two cores.
 
     Writes FOLDER/weights (what was trained) and FOLDER/model (an ordinary checkpoint), and the same in
     FOLDER/early for the first state that answers 85 % of its exam. A stopped run goes on by the same command.
