@@ -37,15 +37,14 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
         len(requests),
         ("lm-eval hf, batch_size=8", lambda: getattr(theirs, method)(requests, disable_tqdm=True)),
         ("gated_hf, batch_size=8", lambda: getattr(ours, method)(requests, disable_tqdm=True)),
-        _check(generate, device),
+        checked(same_texts if generate else same_likelihoods, device),
         rounds=rounds,
         device=device,
     )
 
 
-def _check(generate: bool, device: str) -> Callable[[Any, Any], dict[str, Any]]:
-    """The comparison of outputs; in bfloat16, where batches round differently, only that they are counted."""
-    check = same_texts if generate else same_likelihoods
+def checked(check: Callable[[Any, Any], dict[str, Any]], device: str) -> Callable[[Any, Any], dict[str, Any]]:
+    """A comparison of outputs; in bfloat16, where batches round differently, only that they are counted."""
     if device == "cpu":
         return check
     return lambda theirs, ours: {**check(theirs, ours), "passed": len(theirs) == len(ours)}

@@ -2,7 +2,8 @@
 
 The language model is the real SmolLM2-135M. The vision half is a small CLIP tower of random weights that
 makes LLaVA-1.5's 576 tokens of a picture: what it says of a picture is of no interest here, its cost is
-far below a real tower's, and the peer runs it for every question.
+far below a real tower's, and the peer runs it for every question. On a GPU both halves have LLaVA-1.5-7B's
+shape, with random weights made there.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
 from PIL import Image
 
-from benchmarks.halueval import same_texts
+from benchmarks.halueval import checked, same_texts
 from benchmarks.measure import Result, compare
+from benchmarks.work import config_7b, load_model
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
 from truthgate_eval.hosts.lmms_eval import GatedVLM
 
+DEVICES = ("cpu", "cuda")
 THINGS = (
     "person dog cat car chair table cup bottle bird boat tree truck bench book clock umbrella horse bicycle"
 ).split()
 # POPE's answers are one word and the token that ends it; this model, which sees noise, may say more.
 _MOST = 4
+_SMALL_TOWER, _LARGE_TOWER = (64, 4, 4, 128), (1024, 24, 16, 4096)
 _TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['content'] is string %}{{ m['content'] }}"
     "{% else %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
@@ -35,19 +39,19 @@ _TEMPLATE = (
 )
 
 
-def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
+def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
     """Yield the comparison: `pope`; `pope_duplicates`, as its splits have; `pope_batch8`, against ours."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        save_model(folder)
-        options = {"device": "cpu", "dtype": "float32"}
+        save_model(folder, device)
+        options = {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
         ours = GatedVLM(folder, scores="none", batch_size=8, **options)
         if name == "pope_batch8":
             theirs: Any = GatedVLM(folder, scores="none", batch_size=8, engine="off", **options)
             peer = "gated_vlm, engine=off, batch_size=8"
         else:
             theirs = get_model("llava_hf", force_simple=True)(
-                folder, device_map="cpu", batch_size=1, **options
+                folder, device_map=device, batch_size=1, **options
             )
             peer = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
     pictures, documents = poll(1 if quick else 2, duplicates=name == "pope_duplicates")
@@ -65,8 +69,9 @@ def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
         len(documents),
         (peer, lambda: ask(theirs)),
         ("gated_vlm, batch_size=8", lambda: ask(ours)),
-        same_texts,
+        checked(same_texts, device),
         rounds=rounds,
+        device=device,
     )
 
 
@@ -101,31 +106,42 @@ def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
     return model.generate_until(requests)
 
 
-def save_model(folder: str) -> None:
-    """A LLaVA on the packaged SmolLM2-135M, with a random tower and projector, as a checkpoint."""
+def save_model(folder: str, device: str) -> None:
+    """A LLaVA as a checkpoint: on the packaged SmolLM2-135M, or, for a GPU, of random weights throughout."""
     import transformers as hf
 
-    base = resolve_pretrained(SMALL_MODEL)
-    words = hf.AutoTokenizer.from_pretrained(base)
+    words = hf.AutoTokenizer.from_pretrained(resolve_pretrained(SMALL_MODEL))
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     words.padding_side, words.chat_template = "left", _TEMPLATE
-    language: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    language.resize_token_embeddings(len(words), mean_resizing=False)
     torch.manual_seed(0)
-    vision = hf.CLIPVisionConfig(
-        hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=128,
-        image_size=336, patch_size=14,
-    )  # fmt: skip
-    config = hf.LlavaConfig(
-        vision_config=vision, text_config=language.config, image_seq_length=576,
-        image_token_index=int(words.encode("<image>", add_special_tokens=False)[0]),
-    )  # fmt: skip
-    model: Any = hf.LlavaForConditionalGeneration(config)
-    model.model.language_model.load_state_dict(language.model.state_dict())
-    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    if device == "cpu":
+        language: Any = load_model()[0]
+        language.resize_token_embeddings(len(words), mean_resizing=False)
+        model: Any = hf.LlavaForConditionalGeneration(llava_config(language.config, words, _SMALL_TOWER))
+        model.model.language_model.load_state_dict(language.model.state_dict())
+        model.lm_head.load_state_dict(language.lm_head.state_dict())
+    else:
+        config = llava_config(config_7b(len(words)), words, _LARGE_TOWER)
+        with torch.device(device):
+            model = hf.AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     images = hf.CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     hf.LlavaProcessor(
         images, words, patch_size=14, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=_TEMPLATE,
     ).save_pretrained(folder)  # fmt: skip
+
+
+def llava_config(text: Any, words: Any, tower: tuple[int, int, int, int]) -> Any:
+    """LLaVA's config; the tower's width, layers, heads and inner width are given."""
+    import transformers as hf
+
+    width, layers, heads, inner = tower
+    vision = hf.CLIPVisionConfig(
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=heads, intermediate_size=inner,
+        image_size=336, patch_size=14,
+    )  # fmt: skip
+    return hf.LlavaConfig(
+        vision_config=vision, text_config=text, image_seq_length=576,
+        image_token_index=int(words.encode("<image>", add_special_tokens=False)[0]),
+    )  # fmt: skip

@@ -25,13 +25,19 @@ def load_model(device: str = "cpu") -> tuple[Any, Any]:
 
 def random_7b(vocabulary: int) -> Any:
     """A Llama of 7B's shape with random weights, made on the GPU: nothing is downloaded or moved there."""
-    config = transformers.LlamaConfig(
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return transformers.AutoModelForCausalLM.from_config(
+            config_7b(vocabulary), dtype=torch.bfloat16
+        ).eval()
+
+
+def config_7b(vocabulary: int) -> Any:
+    """Llama-7B's shape."""
+    return transformers.LlamaConfig(
         hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=32, vocab_size=vocabulary, max_position_embeddings=4096,
     )  # fmt: skip
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def questions(count: int, start: int = 0) -> list[dict[str, Any]]:

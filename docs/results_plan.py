@@ -64,13 +64,13 @@ class Sizes:
     axis: str = "-4.5,-1,-0.3,0.3,1,4.5"
     early_axis: str = "0.3,1,4.5"
     seeds: int = 5
-    deals: int = 3
+    deals: int = 1
     batch: int = 32
 
 
 FULL, QUICK = (
     Sizes(),
-    Sizes(documents=20, selection=4, rest=8, axis="-0.3,0.3", early_axis="0.3", seeds=2, deals=2, batch=8),
+    Sizes(documents=20, selection=4, rest=8, axis="-0.3,0.3", early_axis="0.3", seeds=2, deals=1, batch=8),
 )
 
 

@@ -56,3 +56,28 @@ def test_the_committed_results_make_the_pages_tables() -> None:
         json.loads(p.read_text()) for p in sorted(table.RESULTS.glob("*.json")) if ".quick" not in p.name
     ]
     assert table.tables(results) in page  # else: python -m benchmarks table
+
+
+@pytest.mark.real  # for its tokenizer
+def test_the_gpu_variant_of_pope_saves_a_checkpoint_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its branch on this machine's CPU, in a small shape; the real one needs a GPU."""
+    import torch
+    import transformers as hf
+
+    from benchmarks import pope, work
+
+    def small(vocabulary: int) -> hf.LlamaConfig:
+        config = work.config_7b(vocabulary)
+        config.hidden_size, config.intermediate_size, config.num_hidden_layers = 64, 96, 2
+        config.num_attention_heads = config.num_key_value_heads = 4
+        config.head_dim = 16
+        return config
+
+    monkeypatch.setattr(pope, "config_7b", small)
+    monkeypatch.setattr(pope, "_LARGE_TOWER", (32, 2, 2, 64))
+    pope.save_model(str(tmp_path), "cpu:0")
+    model = hf.AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert type(model).__name__ == "LlavaForConditionalGeneration" and model.dtype == torch.bfloat16
+    assert model.config.text_config.vocab_size == len(hf.AutoProcessor.from_pretrained(tmp_path).tokenizer)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.capture import capture
+from truthgate_eval.capture import LastToken, capture
 from truthgate_eval.forward import TreeForward
 from truthgate_eval.lanes import Batch
 
@@ -75,6 +75,22 @@ def test_shared_tokens_run_once() -> None:
     assert forward.shares
     extra = before + 2  # the trial, and the anatomy's two tokens
     assert sum(tokens.numel() for tokens in seen) - extra < 0.5 * sum(map(len, related()))
+
+
+@pytest.mark.parametrize("site", ["post", "pre"])
+def test_nothing_runs_behind_the_last_projection(site: str) -> None:
+    model, ran = factories.tiny_model("llama"), []
+    anatomy, layers = find_anatomy(model), model.get_decoder().layers
+    TreeForward(model)  # its trial runs whole passes
+    hooks = [layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(layers)]
+    with torch.no_grad(), LastToken(anatomy, torch.tensor([2]), site) as kept:
+        model(torch.tensor([[3, 4, 5]]))
+    assert ran == [0, 1] and kept.stacked().shape[:2] == (1, 3)
+    for hook in hooks:
+        hook.remove()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    with pytest.raises(IndexError), LastToken(anatomy, torch.tensor([9]), site):  # other errors come through
+        model(torch.tensor([[3, 4, 5]]))
 
 
 def test_a_window_shorter_than_the_sequence_is_honoured() -> None:

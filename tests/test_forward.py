@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from typing import Any
 
 import factories
@@ -174,3 +175,9 @@ def test_a_trunk_is_computed_once() -> None:
     for _ in range(3):
         forward.run(forward.batch(rows(), trunk), trunk)
     assert passes == [4, 6, 6, 6] and trunk is not None and trunk.shared_length == 4
+
+
+def test_no_deprecated_argument_is_used() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert TreeForward(factories.tiny_model("llama")).shares

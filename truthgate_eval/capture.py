@@ -97,8 +97,15 @@ def _last_tokens(
     return kept.stacked()
 
 
+class _SeenError(Exception):
+    """Ends a pass behind the last projection: nothing that comes after it is read."""
+
+
 class LastToken:
     """Context manager that keeps some positions of every layer's projection, while the decoder runs.
+
+    The block ends where the last layer's projection has been read, without what comes after it (that
+    layer's MLP, a language-model head).
 
     Without `rows`, `positions` has one position of each row of the batch; with them, position
     `positions[i]` of row `rows[i]` is kept, in that order, and the last row must be among them.
@@ -117,9 +124,10 @@ class LastToken:
             self._hooks.append(self._hook(layer, projection.module))
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         for hook in self._hooks:
             hook.remove()
+        return kind is _SeenError
 
     def _hook(self, layer: int, module: nn.Module) -> Any:
         if self.site == "pre":
@@ -129,6 +137,8 @@ class LastToken:
     def _keep(self, layer: int, x: torch.Tensor) -> None:
         x = x.reshape(int(self.rows.max()) + 1, -1, x.shape[-1])  # some models flatten batch and length
         self.kept[layer] = x[self.rows.to(x.device), self.positions.to(x.device)].float()
+        if layer == self.anatomy.num_layers - 1:
+            raise _SeenError
 
     def stacked(self) -> NDArray[np.float32]:
         """float32 [positions, layers, features]; moved to the CPU in one piece per layer."""

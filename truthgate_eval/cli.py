@@ -157,10 +157,10 @@ def import_scores(
 @app.command()
 def demo(
     folder: Annotated[Path | None, typer.Option(help="Keep the results here.")] = None,
-    documents: Annotated[int, typer.Option(min=10, help="HaluEval documents to probe.")] = 100,
-    limit: Annotated[int, typer.Option(min=1, help="HaluEval documents to evaluate.")] = 50,
+    documents: Annotated[int, typer.Option(min=10, help="Documents to probe on.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Documents of a task to evaluate.")] = 50,
 ) -> None:
-    """Run the main job on the packaged model and HaluEval: probe, show, evaluate vanilla and gated."""
+    """Run the main job on the packaged family: probe and gate base and child, on HaluEval and on scenes."""
     from truthgate_eval.demo import run_demo
 
     run_demo(console, folder, documents=documents, limit=limit)

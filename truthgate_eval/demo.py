@@ -1,4 +1,4 @@
-"""`truthgate demo`: the main job on a real small model and real data, by the ordinary commands.
+"""`truthgate demo`: the main job on a real small family and real data, by the ordinary commands.
 
 Each step is a command that is printed and then run as a user would run it.
 """
@@ -7,87 +7,126 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.child import SMALL_CHILD, resolve_child
 from truthgate_eval.errors import TruthGateError
 
-_METRICS = ("acc", "f1", "precision", "recall", "yes_ratio", "unparsed")
+_MODULES = {"truthgate": "truthgate_eval", "lm_eval": "lm_eval", "lmms_eval": "lmms_eval"}
 
 
 def run_demo(console: Console, folder: Path | None, *, documents: int, limit: int) -> None:
-    """Probe the packaged model, show its scores, and evaluate it vanilla and gated.
+    """Probe the packaged base and its child, gate both, and say how much their truthful heads agree.
 
     Args:
         console: Where to print.
         folder: Keeps the results; None takes a temporary folder and says where it is.
-        documents: HaluEval-QA documents to probe on, two sequences each.
-        limit: Documents to evaluate on.
+        documents: Documents of a task to probe on, two sequences each.
+        limit: Documents of a task to evaluate on.
 
     Raises:
         TruthGateError: A step failed; the message names its command.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="truthgate-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    console.rule("The model: SmolLM2-135M-Instruct, from its Python package")
+    console.rule("A family: SmolLM2-135M-Instruct, and its child that sees drawn scenes")
     resolve_pretrained(SMALL_MODEL)
-    scores = folder / "scores.npz"
-    console.rule(f"1. Which heads tell truth from hallucination? ({documents} HaluEval questions)")
-    probe = ["probe", "--tasks", "probe_halueval_qa", "--limit", str(documents), "--output", str(scores)]
-    _run(console, "truthgate", *probe)
-    _run(console, "truthgate", "show", str(scores), "--top", "5", "--plot", str(folder / "heat_map.png"))
-    console.rule(f"2. HaluEval-QA, vanilla and gated ({limit} questions that were not probed)")
-    metadata = json.dumps({"exclude_rows_of": str(scores)})
-    gates = {"vanilla": "scores=none", "gated": f"scores={scores},lam=4.5,norm=centered"}
-    for name, gate in gates.items():
-        arguments = ["--model", "gated_hf", "--model_args", gate, "--tasks", "halueval_qa"]
-        arguments += ["--limit", str(limit), "--batch_size", "8", "--metadata", metadata]
-        _run(console, "lm_eval", *arguments, "--output_path", str(folder / name), quiet=True)
+    resolve_child(SMALL_CHILD)
+    demo = _Demo(console, folder, documents, limit)
+    demo.base()
+    demo.child()
+    demo.family()
     console.rule("What came out")
-    console.print(_leaderboard(folder, list(gates), limit))
     console.print(
-        "A difference of a few points on this many questions is noise, and a 135M model is a poor judge "
-        "of hallucinations: the demo shows that everything runs, not that the method works.\n"
+        "On so few questions a difference of a few points is noise, and models this small are poor judges of "
+        "hallucinations: the demo shows that everything runs, not that the method works.\n"
         f"All results are in {folder}"
     )
 
 
-def _run(console: Console, program: str, *arguments: str, quiet: bool = False) -> None:
-    """Print a command and run it; `quiet` keeps its log for the case that it fails."""
-    shown = [f"'{word}'" if any(c in word for c in '{" ') else word for word in arguments]
-    console.print(f"\n[bold]$ {program} {' '.join(shown)}[/bold]", soft_wrap=True, highlight=False)
-    module = {"truthgate": "truthgate_eval", "lm_eval": "lm_eval"}[program]
-    command = [sys.executable, "-m", module, *arguments]
-    waiting = console.status("running ...") if quiet else contextlib.nullcontext()
-    with waiting:
-        done = subprocess.run(command, capture_output=quiet, text=True, check=False)
-    if done.returncode:
-        tail = (done.stderr or "").strip().splitlines()[-1:] or ["see above"]
-        raise TruthGateError(f"the step `{program} {' '.join(shown)}` failed: {tail[0]}")
+class _Demo:
+    """The parts of the demo, in one folder."""
 
+    def __init__(self, console: Console, folder: Path, documents: int, limit: int) -> None:
+        self.console, self.folder = console, folder
+        self.documents, self.limit = str(documents), str(limit)
 
-def _leaderboard(folder: Path, names: list[str], limit: int) -> Table:
-    table = Table(title=f"HaluEval-QA, n = {limit}", title_justify="left")
-    table.add_column("model")
-    for metric in _METRICS:
-        table.add_column(metric, justify="right")
-    for name in names:
-        values = _results(folder / name)
-        table.add_row(name, *(f"{values[metric]:.3f}" for metric in _METRICS))
-    return table
+    def base(self) -> None:
+        """Probe the base on text, and gate it."""
+        self.console.rule(f"1. Which heads of the base tell truth? ({self.documents} HaluEval questions)")
+        scores = self._path("base-halueval.npz")
+        self._probe("--tasks", "probe_halueval_qa", "--output", scores)
+        self._run("truthgate", "show", scores, "--top", "5", "--plot", self._path("heat_map.png"))
+        self.console.rule(f"2. HaluEval-QA, vanilla and gated ({self.limit} questions that were not probed)")
+        metadata = json.dumps({"exclude_rows_of": scores})
+        gates = {"vanilla": "scores=none", "gated": f"scores={scores},lam=4.5,norm=centered"}
+        for name, gate in gates.items():
+            self._evaluate(
+                "lm_eval", "gated_hf", gate, "halueval_qa", f"halueval-{name}",
+                "--batch_size", "8", "--metadata", metadata,
+            )  # fmt: skip
+        self._compare("halueval", gates)
 
+    def child(self) -> None:
+        """Probe the child with its pictures, and gate it with the base's scores and with its own."""
+        self.console.rule(
+            f"3. The child's heads, with pictures ({self.documents} scenes), and with text alone"
+        )
+        own = self._path("child-scenes.npz")
+        self._probe("--model", "vlm", "--tasks", "probe_scenes", "--output", own)
+        self._probe(
+            "--model", "vlm", "--tasks", "probe_halueval_qa", "--image", "none",
+            "--output", self._path("child-halueval.npz"),
+        )  # fmt: skip
+        self.console.rule(
+            f"4. Polls about scenes, gated by base and child ({self.limit} of each of three kinds)"
+        )
+        gates = {
+            "vanilla": "scores=none",
+            "base-scores": f"scores={self._path('base-halueval.npz')},lam=0.3",
+            "own-scores": f"scores={own},lam=0.3",
+        }
+        for name, gate in gates.items():
+            self._evaluate("lmms_eval", "gated_vlm", gate, "scenes", f"scenes-{name}", "--batch_size", "8")
+        self._compare("scenes", gates)
 
-def _results(folder: Path) -> dict[str, Any]:
-    """The metrics of the newest results file of a run, without lm-eval's filter names."""
-    files = sorted(folder.rglob("results_*.json"))
-    if not files:
-        raise TruthGateError(f"lm_eval wrote no results file below {folder}")
-    results = json.loads(files[-1].read_text())["results"]["halueval_qa"]
-    return {key.split(",")[0]: value for key, value in results.items()}
+    def family(self) -> None:
+        """Correlate all scores."""
+        self.console.rule("5. Are the truthful heads the same in the family?")
+        names = ("base-halueval", "child-halueval", "child-scenes")
+        members = [f"{name}={self._path(f'{name}.npz')}" for name in names]
+        self._run("truthgate", "correlate", *members, "--plot", self._path("family.png"))
+
+    def _probe(self, *arguments: str) -> None:
+        self._run("truthgate", "probe", *arguments, "--limit", self.documents)
+
+    def _evaluate(self, host: str, model: str, gate: str, task: str, output: str, *more: str) -> None:
+        arguments = ["--model", model, "--model_args", gate, "--tasks", task, "--limit", self.limit, *more]
+        self._run(host, *arguments, "--log_samples", "--output_path", self._path(output), quiet=True)
+
+    def _compare(self, task: str, names: Iterable[str]) -> None:
+        runs = [self._path(f"{task}-{name}") for name in names]
+        self._run("truthgate", "compare", *runs, "--published", "none")
+
+    def _path(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def _run(self, program: str, *arguments: str, quiet: bool = False) -> None:
+        """Print a command and run it; `quiet` keeps its log for the case that it fails."""
+        line = shlex.join([program, *arguments])
+        self.console.print(f"\n[bold]$ {line}[/bold]", soft_wrap=True, highlight=False)
+        command = [sys.executable, "-m", _MODULES[program], *arguments]
+        waiting = self.console.status("running ...") if quiet else contextlib.nullcontext()
+        with waiting:
+            done = subprocess.run(command, capture_output=quiet, text=True, check=False)
+        if done.returncode:
+            tail = (done.stderr or "").strip().splitlines()[-1:] or ["see above"]
+            raise TruthGateError(f"the step `{line}` failed: {tail[0]}")

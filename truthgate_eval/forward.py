@@ -7,6 +7,7 @@ first and stand before every row. Models that this does not fit are found by try
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -103,6 +104,7 @@ class TreeForward:
         """Try the model on a few tokens, and say in one log line if it cannot share prefixes."""
         self.model = model
         self.decoder: nn.Module = model.get_decoder() if decoder is None else decoder
+        self._cache = _cache_argument(self.decoder)
         weights = next(self.decoder.parameters())
         self.dtype = getattr(model, "dtype", weights.dtype)
         # Weights that are offloaded show no device until they run.
@@ -139,7 +141,7 @@ class TreeForward:
             places = self.positions(group.trunk)[:, None, :-1]
             inputs["position_ids"] = torch.from_numpy(places).to(self.device)
         with torch.no_grad():
-            self.decoder(**inputs, past_key_values=store, use_cache=True)
+            self.decoder(**inputs, **{self._cache: store}, use_cache=True)
         store.share()
         return store
 
@@ -200,8 +202,13 @@ class TreeForward:
         if batch.positions is not None:
             inputs["position_ids"] = batch.positions
         if store is not None:
-            inputs["past_key_values"] = store
+            inputs[self._cache] = store
         return {**inputs, "use_cache": store is not None}
+
+
+def _cache_argument(decoder: nn.Module) -> str:
+    """What the decoder calls its keys and values: transformers renames the argument class by class."""
+    return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
 def _longest(config: Any) -> float:
