@@ -12,6 +12,7 @@ from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.capture import capture
+from truthgate_eval.prefix_tree import plan
 
 DEVICES = ("cpu", "cuda")
 
@@ -22,16 +23,32 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     count = 8 if quick else 100
     sequences = pairs(tokenizer, count)
     anatomy = find_anatomy(model)
+    bound = products(model, sequences)
     yield compare(
         name,
         f"{len(sequences)} sequences of {count} HaluEval-QA questions",
         len(sequences),
         ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, anatomy, sequences)),
         ("truthgate_eval.capture, batch_size=4", lambda: capture(model, sequences, batch_size=4)),
-        lambda theirs, ours: agree(theirs, ours, 1e-5 if device == "cpu" else 0.1),
+        lambda theirs, ours: {**agree(theirs, ours, 1e-5 if device == "cpu" else 0.1), **bound},
         rounds=rounds,
         device=device,
     )
+
+
+def products(model: Any, sequences: list[list[int]]) -> dict[str, Any]:
+    """How many times as many products with weights the peer computes: what sharing can save, and no more.
+
+    Attention itself, which is small here, and everything that is no matrix product are left out.
+    """
+    decoder = model.get_decoder()
+
+    def weights(part: Any) -> int:
+        return sum(one.weight.numel() for one in part.modules() if isinstance(one, torch.nn.Linear))
+
+    theirs = sum(map(len, sequences)) * (weights(decoder) + model.get_output_embeddings().weight.numel())
+    ours = plan(sequences).tokens * (weights(decoder) - weights(decoder.layers[-1].mlp))
+    return {"products_peer_over_ours": f"{theirs / ours:.2f}"}
 
 
 def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarray:
