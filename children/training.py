@@ -23,6 +23,8 @@ TOWER_STEPS, TOWER_BATCH, TOWER_RATE = 2000, 64, 1e-3
 ADAPTER_RATE, VISION_RATE = 3e-4, 6e-4
 KEEP_EVERY = 50
 EXAM_SCENES = 40
+# From this share of right answers on it takes few steps to the early state: there exams are close.
+_NEAR, _CLOSE = 0.6, 10
 Report = Callable[[str, int, int, str], None]
 
 
@@ -62,7 +64,7 @@ def train(course: Course, out: Path, report: Report, *, exam_every: int = 50, ea
         course: What it is taught.
         out: Folder; `state.pt` in it is where a stopped run goes on.
         report: Called with stage, step, steps and a note.
-        exam_every: Steps between two exams of `EXAM_SCENES` pictures' polls.
+        exam_every: Steps between two exams of `EXAM_SCENES` pictures' polls; fewer near the early state.
         early_at: Accuracy in an exam from which the state is kept as the early one.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -86,15 +88,16 @@ def train(course: Course, out: Path, report: Report, *, exam_every: int = 50, ea
     start = 0 if state is None else _restore(state, model, optimizer, schedule)
     questions = exam(course.part, course.tail, scenes=EXAM_SCENES)
     lessons = course.lessons()
-    note = ""
+    note, share, early = "", 0.0, out / "early"
     for step in range(start, course.steps):
         loss = lesson_loss(model, processor, lessons(step))
         _step(loss, optimizer, schedule, [*adapter, *seeing])
-        if (step + 1) % exam_every == 0 or step + 1 == course.steps:
+        every = _CLOSE if share >= _NEAR and not early.exists() else exam_every
+        if (step + 1) % every == 0 or step + 1 == course.steps:
             share = accuracy(model, processor, questions)
             note = f", exam {share:.3f}"
-            if share >= early_at and not (out / "early").exists():
-                save_weights(model, out / "early")
+            if share >= early_at and not early.exists():
+                save_weights(model, early)
         report("describing and answering", step + 1, course.steps, f"loss {loss.item():.3f}{note}")
         if (step + 1) % KEEP_EVERY == 0:
             _keep(state_file, step + 1, model, optimizer, schedule)
