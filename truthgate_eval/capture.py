@@ -20,6 +20,9 @@ from truthgate_eval.anatomy import Anatomy, find_anatomy
 from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.prefix_tree import Row, plan
 
+# Tokens a thread: what more of them need leaves a CPU's cache, and nothing is decoded that needs many.
+_CACHED = 512
+
 
 def capture(
     model: Any,
@@ -40,8 +43,8 @@ def capture(
         model: A transformers model, in whatever dtype it computes.
         sequences: Token ids, each sequence at least one token.
         site: `post` reads the attention output projection's output, `pre` its input.
-        batch_size: A batch has as many tokens as so many of the longest sequences; `auto` finds
-            a number that fits.
+        batch_size: A batch has at most as many tokens as so many of the longest sequences; `auto` finds
+            a number that fits. On a CPU it has no more than the cache holds.
         anatomy: The model's anatomy, if it is known already.
         progress: Called with the number of sequences done since the last call.
         out: Where to write, float32 [n, layers, heads, width]; a `numpy.memmap` keeps
@@ -58,6 +61,8 @@ def capture(
     writer = Writer(result)
     forward = TreeForward(model, anatomy.decoder)
     budget = TokenBudget.of(batch_size, sequences, forward.device)
+    if forward.device.type == "cpu":
+        budget.tokens = min(budget.tokens, _CACHED * torch.get_num_threads())
     for share, chosen in _by_length(sequences, forward):
         chosen_plan = plan([sequences[i] for i in chosen], share=share, longest_row=forward.longest)
         owners: list[list[int]] = [[] for _ in range(chosen_plan.distinct)]
