@@ -12,6 +12,7 @@ from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.capture import capture
+from truthgate_eval.forward import TreeForward
 from truthgate_eval.prefix_tree import plan
 
 DEVICES = ("cpu", "cuda")
@@ -23,13 +24,17 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     count = 8 if quick else 100
     sequences = pairs(tokenizer, count)
     anatomy = find_anatomy(model)
+    forward = TreeForward(model, anatomy.decoder)  # what it shares is tried at load, before the clock runs
     bound = products(model, sequences)
     yield compare(
         name,
         f"{len(sequences)} sequences of {count} HaluEval-QA questions",
         len(sequences),
         ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, anatomy, sequences)),
-        ("truthgate_eval.capture, batch_size=4", lambda: capture(model, sequences, batch_size=4)),
+        (
+            "truthgate_eval.capture, batch_size=4",
+            lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, forward=forward),
+        ),
         lambda theirs, ours: {**agree(theirs, ours, 1e-5 if device == "cpu" else 0.1), **bound},
         rounds=rounds,
         device=device,
@@ -52,15 +57,16 @@ def products(model: Any, sequences: list[list[int]]) -> dict[str, Any]:
 
 
 def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarray:
-    """As honest_llama collects them: logits and all hidden states too, and activations at all tokens."""
+    """As honest_llama collects them: all hidden states, and heads and MLPs of all layers, at all tokens."""
+    projections = [projection.module for projection in anatomy.projections]
+    mlps = [layer.mlp for layer in model.get_decoder().layers]
     kept = []
     for sequence in sequences:
-        seen: list[torch.Tensor] = []
+        seen: list[list[torch.Tensor]] = [[], []]
         hooks = [
-            projection.module.register_forward_hook(
-                lambda _, __, output, seen=seen: seen.append(output.detach())
-            )
-            for projection in anatomy.projections
+            module.register_forward_hook(lambda _, __, output, own=own: own.append(output.detach()))
+            for modules, own in zip((projections, mlps), seen, strict=True)
+            for module in modules
         ]
         with torch.no_grad():
             output = model(
@@ -68,8 +74,10 @@ def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarr
             )
         for hook in hooks:
             hook.remove()
-        torch.stack(output.hidden_states).squeeze().float().cpu().numpy()
-        kept.append(torch.stack(seen).squeeze(1).float().cpu().numpy()[:, -1].copy())
+        heads, _, _ = (
+            torch.stack(states).squeeze(1).float().cpu().numpy() for states in (*seen, output.hidden_states)
+        )
+        kept.append(heads[:, -1].copy())
     return np.stack(kept)
 
 

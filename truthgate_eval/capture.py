@@ -31,6 +31,7 @@ def capture(
     site: str = "post",
     batch_size: int | str = 8,
     anatomy: Anatomy | None = None,
+    forward: TreeForward | None = None,
     progress: Callable[[int], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -46,6 +47,7 @@ def capture(
         batch_size: A batch has at most as many tokens as so many of the longest sequences; `auto` finds
             a number that fits. On a CPU it has no more than the cache holds.
         anatomy: The model's anatomy, if it is known already.
+        forward: The model's forward pass, if it has been tried already.
         progress: Called with the number of sequences done since the last call.
         out: Where to write, float32 [n, layers, heads, width]; a `numpy.memmap` keeps
             on disk what memory does not hold (`activations.make_room`). By default a new array.
@@ -59,7 +61,7 @@ def capture(
     if result.shape != shape or result.dtype != np.float32:
         raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
     writer = Writer(result)
-    forward = TreeForward(model, anatomy.decoder)
+    forward = forward or TreeForward(model, anatomy.decoder)
     budget = TokenBudget.of(batch_size, sequences, forward.device)
     if forward.device.type == "cpu":
         budget.tokens = min(budget.tokens, _CACHED * torch.get_num_threads())

@@ -18,6 +18,7 @@ from truthgate_eval.anatomy import Anatomy, find_anatomy
 from truthgate_eval.capture import capture
 from truthgate_eval.controls import NO_CONTEXT, SHUFFLED, Control, shuffled_labels
 from truthgate_eval.errors import ProbeError
+from truthgate_eval.forward import TreeForward
 from truthgate_eval.repeats import Repeats, difference_stderr, probe_repeats
 from truthgate_eval.scores import TruthScores
 from truthgate_eval.sequences import Answers, ProbingSequences
@@ -63,6 +64,7 @@ def probe_model(
         **options: Those of `score_heads`.
     """
     anatomy = find_anatomy(model)
+    forward = TreeForward(model, anatomy.decoder)  # tried once, however many controls are captured
 
     def run(chosen: ProbingSequences) -> NDArray[Any]:
         return capture(
@@ -71,6 +73,7 @@ def probe_model(
             site=site,
             batch_size=batch_size,
             anatomy=anatomy,
+            forward=forward,
             progress=capture_progress,
             out=make_room(
                 (len(chosen), *anatomy.shape, anatomy.head_width(site)), memory=memory, folder=scratch
