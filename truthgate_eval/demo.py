@@ -78,7 +78,7 @@ class _Demo:
     def child(self) -> None:
         """Probe the child with its pictures, and gate it with the base's scores and with its own."""
         self.console.rule(
-            f"3. The child's heads, with pictures ({self.documents} scenes), and with text alone"
+            f"3. The child's heads, with pictures ({self.documents} questions), and with text alone"
         )
         own = self._path("child-scenes.npz")
         self._probe("--model", "vlm", "--tasks", "probe_scenes", "--output", own)
