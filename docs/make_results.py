@@ -1,6 +1,6 @@
 """Make docs/results.md's figures: what the method does on a family that fits in the package.
 
-    python docs/make_results.py FOLDER [--early MODEL] [--quick] [--lanes N]
+    python docs/make_results.py FOLDER [--quick] [--lanes N]
 
 runs ordinary commands in FOLDER and goes on where it was interrupted; nothing that is there is run again. The page's
 parts between comments are replaced; the numbers behind them go into docs/results.json.
@@ -22,7 +22,7 @@ from results_run import StudyFolder
 from results_tables import fill
 
 from truthgate_eval.assets import SMALL_MODEL
-from truthgate_eval.child import SMALL_CHILD
+from truthgate_eval.child import EARLY_CHILD, SMALL_CHILD
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.outputs import write_whole
 
@@ -32,8 +32,8 @@ DOCS = Path(__file__).parent
 def main(arguments: list[str]) -> None:
     """Run what is missing, then write everything."""
     given = _parser().parse_args(arguments)
-    study = Study(_place(given.base), _place(given.child), given.early and _place(given.early),
-                  QUICK if given.quick else FULL)  # fmt: skip
+    models = [_place(model) for model in (given.base, given.child, given.early)]
+    study = Study(*models, QUICK if given.quick else FULL)
     folder = StudyFolder(given.folder)
     done = folder.run(stages(study), lanes=given.lanes)
     sys.stdout.write(f"{len(done)} steps run\n")
@@ -56,11 +56,11 @@ def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make_results.py", description="Run the study and write its page.")
     parser.add_argument("folder", type=Path, help="where everything is kept")
-    parser.add_argument("--early", help="folder of an earlier checkpoint of the child")
     parser.add_argument("--quick", action="store_true", help="tiny limits: to see that everything runs")
     parser.add_argument("--lanes", type=int, default=2, help="steps at a time, of one thread each")
     parser.add_argument("--base", default=SMALL_MODEL, help="the text model")
     parser.add_argument("--child", default=SMALL_CHILD, help="the model that sees")
+    parser.add_argument("--early", default=EARLY_CHILD, help="an earlier state of it")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page, its data and figures go")
     return parser
 

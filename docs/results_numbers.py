@@ -62,7 +62,6 @@ def collect(study: Study, folder: StudyFolder) -> Json:
         "machine": machine(),
         "versions": first.metadata["versions"],
         "sizes": dataclasses.asdict(study.sizes),
-        "early": study.early is not None,
         "steps": [
             {"name": name, "command": _bare(record["command"], study), "seconds": record["seconds"]}
             for name, record in records.items()

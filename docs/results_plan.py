@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from truthgate_eval.assets import SMALL_MODEL
-from truthgate_eval.child import SMALL_CHILD
+from truthgate_eval.child import EARLY_CHILD, SMALL_CHILD
 
 SITES = ("post", "pre")
 # Probe site, gate site (METHOD.md, last section).
@@ -81,19 +81,19 @@ class Study:
     Attributes:
         base: The text model, a name or a folder.
         child: The model that sees, likewise.
-        early: An earlier state of the child, or None.
+        early: An earlier state of the child, likewise.
         sizes: How much is run.
     """
 
     base: str = SMALL_MODEL
     child: str = SMALL_CHILD
-    early: str | None = None
+    early: str = EARLY_CHILD
     sizes: Sizes = FULL
 
     @property
     def children(self) -> dict[str, str]:
         """The models that are gated, by the name of their part of the study."""
-        return {"child": self.child, **({"early": self.early} if self.early else {})}
+        return {"child": self.child, "early": self.early}
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ def _probes(study: Study) -> Iterator[Step]:
                 yield _probe(study, f"{name}-{half}-{site}", model, task, half, site)
         for name, (model, task) in FLOORS.items():
             yield _probe(study, f"{name}-a-{site}", model, task, "a", site)
-        if study.early:
-            yield _probe(study, f"early-picture-a-{site}", "early", "document", "a", site)
+        yield _probe(study, f"early-picture-a-{site}", "early", "document", "a", site)
 
 
 def _probe(study: Study, name: str, model: str, task: str, half: str, site: str) -> Step:

@@ -32,7 +32,7 @@ def about(results: Json) -> str:
     )
     apart, size = results["permutation"]["logits_apart"], results["permutation"]["logits_size"]
     return (
-        f"{len(results['steps'])} steps took {seconds / 60:.0f} minutes of one thread each, two side by side "
+        f"{len(results['steps'])} steps took {seconds / 60:.0f} minutes of one thread each "
         f"({results['machine']}; {packages}; bfloat16). Probed: {sizes['documents']} documents of a task, two answers "
         f"each, twice (halves a and b share no document). Gates were chosen on the first {sizes['selection']} polls of "
         f"each split's held-out fifth and judged on {sizes['rest']} others of each split: "
@@ -98,8 +98,6 @@ def gating(results: Json) -> str:
 
 def early(results: Json) -> str:
     """The judged runs of the earlier checkpoint."""
-    if not results["early"]:
-        return "No earlier checkpoint was given (`--early MODEL`).\n"
     return _judged(results, "early")
 
 

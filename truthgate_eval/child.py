@@ -25,6 +25,8 @@ from truthgate_eval.scenes import SIZE
 log = logging.getLogger(__name__)
 
 SMALL_CHILD = "smollm2-135m-scenes"
+# The same training, stopped where the child still errs; its weights are in the repository only.
+EARLY_CHILD = "smollm2-135m-scenes-early"
 FILES = ("adapter.safetensors", "projector.safetensors", "tower.safetensors")
 IMAGE = "<image>"
 _PATCH = 16
@@ -39,17 +41,17 @@ _TEMPLATE = (
 
 
 def resolve_child(name: str) -> str:
-    """A model's name as transformers takes it; `smollm2-135m-scenes` becomes a local folder.
+    """A model's name as transformers takes it; `smollm2-135m-scenes` and its early state turn into folders.
 
     Raises:
-        ModelError: The base model is not there.
+        ModelError: The base model, or the weights, are not there.
     """
-    if name != SMALL_CHILD:
+    if name not in (SMALL_CHILD, EARLY_CHILD):
         return name
-    folder = cache_dir() / "models" / SMALL_CHILD
-    weights = shipped("children") / SMALL_CHILD
+    folder = cache_dir() / "models" / name
+    weights = shipped("children") / name
     if not (folder / "config.json").is_file() or _made_from(folder) != _stamp(weights):
-        log.warning("putting %s together once in %s (about half a minute)", SMALL_CHILD, folder)
+        log.warning("putting %s together once in %s (about half a minute)", name, folder)
         assemble(weights, folder)
     return str(folder)
 
