@@ -21,6 +21,9 @@ def save_axis(results: dict[str, Any], path: Path) -> None:
                 _lines(axes, found[f"{gate}-{reading}"]["points"], gate, f"C{number}")
             axes.set(title=f"{reading.replace('-', ', ')}: {words}", xlabel="lam")
             axes.set_xscale("symlog", linthresh=0.3)
+            lams = sorted({point["lam"] for point in found[f"{next(iter(GATES))}-{reading}"]["points"]})
+            axes.set_xticks(lams, [f"{lam:g}" for lam in lams], minor=False)
+            axes.set_xticks([], minor=True)
         row[0].set_ylabel(f"accuracy, {part}")
         row[-1].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,4 +37,6 @@ def _lines(axes: Any, points: list[dict[str, Any]], gate: str, colour: str) -> N
     for norm, style in (("minmax", "-"), ("centered", ":")):
         own = sorted((p["lam"], p["value"]) for p in [*points, vanilla] if p["norm"] == norm or p["lam"] == 0)
         own = list(dict(own).items())
+        if len(own) == 1:  # vanilla alone: this norm was not tried
+            continue
         axes.plot(*zip(*own, strict=True), style, marker=".", color=colour, label=f"{gate}, {norm}")

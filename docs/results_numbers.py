@@ -72,7 +72,7 @@ def collect(study: Study, folder: StudyFolder) -> Json:
         "axis": {part: axis(folder.folder, part) for part in study.children},
         "random": random_gates(study, folder.folder),
         "gating": {part: gating(study, folder.folder, part) for part in study.children},
-        "polls": polls(study),
+        "polls": {part: polls(study.rest(part)) for part in study.children},
     }
 
 
@@ -225,14 +225,12 @@ def _of_results(folder: Path) -> tuple[Json, Json]:
     return metric("yes_ratio"), metric("unparsed")
 
 
-def polls(study: Study) -> Json:
+def polls(rest: int) -> Json:
     """How many polls judge, and what a guess that sees no picture would score on them."""
     training = questions([make_scene("train", number) for number in range(_TRAINING_SCENES)])
     seen, found = set(), {}
     for split in SPLITS:
-        rows = [row for row in read_rows(scenes_file(split)) if row["subset"] == "evaluation"][
-            : study.sizes.rest
-        ]
+        rows = [row for row in read_rows(scenes_file(split)) if row["subset"] == "evaluation"][:rest]
         seen |= {(row["image"], row["object"]) for row in rows}
         guessed = blind(training[split])
         right = sum(guessed.get(row["object"], "no") == row["answer"] for row in rows)

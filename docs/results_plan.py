@@ -51,6 +51,7 @@ class Sizes:
         documents: Probed documents of a task, two sequences each.
         selection: Documents of a split on which gates are chosen.
         rest: Documents of a split on which the choices are judged.
+        early_rest: The same for the earlier checkpoint, whose differences are larger.
         axis: Strengths that are tried, `sweep --lam`.
         early_axis: The same for the earlier checkpoint.
         seeds: Random gates at a site.
@@ -61,6 +62,7 @@ class Sizes:
     documents: int = 292
     selection: int = 150
     rest: int = 4300
+    early_rest: int = 1450
     axis: str = "-4.5,-1,-0.3,0.3,1,4.5"
     early_axis: str = "0.3,1,4.5"
     seeds: int = 5
@@ -70,7 +72,17 @@ class Sizes:
 
 FULL, QUICK = (
     Sizes(),
-    Sizes(documents=20, selection=4, rest=8, axis="-0.3,0.3", early_axis="0.3", seeds=2, deals=1, batch=8),
+    Sizes(
+        documents=20,
+        selection=4,
+        rest=8,
+        early_rest=8,
+        axis="-0.3,0.3",
+        early_axis="0.3",
+        seeds=2,
+        deals=1,
+        batch=8,
+    ),
 )
 
 
@@ -94,6 +106,10 @@ class Study:
     def children(self) -> dict[str, str]:
         """The models that are gated, by the name of their part of the study."""
         return {"child": self.child, "early": self.early}
+
+    def rest(self, part: str) -> int:
+        """How many documents of a split judge a part's gates."""
+        return self.sizes.early_rest if part == "early" else self.sizes.rest
 
 
 @dataclass(frozen=True)
@@ -226,7 +242,7 @@ def _sweeps(study: Study, part: str) -> Iterator[Step]:
 
 def _judged(study: Study, part: str) -> Iterator[Step]:
     """All gates of a part, dealt out to processes that load the model once each."""
-    sizes = tuple(str(n) for n in (study.sizes.selection, study.sizes.rest, study.sizes.batch))
+    sizes = tuple(str(n) for n in (study.sizes.selection, study.rest(part), study.sizes.batch))
     names = [*runs(study, part), *random_runs(study, part)]
     for lane in range(JUDGE_LANES):
         own = names[lane::JUDGE_LANES]

@@ -36,7 +36,7 @@ def about(results: Json) -> str:
         f"({results['machine']}; {packages}; bfloat16). Probed: {sizes['documents']} documents of a task, two answers "
         f"each, twice (halves a and b share no document). Gates were chosen on the first {sizes['selection']} polls of "
         f"each split's held-out fifth and judged on {sizes['rest']} others of each split: "
-        f"{results['polls']['distinct']} distinct polls. The permuted child's logits are the child's up to "
+        f"{results['polls']['child']['distinct']} distinct polls (the earlier checkpoint: {sizes['early_rest']}). The permuted child's logits are the child's up to "
         f"{apart:.1g} of {size:.0f}.\n"
     )
 
@@ -147,7 +147,9 @@ def _judged(results: Json, part: str) -> str:
         *(f"{metric}, {split}" for split in SPLITS for metric in ("acc", "F1", "yes")),
     ]
     blind = [
-        cell for split in SPLITS for cell in (_percent(results["polls"]["splits"][split]["blind"]), "", "")
+        cell
+        for split in SPLITS
+        for cell in (_percent(results["polls"][part]["splits"][split]["blind"]), "", "")
     ]
     lines = [["blind guess", "", *blind]]
     for name, run in runs.items():
@@ -156,10 +158,8 @@ def _judged(results: Json, part: str) -> str:
             [_label(name), _gate(run["gate"])]
             + [_percent(cell[metric]) for cell in cells for metric in ("acc", "f1", "yes_ratio")]
         )
-    polls = ", ".join(f"{results['polls']['splits'][split]['polls']} {split}" for split in SPLITS)
-    text = (
-        f"Percent; polls: {polls}, {results['polls']['distinct']} of them distinct.\n\n{_table(head, lines)}"
-    )
+    polls = ", ".join(f"{results['polls'][part]['splits'][split]['polls']} {split}" for split in SPLITS)
+    text = f"Percent; polls: {polls}, {results['polls'][part]['distinct']} of them distinct.\n\n{_table(head, lines)}"
     return text + "\n" + _against(runs)
 
 
