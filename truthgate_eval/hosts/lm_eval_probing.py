@@ -45,7 +45,9 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     try:
         cls = get_model(model)
     except (ValueError, KeyError) as error:
-        raise ModelError(f"lm-eval has no model {model!r}: use --model hf") from error
+        raise ModelError(
+            f"lm-eval has no model {model!r}: use --model hf, or vlm for a model with pictures"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, HFLM)):
         raise ModelError(f"--model {model} holds no transformers model to read activations from: use hf")
     if "pretrained" in arguments:
