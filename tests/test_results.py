@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import results_judge  # noqa: E402
 import results_material  # noqa: E402
 import results_plan  # noqa: E402
 import results_run  # noqa: E402
+import results_tables  # noqa: E402
 
 
 def test_every_step_reads_only_what_earlier_steps_made() -> None:
@@ -106,3 +109,10 @@ def test_a_step_that_fails_is_not_done_and_names_its_log(tmp_path: Path) -> None
         folder.run([[step]])
     assert not folder.is_done(step)
     assert "nothing.npy" in (tmp_path / "logs" / "bad.txt").read_text()
+
+
+def test_the_page_is_what_the_committed_data_makes() -> None:
+    results: dict[str, Any] = json.loads((DOCS / "results.json").read_text())
+    page = (DOCS / "results.md").read_text()
+    assert results_tables.fill(page, results) == page
+    assert results["polls"]["child"]["distinct"] >= 6000
