@@ -25,7 +25,7 @@ def fill(page: str, results: Json) -> str:
 
 def about(results: Json) -> str:
     """What was run, on what, and how long it took."""
-    sizes, versions = results["sizes"], results["versions"]
+    sizes, versions, polls = results["sizes"], results["versions"], results["polls"]
     seconds = sum(step["seconds"] for step in results["steps"])
     packages = ", ".join(
         f"{name} {versions[name]}" for name in ("torch", "transformers", "lm_eval", "lmms_eval")
@@ -35,8 +35,8 @@ def about(results: Json) -> str:
         f"{len(results['steps'])} steps took {seconds / 60:.0f} minutes of one thread each "
         f"({results['machine']}; {packages}; bfloat16). Probed: {sizes['documents']} documents of a task, two answers "
         f"each, twice (halves a and b share no document). Gates were chosen on the first {sizes['selection']} polls of "
-        f"each split's held-out fifth and judged on {sizes['rest']} others of each split: "
-        f"{results['polls']['child']['distinct']} distinct polls (the earlier checkpoint: {sizes['early_rest']}). The permuted child's logits are the child's up to "
+        f"each split's held-out fifth and judged on {sizes['rest']} others of each split, {polls['child']['distinct']} "
+        f"distinct polls; the earlier checkpoint on {sizes['early_rest']}, {polls['early']['distinct']} distinct. The permuted child's logits are the child's up to "
         f"{apart:.1g} of {size:.0f}.\n"
     )
 
