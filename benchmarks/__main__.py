@@ -13,6 +13,7 @@ NAMES = (
     "halueval_loglikelihood",
     "probes",
     "gate_cost",
+    "sweep",
     "memory",
     "linear",
     "pope",

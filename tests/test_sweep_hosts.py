@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from test_cli import truthgate
 
+from truthgate_eval.below import keep_below
 from truthgate_eval.hosts import lm_eval_sweep, lmms_eval_sweep
 from truthgate_eval.poll import prepare_poll
 from truthgate_eval.runs import read_run
@@ -114,6 +115,40 @@ def test_the_gate_is_off_between_settings_and_vanilla_is_vanilla(
     (folder / "vanilla" / "done.json").unlink()
     assert truthgate(*arguments, "--rest_limit", "10", cwd=tmp_path).returncode == 0
     assert _answers(folder / "vanilla") == first["vanilla"]
+
+
+@pytest.mark.parametrize("host", ["text", "pictured"])
+def test_layers_below_the_gated_ones_run_once(
+    host: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is found is what a sweep finds that computes everything anew."""
+    arguments = [*request.getfixturevalue(host), "--layers", "2", "--limit", "8", "--rest_limit", "0"]
+    bench = lm_eval_sweep if host == "text" else lmms_eval_sweep
+    again, points = [], []
+    for keeps in (True, False):
+
+        def keep(forward: Any, layers: Any, keeps: bool = keeps) -> Any:
+            kept = keep_below(forward, layers if keeps else ())
+            again.append(lambda: kept and kept.again)
+            return kept
+
+        monkeypatch.setattr(bench, "keep_below", keep)
+        done = truthgate(*arguments, "-o", str(tmp_path / f"{keeps}"), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        points.append((tmp_path / f"{keeps}" / "points.jsonl").read_text())
+    assert points[0] == points[1] and len(points[0].splitlines()) == 3
+    assert again[0]() > 0 and again[1]() is None
+    assert TruthScores.load(tmp_path / "a.npz").metadata["recommended"]["layers"] == "2"
+
+
+@pytest.mark.parametrize("host", ["text", "pictured"])
+@pytest.mark.parametrize(("layers", "line"), [("1-3", "this model's layers are 0 to 2"), ("a", "8-15")])
+def test_layers_that_do_not_exist_are_one_line(
+    host: str, layers: str, line: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    done = truthgate(*request.getfixturevalue(host), "--layers", layers, cwd=tmp_path)
+    assert done.returncode == 1 and line in done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.glob("a.sweep/points*"))
 
 
 def _answers(folder: Path) -> list[Any]:

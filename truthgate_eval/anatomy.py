@@ -46,11 +46,13 @@ class Anatomy:
         decoder: The text decoder, without the language-model head.
         projections: The output projection of every layer, in layer order.
         num_heads: Query heads per layer.
+        layers: The layers themselves.
     """
 
     decoder: nn.Module
     projections: tuple[Projection, ...]
     num_heads: int
+    layers: tuple[nn.Module, ...]
 
     @property
     def num_layers(self) -> int:
@@ -108,11 +110,11 @@ def find_anatomy(model: Any) -> Anatomy:
         )
     decoder = model.get_decoder()
     calls = _dry_pass(decoder)
-    projections = _output_projections(decoder, calls, count)
+    layers, projections = _output_projections(decoder, calls, count)
     widths = {(p.in_features, p.out_features) for p in projections}
     if len(widths) != 1:
         raise AnatomyError(f"the layers' output projections differ in shape: {sorted(widths)}")
-    return Anatomy(decoder, projections, heads)
+    return Anatomy(decoder, projections, heads, layers)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
@@ -157,16 +159,16 @@ def _dry_pass(decoder: nn.Module) -> dict[nn.Module, tuple[int, int, int]]:
 
 def _output_projections(
     decoder: nn.Module, calls: dict[nn.Module, tuple[int, int, int]], count: int
-) -> tuple[Projection, ...]:
-    """The last linear map that each layer's attention applied, for all `count` layers."""
+) -> tuple[tuple[nn.Module, ...], tuple[Projection, ...]]:
+    """All `count` layers, and the last linear map that each one's attention applied."""
     found: dict[str, tuple[Projection, ...]] = {}
     for path, blocks in decoder.named_modules():
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != count:
             continue
-        layers = [_attention_output(f"{path}.{i}", block, calls) for i, block in enumerate(blocks)]
-        complete = tuple(layer for layer in layers if layer is not None)
+        outputs = [_attention_output(f"{path}.{i}", block, calls) for i, block in enumerate(blocks)]
+        complete = tuple(output for output in outputs if output is not None)
         if len(complete) == count:
-            return complete
+            return tuple(blocks), complete
         found[path] = complete
     tried = ", ".join(f"{path}: {len(layers)} of {count}" for path, layers in found.items())
     raise AnatomyError(

@@ -148,7 +148,7 @@ def _is_text(names: list[str], image: str, options: Options) -> bool:
     """Whether the tasks are lm-eval's: they are, where their own pictures are not wanted and it has them."""
     from truthgate_eval.hosts.lm_eval_probing import has_tasks
 
-    return image != DOCUMENT and has_tasks(names, include_path=options["include_path"])
+    return image != DOCUMENT and has_tasks(names, options["metadata"], include_path=options["include_path"])
 
 
 def _text_answers(names: list[str], options: Options, **more: Any) -> Answers:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ from truthgate_eval.terminal import console, say
 
 if TYPE_CHECKING:
     from truthgate_eval.scores import TruthScores
+    from truthgate_eval.settings import GateSettings
     from truthgate_eval.sweep import Bench, Point
     from truthgate_eval.sweep_folder import SweepFolder
 
@@ -33,6 +35,10 @@ def sweep(
     lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
     norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
     site: Annotated[str, typer.Option(help="Sites to gate, comma-separated.")] = "post",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Layers to gate, such as 15-29 or 3+8-15; those below run once. Default: all."),
+    ] = None,
     metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
     limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task, per setting.")] = None,
     rest_limit: Annotated[
@@ -52,7 +58,8 @@ def sweep(
     from lm_eval.utils import simple_parse_args_string
 
     from truthgate_eval.scores import TruthScores
-    from truthgate_eval.sweep import REST, SELECTION, best, make_grid, recommend, table
+    from truthgate_eval.settings import GateSettings, read_layers
+    from truthgate_eval.sweep import REST, SELECTION, best, gate_of, make_grid, recommend, table
     from truthgate_eval.sweep_folder import SweepFolder
     from truthgate_eval.sweep_plot import save_sweep_plot
 
@@ -62,26 +69,37 @@ def sweep(
             f"{scores} cannot hold a recommendation: make an .npz of it with truthgate import"
         )
     grid = make_grid(lam=lam, norm=norm, site=site)
+    read_layers(layers)  # a slip of the pen shows before the model is loaded
     names, arguments = tasks.split(","), simple_parse_args_string(model_args)
     identity = {
         "scores": artifact.fingerprint, "model": model, "model_args": arguments, "tasks": names,
         "metric": metric, "limit": limit, "rest_limit": rest_limit, "batch_size": batch_size,
+        "layers": layers,
     }  # fmt: skip
     folder = SweepFolder(output or scores.with_suffix(".sweep"), identity)
     settings = {
         "metric": metric, "model_args": arguments, "limits": {SELECTION: limit, REST: rest_limit},
-        "batch_size": batch_size, "device": device,
+        "batch_size": batch_size, "device": device, "layers": layers,
     }  # fmt: skip
     bench = _bench(artifact, scores, model, names, settings)
-    points = _judge_grid(bench, artifact, str(scores), grid, folder)
+    gate = functools.partial(gate_of, artifact, str(scores), layers=layers)
+    points = _judge_grid(bench, gate, grid, folder)
     console.print(table(points, metric))
     save_sweep_plot(points, metric, tasks, folder.plot_file)
     chosen = best(points)
-    recommend(artifact, chosen, points, tasks=tasks, metric=metric, modality=bench.modality).save(scores)
+    recommended = recommend(
+        artifact, chosen, points, tasks=tasks, metric=metric, modality=bench.modality, layers=layers
+    )
+    recommended.save(scores)
     say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
     say(f"plot -> {folder.plot_file}")
     if rest_limit != 0:
-        _judge_rest(bench, artifact, str(scores), chosen, folder, random)
+        gates = {"vanilla": GateSettings.read("none")}
+        if chosen.lam != 0:
+            gates["chosen"] = gate(chosen)
+        for seed in range(1, random + 1):
+            gates[f"random-{seed}"] = GateSettings.read(f"random:{seed}", site=chosen.site, layers=layers)
+        _judge_rest(bench, gates, folder)
 
 
 def _bench(
@@ -103,16 +121,16 @@ def _bench(
 
 
 def _judge_grid(
-    bench: Bench, artifact: TruthScores, source: str, grid: list[Point], folder: SweepFolder
+    bench: Bench, gate: Callable[[Point], GateSettings], grid: list[Point], folder: SweepFolder
 ) -> list[Point]:
     """Every point of the grid with its value; finished ones come from the folder."""
-    from truthgate_eval.sweep import SELECTION, gate_of
+    from truthgate_eval.sweep import SELECTION
 
     done = folder.points()
     for number, point in enumerate(grid, start=1):
         known = point.setting in done
         if not known:
-            outcome = bench.judge(gate_of(artifact, source, point), SELECTION)
+            outcome = bench.judge(gate(point), SELECTION)
             done[point.setting] = dataclasses.replace(point, **dataclasses.asdict(outcome))
             folder.add(done[point.setting])
         # The host draws a bar for the documents of each setting; a second one would not stand beside it.
@@ -121,20 +139,10 @@ def _judge_grid(
     return [done[point.setting] for point in grid]
 
 
-def _judge_rest(
-    bench: Bench, artifact: TruthScores, source: str, chosen: Point, folder: SweepFolder, random: int
-) -> None:
+def _judge_rest(bench: Bench, gates: dict[str, GateSettings], folder: SweepFolder) -> None:
     """The vanilla model, the choice and random gates on the documents that did not take part in choosing."""
-    from truthgate_eval.settings import GateSettings
-    from truthgate_eval.sweep import REST, gate_of
+    from truthgate_eval.sweep import REST
 
-    gates = {"vanilla": GateSettings.read("none")}
-    if chosen.lam != 0:
-        gates["chosen"] = gate_of(artifact, source, chosen)
-    gates |= {
-        f"random-{seed}": GateSettings.read(f"random:{seed}", site=chosen.site)
-        for seed in range(1, random + 1)
-    }
     folders = []
     for number, (name, gate) in enumerate(gates.items(), start=1):
         run, outcome = folder.rest(name, gate, functools.partial(bench.judge, gate, REST))

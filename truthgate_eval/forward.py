@@ -10,8 +10,9 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -22,6 +23,9 @@ from truthgate_eval.key_store import KeyStore
 from truthgate_eval.lanes import Batch, Positions, make_batch
 from truthgate_eval.prefix_tree import Group, Row
 from truthgate_eval.sharing_trial import attempt, difference, drawn, plainly
+
+if TYPE_CHECKING:
+    from truthgate_eval.below import Below
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +100,11 @@ class TreeForward:
         longest: The longest sequence, and the longest row, for which sharing is right.
         trunk_cost: What a pass of its own costs, in tokens: see `plan`.
         positions: Where a sequence's tokens stand, for models that do not just count them; or None.
+        below: Lower layers that run once for each batch, whatever gate is on those above; or None.
     """
 
     positions: Positions | None = None
+    below: Below | None = None
 
     def __init__(self, model: Any, decoder: nn.Module | None = None) -> None:
         """Try the model on a few tokens, and say in one log line if it cannot share prefixes."""
@@ -140,14 +146,14 @@ class TreeForward:
         if self.positions is not None:
             places = self.positions(group.trunk)[:, None, :-1]
             inputs["position_ids"] = torch.from_numpy(places).to(self.device)
-        with torch.no_grad():
+        with torch.no_grad(), self._reuse(("trunk", group.trunk), store):
             self.decoder(**inputs, **{self._cache: store}, use_cache=True)
         store.share()
         return store
 
     def run(self, batch: Batch, store: KeyStore | None = None) -> None:
         """Run the decoder alone; what is wanted of it, the caller's hooks keep."""
-        with torch.no_grad():
+        with torch.no_grad(), self._reuse(batch.key, store):
             self.decoder(**self._inputs(batch, store))
 
     def logits(
@@ -173,7 +179,7 @@ class TreeForward:
         # The model's own forward, and not its head alone: some scale or cap the logits afterwards.
         hook = self.decoder.register_forward_hook(pick)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), self._reuse(batch.key, store):
                 return self.model(**self._inputs(batch, store)).logits[0]
         finally:
             hook.remove()
@@ -196,6 +202,16 @@ class TreeForward:
         """A row of two branches that end in one token; the plain model's last logits after each."""
         row, sequences = drawn(self.model)
         return row, torch.stack([plainly(self, sequence) for sequence in sequences])
+
+    def shown(self) -> tuple[Hashable, ...]:
+        """What token ids mean beyond the vocabulary."""
+        return ()
+
+    def _reuse(self, key: Hashable, store: KeyStore | None) -> AbstractContextManager[None]:
+        """A pass about `key`; None for one that comes only once."""
+        if self.below is None or key is None:
+            return nullcontext()
+        return self.below.reuse((key, self.shown()), store)
 
     def _inputs(self, batch: Batch, store: KeyStore | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {**self.given(batch.tokens), "attention_mask": batch.mask}

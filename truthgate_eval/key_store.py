@@ -14,6 +14,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from truthgate_eval.lanes import Batch
 from truthgate_eval.prefix_tree import Row
 
+Held = tuple[torch.Tensor, torch.Tensor]  # keys and values, [lanes, heads, length, width] each
+
 # Own keys and values get room for this many decoded tokens at a time.
 _ROOM = 32
 # Sequences go on together in the lanes that hold them as long as so many of a lane's slots are taken.
@@ -134,6 +136,15 @@ class KeyStore(Cache):
         for layer in self.stack:
             layer.shared, layer.own, layer.used = layer.own, None, 0
         self.keep = False
+
+    def held(self, layers: int) -> list[Held]:
+        """What the last pass left of the lowest layers' keys and values, which nothing changes in place."""
+        return [layer.own for layer in self.stack[:layers] if layer.own is not None]
+
+    def hold(self, held: Sequence[Held]) -> None:
+        """Take these for the lowest layers', as if the pass had computed them."""
+        for layer, own in zip(self.stack, held, strict=False):
+            layer.own, layer.used = own, own[0].shape[2]
 
     def behind(self) -> KeyStore:
         """A store on the same trunk that keeps what the next pass computes."""

@@ -5,7 +5,7 @@ Short rows stand behind one another in a lane, so that little is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,6 +31,7 @@ class Batch:
         starts: For each row, its lane and where it begins there.
         shifts: For each branch, row by row, how far the position after it is from the number of tokens
             up to it; none where that is 0 everywhere.
+        key: What tells these rows, after this trunk, from others; None for tokens that were decoded.
     """
 
     tokens: torch.Tensor
@@ -38,6 +39,7 @@ class Batch:
     mask: torch.Tensor
     starts: list[tuple[int, int]] = field(default_factory=list)
     shifts: list[int] = field(default_factory=list)
+    key: Hashable = None
 
     def lasts(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
         """(lane, place) of every branch's last token, row by row: int64 [branches] each."""
@@ -72,6 +74,7 @@ def make_batch(
     # A lane as long as the trunk looks at it once for many rows, and wastes no more than it saves.
     room = max([*map(len, rows), len(trunk)])
     starts = _pack(rows, room) if pack else [(lane, 0) for lane in range(len(rows))]
+    key = tuple(rows), tuple(trunk)
     lanes = 1 + max(lane for lane, _ in starts)
     length = max(start + len(row) for row, (_, start) in zip(rows, starts, strict=True))
     tokens = torch.zeros((lanes, length), dtype=torch.long)
@@ -85,18 +88,18 @@ def make_batch(
     tokens, owners, branches = tokens.to(device), owners.to(device), branches.to(device)
     alone = not trunk and lanes == len(rows) and all(len(row.branches) == 1 for row in rows)
     if alone and positions is None:
-        return Batch(tokens, None, (owners >= 0).long(), starts)
+        return Batch(tokens, None, (owners >= 0).long(), starts, key=key)
     placed, shifts = _places(rows, starts, (lanes, length), trunk, positions)
     placed = placed.to(device)
     if alone:
-        return Batch(tokens, placed, (owners >= 0).long(), starts, shifts)
+        return Batch(tokens, placed, (owners >= 0).long(), starts, shifts, key)
     visible = torch.ones((length, length), dtype=torch.bool, device=device).tril()
     visible = visible & (owners[:, None, :] == owners[:, :, None])
     visible &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     # Float, not bool: eager attention adds the mask to its scores, and would add 0 and 1.
     mask = torch.zeros((lanes, 1, length, len(trunk) + length), dtype=dtype, device=device)
     mask[:, 0, :, len(trunk) :].masked_fill_(~visible, -torch.inf)
-    return Batch(tokens, placed, mask, starts, shifts)
+    return Batch(tokens, placed, mask, starts, shifts, key)
 
 
 def _places(

@@ -69,7 +69,7 @@ class GateSettings:
             lam: Strength; None takes what the artifact recommends.
             norm: One of `NORMS`; None takes what the artifact recommends, else the paper's choice.
             site: `post` or `pre`; None takes what the artifact recommends, else `post`.
-            layers: `8-15`, `3+8-15`, a number or a list; None gates all layers.
+            layers: `8-15`, `3+8-15`, a number or a list; None takes what the artifact recommends, else all.
             mode: `live` (default) or `folded`.
             modality: `text` or `image`: what the gated model is judged on. A recommendation that was
                 selected in the other modality does not count.
@@ -98,7 +98,8 @@ class GateSettings:
         if mode not in MODES:
             raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
         check_site(site)
-        return cls(source, artifact, seed, lam, norm, site, _layers(chosen["layers"]), mode)
+        numbers = read_layers(recommended.get("layers") if chosen["layers"] is None else chosen["layers"])
+        return cls(source, artifact, seed, lam, norm, site, numbers, mode)
 
     @property
     def is_vanilla(self) -> bool:
@@ -172,8 +173,12 @@ def _number(value: Any) -> float:
     return number
 
 
-def _layers(value: Any) -> tuple[int, ...] | None:
-    """`8-15`, `3+8-15`, 8, [8, 9] or None, as sorted layer numbers."""
+def read_layers(value: Any) -> tuple[int, ...] | None:
+    """`8-15`, `3+8-15`, 8, [8, 9] or None, as sorted layer numbers.
+
+    Raises:
+        GateError: It is nothing like that.
+    """
     if value is None:
         return None
     parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).split("+")

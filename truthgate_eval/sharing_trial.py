@@ -31,8 +31,8 @@ def difference(forward: TreeForward) -> str | None:
     for kind, run in (
         ("rows", lambda: _last_logits(forward, row, None)),
         ("a trunk", lambda: _last_logits(forward, behind, trunk)),
-        ("decoding", lambda: _decoded(forward, behind, trunk, apart=False)),
-        ("decoding in lanes of their own", lambda: _decoded(forward, behind, trunk, apart=True)),
+        ("decoding", lambda: decoded(forward, behind, trunk, apart=False)),
+        ("decoding in lanes of their own", lambda: decoded(forward, behind, trunk, apart=True)),
     ):
         far = too_far(run(), plain, forward.dtype)
         if far is not None:
@@ -64,7 +64,7 @@ def _last_logits(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torc
     return forward.logits(batch, *batch.lasts(rows), trunk)[:2]
 
 
-def _decoded(forward: TreeForward, row: Row, trunk: KeyStore | None, *, apart: bool) -> torch.Tensor:
+def decoded(forward: TreeForward, row: Row, trunk: KeyStore | None, *, apart: bool) -> torch.Tensor:
     """Logits after the branches' last token where it is decoded, and not part of the row."""
     assert trunk is not None
     rows = [Row(row.prefix, tuple(branch[:-1] for branch in row.branches), row.members)]

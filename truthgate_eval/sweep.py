@@ -19,7 +19,7 @@ from truthgate_eval.anatomy import check_site
 from truthgate_eval.errors import GateError, TaskError
 from truthgate_eval.gate import NORMS
 from truthgate_eval.scores import TruthScores
-from truthgate_eval.settings import GateSettings
+from truthgate_eval.settings import GateSettings, read_layers
 
 SELECTION, REST = "selection", "evaluation"
 _PARTS = 5  # the selection is one part of this many
@@ -137,12 +137,26 @@ def _cluster(document: Mapping[str, Any], number: int) -> str:
     return f"{field}:{document[field]}" if field else f"document:{number}"
 
 
-def gate_of(artifact: TruthScores, source: str, point: Point) -> GateSettings:
-    """A point as the settings of a model."""
+def gate_of(artifact: TruthScores, source: str, point: Point, layers: str | None = None) -> GateSettings:
+    """A point as the settings of a model; `layers` as in `GateSettings.read`."""
     if point.lam == 0:
         return GateSettings.read("none")
-    settings = GateSettings.read(artifact, lam=point.lam, norm=point.norm, site=point.site)
+    settings = GateSettings.read(artifact, lam=point.lam, norm=point.norm, site=point.site, layers=layers)
     return dataclasses.replace(settings, source=source)
+
+
+def lowest_gated(layers: str | None, count: int) -> int:
+    """The first gated one of a model's `count` layers: how many below it no setting changes.
+
+    Raises:
+        GateError: The model has no such layers.
+    """
+    numbers = read_layers(layers)
+    if numbers is None:
+        return 0
+    if numbers[-1] >= count:
+        raise GateError(f"--layers {layers}: this model's layers are 0 to {count - 1}")
+    return numbers[0]
 
 
 def best(points: Sequence[Point]) -> Point:
@@ -151,8 +165,9 @@ def best(points: Sequence[Point]) -> Point:
 
 
 def recommend(
-    artifact: TruthScores, chosen: Point, points: Sequence[Point], *, tasks: str, metric: str, modality: str
-) -> TruthScores:
+    artifact: TruthScores, chosen: Point, points: Sequence[Point], *, tasks: str, metric: str, modality: str,
+    layers: str | None = None,
+) -> TruthScores:  # fmt: skip
     """The artifact with the choice, and every point that led to it, in its metadata."""
     recommended: dict[str, Any] = {
         "lam": chosen.lam,
@@ -162,6 +177,7 @@ def recommend(
         "task": tasks,
         "metric": metric,
         "subset": SELECTION,
+        **({} if layers is None else {"layers": layers}),
         "points": [dataclasses.asdict(point) for point in points],
     }
     return dataclasses.replace(artifact, metadata={**artifact.metadata, "recommended": recommended})

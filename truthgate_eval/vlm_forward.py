@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -63,6 +63,10 @@ class PicturedForward(TreeForward):
         self.features = torch.cat([picture.features for picture in pictures] or [torch.zeros(0)])
         self.axes = next((len(seen.places) for seen in pictures if seen.places is not None), self.axes)
         self.positions = self._positions if self.axes else None
+
+    def shown(self) -> tuple[Hashable, ...]:
+        """The pictures: a picture that is looked at again is another one."""
+        return tuple(self.pictures)
 
     def expand(self, tokens: Sequence[int], pictures: Sequence[int]) -> list[int]:
         """A prompt's tokens with its pictures' tokens in place of the placeholders.

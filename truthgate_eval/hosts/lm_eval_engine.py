@@ -101,7 +101,7 @@ class SharedPrefixHF(HFLM):
         prompts: dict[int, list[int]] = {}
         for i, settings in enumerate(plans):
             if settings is not None and forward is not None:
-                tokens = self._prompt(requests[i].args[0], settings[1])
+                tokens = self.prompt(requests[i].args[0], settings[1])
                 if tokens and len(tokens) + settings[1] <= forward.longest:
                     prompts[i] = tokens
 
@@ -139,7 +139,7 @@ class SharedPrefixHF(HFLM):
             return None
         return until, most
 
-    def _prompt(self, context: str, most: int) -> list[int]:
+    def prompt(self, context: str, most: int) -> list[int]:
         """Token ids as `hf` gives them to a prompt in a batch of its own."""
         tokens, _ = self.tok_batch_encode(
             [context], left_truncate_len=self.max_length - most, truncation=self.truncation

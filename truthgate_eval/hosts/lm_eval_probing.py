@@ -7,6 +7,8 @@ lm-eval itself; its label is 1 where the choice is the task's target.
 from __future__ import annotations
 
 import difflib
+import functools
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,9 +57,22 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     return cls(batch_size=batch_size, device=device, **arguments)
 
 
-def has_tasks(names: list[str], *, include_path: str | None = None) -> bool:
+def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
+    """lm-eval's tasks, ours and those of `include_path`, told this metadata.
+
+    Made once in a process: lm-eval reads its 13,000 task files each time, which takes seconds.
+    """
+    return _task_manager(json.dumps(metadata or {}, sort_keys=True, default=str), include_path)
+
+
+@functools.lru_cache(maxsize=4)
+def _task_manager(metadata: str, include_path: str | None) -> TaskManager:
+    return TaskManager(metadata=json.loads(metadata), include_path=include_path)
+
+
+def has_tasks(names: list[str], metadata: dict[str, Any] | None, *, include_path: str | None = None) -> bool:
     """Whether lm-eval has a task, group or tag of each name, with our tasks and those of `include_path`."""
-    return set(names) <= set(TaskManager(include_path=include_path).all_tasks)
+    return set(names) <= set(task_manager(metadata, include_path).all_tasks)
 
 
 def load_tasks(
@@ -68,7 +83,7 @@ def load_tasks(
     Raises:
         TaskError: A name is unknown; the message offers the nearest ones.
     """
-    manager = TaskManager(metadata=metadata, include_path=include_path)
+    manager = task_manager(metadata, include_path)
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)

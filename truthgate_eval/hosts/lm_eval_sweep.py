@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ from lm_eval.loggers import EvaluationTracker
 
 from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.assets import SMALL_MODEL
+from truthgate_eval.below import keep_below
 from truthgate_eval.errors import TaskError
-from truthgate_eval.hosts.lm_eval_probing import load_lm, load_tasks
+from truthgate_eval.hosts.lm_eval_probing import load_lm, load_tasks, task_manager
 from truthgate_eval.hosts.outcomes import outcome
 from truthgate_eval.scores import TruthScores
 from truthgate_eval.settings import GateSettings
-from truthgate_eval.sweep import Outcome, places_of
+from truthgate_eval.sweep import Outcome, lowest_gated, places_of
+
+# Texts whose tokens are kept from setting to setting; a task's texts are in memory anyway.
+_TEXTS = 1 << 16
 
 
 class LmEvalBench:
@@ -32,6 +37,7 @@ class LmEvalBench:
         metric: str,
         model_args: dict[str, Any],
         limits: dict[str, int | None],
+        layers: str | None = None,
         batch_size: int = 8,
         device: str | None = None,
     ) -> None:
@@ -44,12 +50,14 @@ class LmEvalBench:
             metric: One that all of them have.
             model_args: As on lm-eval's command line; no `pretrained` takes the packaged model.
             limits: The most documents of a task, for each part.
+            layers: The layers that every setting gates; None: all. Those below them run once.
             batch_size: Documents to a batch.
             device: As on lm-eval's command line.
 
         Raises:
             TaskError: A task is unknown, or has too few documents.
             ScoresError: The scores do not fit the model.
+            GateError: The model has no such layers.
         """
         self.tasks, self.metric = tasks, metric
         recorded = isinstance(artifact.metadata.get("rows"), dict)
@@ -62,6 +70,11 @@ class LmEvalBench:
         self.lm: Any = load_lm("hf", arguments, batch_size=batch_size, device=device)
         self.anatomy = find_anatomy(self.lm.model)
         artifact.check_fits(self.anatomy.shape, str(self.lm.pretrained))
+        lower = self.anatomy.layers[: lowest_gated(layers, self.anatomy.num_layers)]
+        self.kept, self.part = keep_below(self.lm.forward, lower), ""
+        # Every setting asks the same: what is read into tokens once need not be read again.
+        self.lm.tok_encode = functools.lru_cache(maxsize=_TEXTS)(self.lm.tok_encode)
+        self.lm.prompt = functools.lru_cache(maxsize=_TEXTS)(self.lm.prompt)
 
     def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
         """See `Bench`.
@@ -69,6 +82,9 @@ class LmEvalBench:
         Raises:
             TaskError: The tasks have no such metric.
         """
+        if part != self.part and self.kept is not None:
+            self.kept.clear()
+        self.part = part
         handle = gate.apply(self.lm.model, self.lm.model_name)
         self.lm.gate_settings, before = gate, self.lm.gate_settings
         tracker = EvaluationTracker(output_path=str(output)) if output else None
@@ -78,6 +94,7 @@ class LmEvalBench:
                 model=self.lm,
                 tasks=self.tasks,
                 samples=documents,
+                task_manager=task_manager(self.metadata),
                 metadata=self.metadata,
                 log_samples=output is not None,
                 bootstrap_iters=100,

@@ -83,13 +83,19 @@ def task_answers(
     return Answers(items, rows, settings, bare=True)
 
 
+@functools.lru_cache(maxsize=4)
+def task_manager(include_path: str | None = None) -> TaskManager:
+    """lmms-eval's tasks, ours and those of `include_path`; made once in a process, since it takes seconds."""
+    return TaskManager(include_path=include_path)
+
+
 def load_tasks(names: list[str], include_path: str | None = None) -> Iterator[tuple[str, Any]]:
     """The leaf tasks of these names, as lmms-eval loads them.
 
     Raises:
         TaskError: A name is unknown; the message offers the nearest ones.
     """
-    manager = TaskManager(include_path=include_path)
+    manager = task_manager(include_path)
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)

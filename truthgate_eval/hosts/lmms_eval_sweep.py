@@ -11,12 +11,13 @@ from lmms_eval.models import get_model
 from lmms_eval.utils import get_datetime_str
 
 from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.below import keep_below
 from truthgate_eval.errors import ModelError, TaskError
-from truthgate_eval.hosts.lmms_eval_probing import load_tasks
+from truthgate_eval.hosts.lmms_eval_probing import load_tasks, task_manager
 from truthgate_eval.hosts.outcomes import outcome
 from truthgate_eval.scores import TruthScores
 from truthgate_eval.settings import GateSettings
-from truthgate_eval.sweep import Outcome, places_of
+from truthgate_eval.sweep import Outcome, lowest_gated, places_of
 
 
 class LmmsEvalBench:
@@ -33,6 +34,7 @@ class LmmsEvalBench:
         metric: str,
         model_args: dict[str, Any],
         limits: dict[str, int | None],
+        layers: str | None = None,
         batch_size: int = 8,
         device: str | None = None,
     ) -> None:
@@ -45,12 +47,14 @@ class LmmsEvalBench:
             metric: One that all of them have.
             model_args: As on lmms-eval's command line, without the gate's.
             limits: The most documents of a task, for each part.
+            layers: The layers that every setting gates; None: all. Those below them run once.
             batch_size: Documents to a batch.
             device: Where the model runs, if model_args do not say.
 
         Raises:
             TaskError: A task is unknown, or has too few documents.
             ScoresError: The scores do not fit the model.
+            GateError: The model has no such layers.
         """
         self.metric = metric
         self.tasks = dict(load_tasks(tasks))
@@ -70,6 +74,8 @@ class LmmsEvalBench:
         self.lm: Any = get_model(model)(**arguments)
         self.anatomy = find_anatomy(self.lm.vlm.model)
         artifact.check_fits(self.anatomy.shape, self.lm.vlm.name)
+        lower, shared = self.anatomy.layers[: lowest_gated(layers, self.anatomy.num_layers)], self.lm.shared
+        self.kept, self.part = keep_below(shared and shared.forward, lower), ""
 
     def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
         """See `Bench`.
@@ -77,6 +83,9 @@ class LmmsEvalBench:
         Raises:
             TaskError: The tasks have no such metric.
         """
+        if part != self.part and self.kept is not None:
+            self.kept.clear()
+        self.part = part
         self._keep(part)
         handle = gate.apply(self.lm.vlm.model, self.lm.vlm.name)
         self.lm.gate_settings, before = gate, self.lm.gate_settings
@@ -84,6 +93,7 @@ class LmmsEvalBench:
             run = evaluator.simple_evaluate(
                 model=self.lm,
                 tasks=list(self.tasks.values()),
+                task_manager=task_manager(),
                 log_samples=output is not None,
                 bootstrap_iters=0,
             )

@@ -1,0 +1,65 @@
+"""A sweep over gates on a model's upper third: its lower layers run for every gate, or once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks.measure import Result, compare
+from benchmarks.work import judgements, load_model
+from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.below import keep_below
+from truthgate_eval.decoding import greedy
+from truthgate_eval.forward import TokenBudget, TreeForward
+from truthgate_eval.gate import attach, random_gate
+
+DEVICES = ("cpu", "cuda")
+_GATES = 6
+_MOST = 4
+
+
+def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
+    """Yield the comparison."""
+    model, tokenizer = load_model(device)
+    anatomy = find_anatomy(model)
+    first = anatomy.num_layers * 2 // 3
+    prompts = [tokenizer(text).input_ids for text in judgements(tokenizer, 8 if quick else 64)[0]]
+    whole = TreeForward(model, anatomy.decoder)
+
+    def sweep(forward: TreeForward) -> list[list[list[int]]]:
+        answers = []
+        for seed in range(2 if quick else _GATES):
+            gate = random_gate(anatomy.shape, seed=seed, layers=range(first, anatomy.num_layers))
+            with attach(model, gate, anatomy=anatomy):
+                budget = TokenBudget.of(8, prompts, forward.device)
+                answers.append(greedy(forward, prompts, max_new_tokens=_MOST, budget=budget))
+        return answers
+
+    def once() -> list[list[list[int]]]:
+        forward = TreeForward(model, anatomy.decoder)
+        if keep_below(forward, anatomy.layers[:first]) is None:
+            raise RuntimeError("nothing was kept")
+        return sweep(forward)
+
+    yield compare(
+        name,
+        f"{len(prompts)} HaluEval questions under {2 if quick else _GATES} gates on layers {first} to "
+        f"{anatomy.num_layers - 1}, {_MOST} new tokens",
+        len(prompts),
+        ("all layers for every gate", lambda: sweep(whole)),
+        (f"layers 0 to {first - 1} once", once),
+        same,
+        rounds=rounds,
+        device=device,
+    )
+
+
+def same(theirs: list[list[list[int]]], ours: list[list[list[int]]]) -> dict[str, object]:
+    """Whether every answer's tokens are equal, and how many different ones there are."""
+    answers = [tuple(tokens) for under in ours for tokens in under]
+    different = sum(
+        a != b for a, b in zip([tuple(t) for under in theirs for t in under], answers, strict=True)
+    )
+    return {
+        "passed": different == 0, "answers": len(answers), "different": different,
+        "distinct": len(set(answers)),
+    }  # fmt: skip
