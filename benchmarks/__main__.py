@@ -19,6 +19,7 @@ NAMES = (
     "pope",
     "pope_duplicates",
     "pope_batch8",
+    "scenes",
 )
 
 

@@ -19,6 +19,8 @@ from truthgate_eval.anatomy import find_anatomy
 from truthgate_eval.errors import ModelError
 from truthgate_eval.hosts.lmms_eval_probing import load_for_probing
 from truthgate_eval.paths import shipped
+from truthgate_eval.settings import GateSettings
+from truthgate_eval.vlm_forward import PicturedForward
 from truthgate_eval.vlm_loading import LoadOptions, load_vlm
 
 WEIGHTS = shipped("children") / child.SMALL_CHILD
@@ -152,6 +154,21 @@ def shipped_child() -> Any:
 def test_the_child_is_a_llava_with_the_bases_heads(shipped_child: Any) -> None:
     assert type(shipped_child.model).__name__ == "LlavaForConditionalGeneration"
     assert find_anatomy(shipped_child.model).shape == (30, 9)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize("lam", [0.3, -0.5])
+def test_a_gates_rounding_in_half_precision_is_not_taken_for_a_wrong_mask(
+    shipped_child: Any, lam: float
+) -> None:
+    """Both were refused where a tenth of what tells two questions apart was all that was allowed."""
+    gate = GateSettings.read("smollm2-135m-instruct__halueval-qa", lam=lam, norm="minmax")
+    handle = gate.apply(shipped_child.model, child.SMALL_CHILD)
+    assert handle is not None
+    with handle:
+        forward = PicturedForward(shipped_child, handle.anatomy.decoder)
+    assert forward.shares and forward.several
 
 
 @pytest.mark.real

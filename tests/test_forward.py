@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import factories
@@ -14,6 +15,7 @@ import transformers as hf
 
 from truthgate_eval.forward import TokenBudget, TreeForward
 from truthgate_eval.prefix_tree import Group, Row, plan
+from truthgate_eval.sharing_trial import alone_and_rounding, too_far
 
 
 def rows() -> list[Row]:
@@ -101,6 +103,27 @@ def test_a_model_that_cannot_share_is_found_and_named_in_one_line(
         assert not TreeForward(model).shares
     (record,) = caplog.records
     assert "LlamaForCausalLM shares no prefixes" in record.message and "\n" not in record.message
+
+
+def test_half_precision_may_round_as_the_models_own_batches_do_and_not_much_more() -> None:
+    plain = torch.tensor([[0.0, 10.0], [0.0, -10.0]])
+    for error, rounding, dtype, fits in (
+        (1.9, 0.0, torch.bfloat16, True), (2.1, 0.0, torch.bfloat16, False), (4.1, 2.1, torch.bfloat16, True),
+        (4.3, 2.1, torch.bfloat16, False), (9.9, 50.0, torch.bfloat16, True),
+        (10.1, 50.0, torch.bfloat16, False), (0.0009, 50.0, torch.float32, True),
+        (0.0011, 50.0, torch.float32, False),
+    ):  # fmt: skip
+        assert (too_far(plain + error, plain, rounding, dtype) is None) == fits, (error, rounding, dtype)
+
+
+def test_rounding_is_that_of_padded_batches_against_each_alone() -> None:
+    logits = {1: [0.0, 2.0], 2: [0.5, 2.0], 3: [0.0, 2.25]}
+
+    def plain(asked: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([logits[len(asked)]] * len(asked))
+
+    alone, rounding = alone_and_rounding(plain, ["a", "b"], "c")
+    assert alone.tolist() == [[0.0, 2.0]] * 2 and rounding == 0.5
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt"])

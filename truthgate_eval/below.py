@@ -125,7 +125,7 @@ def keep_below(forward: TreeForward | None, layers: Sequence[nn.Module]) -> Belo
 
 def _difference(forward: TreeForward, below: Below) -> str | None:
     """How passes that go on from what was kept differ from those that kept it; None if they are equal."""
-    row, _ = forward.trial()
+    row = forward.trial().row
     half = len(row.prefix) // 2
     behind = Row(row.prefix[half:], row.branches, row.members)
     first, again = (

@@ -22,7 +22,7 @@ from truthgate_eval.errors import GateError
 from truthgate_eval.key_store import KeyStore
 from truthgate_eval.lanes import Batch, Positions, make_batch
 from truthgate_eval.prefix_tree import Group, Row
-from truthgate_eval.sharing_trial import attempt, difference, drawn, plainly
+from truthgate_eval.sharing_trial import Trial, alone_and_rounding, attempt, difference, drawn, plainly
 
 if TYPE_CHECKING:
     from truthgate_eval.below import Below
@@ -198,10 +198,11 @@ class TreeForward:
         """Compare rows with the plain model; None if they agree, else what went wrong."""
         return attempt(lambda: difference(self))
 
-    def trial(self) -> tuple[Row, torch.Tensor]:
-        """A row of two branches that end in one token; the plain model's last logits after each."""
+    def trial(self) -> Trial:
+        """What shared prefixes are tried on."""
         row, sequences = drawn(self.model)
-        return row, torch.stack([plainly(self, sequence) for sequence in sequences])
+        longer = [*sequences[0], *sequences[1]]
+        return Trial(row, *alone_and_rounding(lambda some: plainly(self, some), sequences, longer))
 
     def shown(self) -> tuple[Hashable, ...]:
         """What token ids mean beyond the vocabulary."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -12,6 +13,24 @@ from truthgate_eval.prefix_tree import Group, Row
 if TYPE_CHECKING:
     from truthgate_eval.forward import TreeForward
     from truthgate_eval.key_store import KeyStore
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What shared prefixes are held against.
+
+    Attributes:
+        row: Two branches that end in one token.
+        plain: The plain model's last logits after each, alone: float32 [2, vocabulary].
+        rounding: How far these are from the plain model's own in padded batches.
+    """
+
+    row: Row
+    plain: torch.Tensor
+    rounding: float
 
 
 def attempt(check: Callable[[], str | None]) -> str | None:
@@ -24,7 +43,8 @@ def attempt(check: Callable[[], str | None]) -> str | None:
 
 def difference(forward: TreeForward) -> str | None:
     """How rows, rows behind a trunk, and a decoded token differ from the plain model; None if they agree."""
-    row, plain = forward.trial()
+    trial = forward.trial()
+    row = trial.row
     half = len(row.prefix) // 2
     trunk = forward.trunk(Group(row.prefix[:half], ()))
     behind = Row(row.prefix[half:], row.branches, row.members)
@@ -34,24 +54,30 @@ def difference(forward: TreeForward) -> str | None:
         ("decoding", lambda: decoded(forward, behind, trunk, apart=False)),
         ("decoding in lanes of their own", lambda: decoded(forward, behind, trunk, apart=True)),
     ):
-        far = too_far(run(), plain, forward.dtype)
+        far = too_far(run(), trial.plain, trial.rounding, forward.dtype)
         if far is not None:
             return f"with {kind}, {far}"
     return None
 
 
-def too_far(logits: torch.Tensor, plain: torch.Tensor, dtype: torch.dtype) -> str | None:
+def too_far(logits: torch.Tensor, plain: torch.Tensor, rounding: float, dtype: torch.dtype) -> str | None:
     """None if logits are the plain model's up to rounding, else by how much they are not.
+
+    In half precision a model's own batches round as much as a wrong mask may show, the more so under a
+    gate: what its own padded batches do, twice over, is no sign of one.
 
     Args:
         logits: [n, vocabulary] after n sequences that end in one token.
         plain: The plain model's, float32: how far they are apart is what mask and positions must keep.
+        rounding: How far the plain model's own padded batches are from `plain`.
         dtype: What the model computes in.
     """
-    allowed = 0.1 * (plain[0] - plain[1]).abs().max()
+    apart = float((plain[0] - plain[1]).abs().max())
     if dtype == torch.float32:
-        allowed = torch.minimum(allowed, 1e-4 * plain.abs().max())
-    error = (logits.float() - plain).abs().max()
+        allowed = min(0.1 * apart, 1e-4 * float(plain.abs().max()))
+    else:
+        allowed = max(0.1 * apart, min(2 * rounding, 0.5 * apart))
+    error = float((logits.float() - plain).abs().max())
     if error <= allowed:
         return None
     return f"logits differ by {error:.1e} from the plain model's (allowed {allowed:.1e})"
@@ -88,8 +114,28 @@ def drawn(model: Any) -> tuple[Row, list[list[int]]]:
     return row, [prefix + first, prefix + second]
 
 
-def plainly(forward: TreeForward, sequence: list[int]) -> torch.Tensor:
-    """The plain model's last logits after a sequence, float32 [vocabulary]."""
+def plainly(forward: TreeForward, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The plain model's last logits after sequences in one padded batch, float32 [n, vocabulary]."""
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(own) for own in sequences], batch_first=True)
+    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
     with torch.no_grad():
-        tokens = torch.tensor([sequence], device=forward.device)
-        return forward.model(input_ids=tokens, use_cache=False).logits[0, -1].float()
+        found = forward.model(
+            input_ids=tokens.to(forward.device), attention_mask=mask.to(forward.device), use_cache=False
+        )
+    return found.logits[torch.arange(len(lengths)), lengths - 1].float()
+
+
+def alone_and_rounding(
+    plain: Callable[[Sequence[T]], torch.Tensor], asked: Sequence[T], longer: T
+) -> tuple[torch.Tensor, float]:
+    """The plain model's logits after each by itself, and how far its padded batches are from them.
+
+    Args:
+        plain: Last logits of a batch, float32 [n, vocabulary].
+        asked: What is asked.
+        longer: Something longer, beside which these are padded.
+    """
+    alone = torch.cat([plain([one]) for one in asked])
+    batches = plain(asked), plain([*asked, longer])[: len(asked)]
+    return alone, max(float((batch - alone).abs().max()) for batch in batches)

@@ -19,11 +19,13 @@ from torch import nn
 
 from truthgate_eval.forward import TreeForward
 from truthgate_eval.prefix_tree import Row
-from truthgate_eval.sharing_trial import attempt, too_far
+from truthgate_eval.sharing_trial import Trial, alone_and_rounding, attempt, too_far
 from truthgate_eval.vlm import VisionLanguageModel
 from truthgate_eval.vlm_pictures import SeenPicture, expand, image_token, look
 
 log = logging.getLogger(__name__)
+
+_Tried = tuple[str, list[int]]  # a question, the numbers of its pictures
 
 
 class PicturedForward(TreeForward):
@@ -104,28 +106,41 @@ class PicturedForward(TreeForward):
             places[:, end:] = free + picture.advance + np.arange(count + 1 - end)
         return places
 
-    def trial(self) -> tuple[Row, torch.Tensor]:
+    def trial(self) -> Trial:
         """As in `TreeForward`, about the second of two pictures."""
         noise = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
         self.samples = [Image.fromarray(noise[0, :, :56]), Image.fromarray(noise[1, :56])]
         self._show(look(self.vlm, self.decoder, self.samples))
-        first, second = (self._tried(text, [1]) for text in ("Is there a small dog?", "Which colour has it?"))
-        shared = next(i for i, (a, b) in enumerate(zip(first[0], second[0], strict=False)) if a != b)
-        branches = tuple(first[0][shared:]), tuple(second[0][shared:])
-        return Row(tuple(first[0][:shared]), branches, (0, 1)), torch.stack([first[1], second[1]])
+        asked = [("Is there a small dog?", [1]), ("Which colour has it?", [1])]
+        first, second = self._tokens(asked)
+        shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+        row = Row(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])), (0, 1))
+        longer = ("Is there a small dog to the left of the tree, or is there none?", [1])
+        return Trial(row, *alone_and_rounding(self._plainly, asked, longer))
 
-    def _tried(self, text: str, pictures: list[int]) -> tuple[list[int], torch.Tensor]:
-        """A question's tokens, and the plain model's last logits after it."""
-        prompt = self.vlm.prompt(text, len(pictures))
-        inputs = self.vlm.encode([prompt], [[self.samples[n] for n in pictures]])
+    def _tokens(self, asked: Sequence[_Tried]) -> list[list[int]]:
+        """Questions as the decoder's tokens."""
+        return [
+            self.expand(self.vlm.tokens(self.vlm.prompt(text, len(pictures))), pictures)
+            for text, pictures in asked
+        ]
+
+    def _plainly(self, asked: Sequence[_Tried]) -> torch.Tensor:
+        """The plain model's last logits after questions in one padded batch, float32 [n, vocabulary]."""
+        inputs = self.vlm.encode(
+            [self.vlm.prompt(text, len(pictures)) for text, pictures in asked],
+            [[self.samples[n] for n in pictures] for _, pictures in asked],
+            padding_side="right",
+        )
+        last = inputs["attention_mask"].sum(dim=1) - 1
         with torch.no_grad():
-            logits = self.model(**inputs, use_cache=False).logits[0, -1].float()
-        return self.expand(self.vlm.tokens(prompt), pictures), logits
+            logits = self.model(**inputs, use_cache=False).logits
+        return logits[torch.arange(len(last)), last].float()
 
     def _several(self) -> str | None:
         """How logits about two pictures, in either order, are not the plain model's; None if they are."""
-        tried = [self._tried("Which one?", pictures) for pictures in ([0, 1], [1, 0])]
-        rows = [Row((), (tuple(tokens),), (i,)) for i, (tokens, _) in enumerate(tried)]
+        asked = [("Which one?", [0, 1]), ("Which one?", [1, 0])]
+        plain, rounding = alone_and_rounding(self._plainly, asked, ("Which one of the two is it?", [0, 1]))
+        rows = [Row((), (tuple(tokens),), (i,)) for i, tokens in enumerate(self._tokens(asked))]
         batch = self.batch(rows)
-        plain = torch.stack([logits for _, logits in tried])
-        return too_far(self.logits(batch, *batch.lasts(rows)), plain, self.dtype)
+        return too_far(self.logits(batch, *batch.lasts(rows)), plain, rounding, self.dtype)

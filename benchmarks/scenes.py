@@ -1,0 +1,77 @@
+"""The small child under a gate in bfloat16, which rounds much: shared prefixes against its plain batches.
+
+What is of interest here is the check: how many texts differ from those that the model gives one question at a
+time, with shared prefixes and in plain batches. Neither is exact in half precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Result, compare
+from children.lessons import exam
+from truthgate_eval.anatomy import find_anatomy
+from truthgate_eval.child import SMALL_CHILD
+from truthgate_eval.judgement import parse_yes_no
+from truthgate_eval.pope import SPLITS
+from truthgate_eval.settings import GateSettings
+from truthgate_eval.vlm_answers import Asked, SharedAnswers
+from truthgate_eval.vlm_forward import PicturedForward
+from truthgate_eval.vlm_loading import LoadOptions, load_vlm
+
+_SCORES, _LAM = "smollm2-135m-instruct__halueval-qa", 0.3
+_MOST = 8
+
+
+def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
+    """Yield the comparison."""
+    torch.set_num_threads(1)
+    vlm = load_vlm(LoadOptions(SMALL_CHILD, device="cpu", dtype="bfloat16"))
+    GateSettings.read(_SCORES, lam=_LAM, modality="image").apply(vlm.model, vlm.name)
+    forward = PicturedForward(vlm, find_anatomy(vlm.model).decoder)
+    if not forward.shares:
+        raise RuntimeError("the child shares no prefixes")
+    polls = [poll for split in SPLITS for poll in exam("test", 1.0, 2 if quick else 25, split)]
+    prompts = [vlm.prompt(poll.question, 1) for poll in polls]
+
+    def plainly(size: int) -> list[str]:
+        texts: list[str] = []
+        for start in range(0, len(polls), size):
+            own = slice(start, start + size)
+            pictures = [[poll.picture] for poll in polls[own]]
+            texts += vlm.generate(prompts[own], pictures, max_new_tokens=_MOST, do_sample=False)
+        return texts
+
+    def shared() -> list[str]:
+        answers = SharedAnswers(vlm, forward)
+        asked = [
+            Asked(prompt, answers.note([poll.picture]), lambda poll=poll: [poll.picture])
+            for prompt, poll in zip(prompts, polls, strict=True)
+        ]
+        return [str(text) for text in answers.generate(asked, max_new_tokens=_MOST, batch_size=8)]
+
+    yield compare(
+        name,
+        f"{len(polls)} questions about scenes, bfloat16, {_SCORES} with lam={_LAM}",
+        len(polls),
+        ("plain batches of 8", lambda: plainly(8)),
+        ("shared prefixes", shared),
+        lambda theirs, ours: against_alone(plainly(1), theirs, ours),
+        rounds=rounds,
+    )
+
+
+def against_alone(alone: list[str], batches: list[str], shared: list[str]) -> dict[str, Any]:
+    """How many texts differ from those of one question at a time, and how many of these say another thing."""
+    differ = {
+        name: sum(a != b for a, b in zip(alone, texts, strict=True))
+        for name, texts in (("plain", batches), ("shared", shared))
+    }
+    judged = sum(parse_yes_no(a) != parse_yes_no(b) for a, b in zip(alone, shared, strict=True))
+    return {
+        "passed": judged == 0, "plain_batches_differ": differ["plain"], "shared_differ": differ["shared"],
+        "judged_differently": judged,
+    }  # fmt: skip
