@@ -69,28 +69,26 @@ class Below:
             key: What the pass is about; one that keeps keys and values has another key.
             store: Where the pass leaves its keys and values, if it keeps them.
         """
-        keeps = store is not None and store.keep
-        known = self._known.get((key, keeps))
-        with ExitStack() as stack:
-            if known is not None:
+        keeping = store if store is not None and store.keep else None
+        known = self._known.get((key, keeping is not None))
+        if known is not None:
+            with ExitStack() as stack:
                 for layer in self.layers:
                     stack.enter_context(_answering(layer, known.output))
                 yield
-                self.again += 1
-                if keeps:
-                    assert store is not None
-                    store.hold(known.held)
-                return
-            outputs: list[Any] = []
-            hook = self.layers[-1].register_forward_hook(
-                lambda _module, _args, output: outputs.append(output)
-            )
-            stack.callback(hook.remove)
+            self.again += 1
+            if keeping is not None:
+                keeping.hold(known.held)
+            return
+        outputs: list[Any] = []
+        hook = self.layers[-1].register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
             yield
-        assert store is not None or not keeps
-        new = _Known(outputs[0], store.held(len(self.layers)) if keeps and store is not None else [])
+        finally:
+            hook.remove()
+        new = _Known(outputs[0], [] if keeping is None else keeping.held(len(self.layers)))
         if self._held + new.memory <= self.memory:
-            self._known[key, keeps] = new
+            self._known[key, keeping is not None] = new
             self._held += new.memory
 
 

@@ -1,8 +1,8 @@
 """A wrap around lmms-eval's `evaluate`, the one function that sees a model and its results together.
 
 lmms-eval 0.7.3 has no place for what a model says about itself: `config` holds the command line's text
-only (its source has a TODO for `get_model_info`). And it makes a text of every (loss, greedy) pair, so
-that no multiple-choice task can be scored.
+only (its source says that `get_model_info` is still to come). And it makes a text of every
+(loss, greedy) pair, so that no multiple-choice task can be scored.
 """
 
 from __future__ import annotations
