@@ -122,8 +122,9 @@ def test_rounding_is_that_of_padded_batches_against_each_alone() -> None:
     def plain(asked: Sequence[str]) -> torch.Tensor:
         return torch.tensor([logits[len(asked)]] * len(asked))
 
-    alone, rounding = alone_and_rounding(plain, ["a", "b"], "c")
+    alone, rounding = alone_and_rounding(plain, ["a", "b"], "c", torch.bfloat16)
     assert alone.tolist() == [[0.0, 2.0]] * 2 and rounding == 0.5
+    assert alone_and_rounding(plain, ["a", "b"], "c", torch.float32)[1] == 0
 
 
 @pytest.mark.parametrize("name", ["bloom", "mpt"])

@@ -202,7 +202,8 @@ class TreeForward:
         """What shared prefixes are tried on."""
         row, sequences = drawn(self.model)
         longer = [*sequences[0], *sequences[1]]
-        return Trial(row, *alone_and_rounding(lambda some: plainly(self, some), sequences, longer))
+        found = alone_and_rounding(lambda some: plainly(self, some), sequences, longer, self.dtype)
+        return Trial(row, *found)
 
     def shown(self) -> tuple[Hashable, ...]:
         """What token ids mean beyond the vocabulary."""

@@ -127,7 +127,7 @@ def plainly(forward: TreeForward, sequences: Sequence[Sequence[int]]) -> torch.T
 
 
 def alone_and_rounding(
-    plain: Callable[[Sequence[T]], torch.Tensor], asked: Sequence[T], longer: T
+    plain: Callable[[Sequence[T]], torch.Tensor], asked: Sequence[T], longer: T, dtype: torch.dtype
 ) -> tuple[torch.Tensor, float]:
     """The plain model's logits after each by itself, and how far its padded batches are from them.
 
@@ -135,7 +135,10 @@ def alone_and_rounding(
         plain: Last logits of a batch, float32 [n, vocabulary].
         asked: What is asked.
         longer: Something longer, beside which these are padded.
+        dtype: What the model computes in; of float32 no rounding is asked, and 0 is given.
     """
     alone = torch.cat([plain([one]) for one in asked])
+    if dtype == torch.float32:
+        return alone, 0.0
     batches = plain(asked), plain([*asked, longer])[: len(asked)]
     return alone, max(float((batch - alone).abs().max()) for batch in batches)

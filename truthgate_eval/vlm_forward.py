@@ -116,7 +116,7 @@ class PicturedForward(TreeForward):
         shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
         row = Row(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])), (0, 1))
         longer = ("Is there a small dog to the left of the tree, or is there none?", [1])
-        return Trial(row, *alone_and_rounding(self._plainly, asked, longer))
+        return Trial(row, *alone_and_rounding(self._plainly, asked, longer, self.dtype))
 
     def _tokens(self, asked: Sequence[_Tried]) -> list[list[int]]:
         """Questions as the decoder's tokens."""
@@ -140,7 +140,8 @@ class PicturedForward(TreeForward):
     def _several(self) -> str | None:
         """How logits about two pictures, in either order, are not the plain model's; None if they are."""
         asked = [("Which one?", [0, 1]), ("Which one?", [1, 0])]
-        plain, rounding = alone_and_rounding(self._plainly, asked, ("Which one of the two is it?", [0, 1]))
+        longer = ("Which one of the two is it?", [0, 1])
+        plain, rounding = alone_and_rounding(self._plainly, asked, longer, self.dtype)
         rows = [Row((), (tuple(tokens),), (i,)) for i, tokens in enumerate(self._tokens(asked))]
         batch = self.batch(rows)
         return too_far(self.logits(batch, *batch.lasts(rows)), plain, rounding, self.dtype)
