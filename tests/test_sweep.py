@@ -129,6 +129,15 @@ def test_a_point_is_the_gate_that_a_user_would_write() -> None:
     assert gate_of(SCORES, "a.npz", Point(0, "minmax", "pre")).is_vanilla
 
 
+def test_a_sweep_gates_its_own_layers_and_not_those_recommended_before() -> None:
+    point = Point(0.3, "minmax", "post")
+    before = recommend(SCORES, point, [point], tasks="t", metric="acc", modality="text", layers="1")
+    assert GateSettings.read(before).layers == (1,)
+    assert GateSettings.read(before, layers="0").layers == (0,)
+    assert gate_of(before, "a.npz", point).layers is None
+    assert gate_of(before, "a.npz", point, "0-1").layers == (0, 1)
+
+
 def test_the_choice_and_all_points_are_kept_with_the_scores(tmp_path: Path) -> None:
     points = [Point(0, "minmax", "post", 0.5), Point(1, "minmax", "post", 0.6, 0.01, 9)]
     artifact = recommend(SCORES, points[1], points, tasks="a,b", metric="acc", modality="image")

@@ -138,11 +138,12 @@ def _cluster(document: Mapping[str, Any], number: int) -> str:
 
 
 def gate_of(artifact: TruthScores, source: str, point: Point, layers: str | None = None) -> GateSettings:
-    """A point as the settings of a model; `layers` as in `GateSettings.read`."""
+    """A point as the settings of a model; `layers` are those to gate, and None gates all of them."""
     if point.lam == 0:
         return GateSettings.read("none")
-    settings = GateSettings.read(artifact, lam=point.lam, norm=point.norm, site=point.site, layers=layers)
-    return dataclasses.replace(settings, source=source)
+    settings = GateSettings.read(artifact, lam=point.lam, norm=point.norm, site=point.site)
+    # Set here, since None would take what an earlier sweep recommended in the artifact.
+    return dataclasses.replace(settings, source=source, layers=read_layers(layers))
 
 
 def lowest_gated(layers: str | None, count: int) -> int:

@@ -132,7 +132,7 @@ class PicturedForward(TreeForward):
             [[self.samples[n] for n in pictures] for _, pictures in asked],
             padding_side="right",
         )
-        last = inputs["attention_mask"].sum(dim=1) - 1
+        last = (inputs["attention_mask"].sum(dim=1) - 1).cpu()  # logits may be on another device
         with torch.no_grad():
             logits = self.model(**inputs, use_cache=False).logits
         return logits[torch.arange(len(last)), last].float()

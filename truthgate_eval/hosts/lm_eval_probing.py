@@ -60,7 +60,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
 def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
     """lm-eval's tasks, ours and those of `include_path`, told this metadata.
 
-    Made once in a process: lm-eval reads its 13,000 task files each time, which takes seconds.
+    Made once in a process: lm-eval reads thousands of task files each time, which takes seconds.
     """
     return _task_manager(json.dumps(metadata or {}, sort_keys=True, default=str), include_path)
 
