@@ -9,7 +9,7 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 STARTUP = ("truthgate_eval_autoload.pth", "truthgate_eval_autoload.start", "_truthgate_autoload.py")
-FOLDERS = ("tasks", "score_artifacts", "children/smollm2-135m-scenes")
+FOLDERS = ("tasks", "score_artifacts", "packaged_weights/smollm2-135m-scenes")
 
 
 class StartupFiles(BuildHookInterface):

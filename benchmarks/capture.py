@@ -10,10 +10,10 @@ import torch
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
-from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.capture import capture
-from truthgate_eval.forward import TreeForward
-from truthgate_eval.prefix_tree import plan
+from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.inference.prefix_plan import plan
+from truthgate_eval.inference.shared_prefix import TreeForward
+from truthgate_eval.probing.capture import capture
 
 DEVICES = ("cpu", "cuda")
 
@@ -32,7 +32,7 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
         len(sequences),
         ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, anatomy, sequences)),
         (
-            "truthgate_eval.capture, batch_size=4",
+            "truthgate_eval.probing.capture, batch_size=4",
             lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, forward=forward),
         ),
         lambda theirs, ours: {**agree(theirs, ours, 1e-5 if device == "cpu" else 0.1), **bound},

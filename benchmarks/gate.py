@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
-from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.gate import attach, fold, random_gate
+from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.gate import attach, fold, random_gate
 
 DEVICES = ("cpu", "cuda")
 Pass = Callable[[], torch.Tensor]

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import free_answers, judgements, load_model
-from truthgate_eval.hosts.lm_eval import GatedHF
+from truthgate_eval.harness.lm_eval.model import GatedHF
 
 DEVICES = ("cpu", "cuda")
 

@@ -21,11 +21,11 @@ import transformers
 
 from benchmarks.measure import own_peak, write
 from benchmarks.work import load_model, pairs
-from truthgate_eval.activations import make_room
-from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.capture import capture
-from truthgate_eval.prefix_tree import plan
-from truthgate_eval.probe import probe_heads
+from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.inference.prefix_plan import plan
+from truthgate_eval.probing.activations import make_room
+from truthgate_eval.probing.capture import capture
+from truthgate_eval.probing.cross_validation import probe_heads
 
 STEPS = ("tokens", "plan", "activations", "probes")
 

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Result, Side
-from truthgate_eval.activations import Writer, make_room
-from truthgate_eval.probe import probe_heads
+from truthgate_eval.probing.activations import Writer, make_room
+from truthgate_eval.probing.cross_validation import probe_heads
 
 
 def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:

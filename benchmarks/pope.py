@@ -21,8 +21,8 @@ from PIL import Image
 from benchmarks.halueval import checked, same_texts
 from benchmarks.measure import Result, compare
 from benchmarks.work import config_7b, load_model
-from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
-from truthgate_eval.hosts.lmms_eval import GatedVLM
+from truthgate_eval.harness.lmms_eval.model import GatedVLM
+from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
 
 DEVICES = ("cpu", "cuda")
 THINGS = (

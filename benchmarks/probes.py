@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.measure import Result, compare
-from truthgate_eval.solvers import fit_adamw, fit_newton
+from truthgate_eval.probing.solvers import fit_adamw, fit_newton
 
 Probes = tuple[np.ndarray, np.ndarray]
 

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, compare
-from children.lessons import exam
-from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.child import SMALL_CHILD
-from truthgate_eval.judgement import parse_yes_no
-from truthgate_eval.pope import SPLITS
-from truthgate_eval.settings import GateSettings
-from truthgate_eval.vlm_answers import Asked, SharedAnswers
-from truthgate_eval.vlm_forward import PicturedForward
-from truthgate_eval.vlm_loading import LoadOptions, load_vlm
+from training.training_data import exam
+from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.gate_config import GateSettings
+from truthgate_eval.metrics.pope import SPLITS
+from truthgate_eval.metrics.yes_no import parse_yes_no
+from truthgate_eval.packaged.scenes_llava import SMALL_CHILD
+from truthgate_eval.vision.loading import LoadOptions, load_vlm
+from truthgate_eval.vision.question_engine import Asked, SharedAnswers
+from truthgate_eval.vision.shared_prefix import PicturedForward
 
 _SCORES, _LAM = "smollm2-135m-instruct__halueval-qa", 0.3
 _MOST = 8

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import judgements, load_model
-from truthgate_eval.anatomy import find_anatomy
-from truthgate_eval.below import keep_below
-from truthgate_eval.decoding import greedy
-from truthgate_eval.forward import TokenBudget, TreeForward
-from truthgate_eval.gate import attach, random_gate
+from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.gate import attach, random_gate
+from truthgate_eval.inference.greedy import greedy
+from truthgate_eval.inference.lower_layer_cache import keep_below
+from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
 
 DEVICES = ("cpu", "cuda")
 _GATES = 6

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import transformers
 
-from truthgate_eval import halueval
-from truthgate_eval.assets import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.data import halueval
+from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
 
 
 def load_model(device: str = "cpu") -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 Python runs `arm` at every start of the interpreter (see the .pth file beside this one), so
 it imports nothing and does nothing but wait: when a host loads one of the modules below, the
-hook in truthgate_eval.autoload that bears its name runs once that module is ready.
+hook in truthgate_eval.harness.autoload that bears its name runs once that module is ready.
 """
 
 import sys
@@ -60,7 +60,7 @@ class _Loader:
 
 def _run_hook(name):
     try:
-        from truthgate_eval import autoload
+        from truthgate_eval.harness import autoload
 
         autoload.on_import(name)
     except Exception as error:  # a host must never break because of us

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +12,8 @@ import pytest
 # No test may reach for a hub: what is not on this machine must come from a package or a config.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-sys.path.insert(0, str(Path(__file__).parent))
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +28,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a tiny Llama (3 layers x 4 heads) with a byte-level tokenizer."""
-    import factories
+    from helpers import tiny_models as factories
 
     return factories.save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
@@ -53,7 +51,7 @@ def halueval_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def vlm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """Gives the folder of a tiny vision-language model by its name in `factories_vlm.NAMES`."""
-    import factories_vlm
+    from helpers import tiny_vision_models as factories_vlm
 
     @functools.cache
     def folder(name: str) -> str:

@@ -7,31 +7,31 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from truthgate_eval.anatomy import find_anatomy
     from truthgate_eval.errors import TruthGateError
-    from truthgate_eval.gate import Gate, GateHandle, attach, fold, make_gate, normalise, random_gate
-    from truthgate_eval.probe import ProbeResult, probe_heads
-    from truthgate_eval.probing import probe_model
-    from truthgate_eval.scores import TruthScores
+    from truthgate_eval.gating.attention_layout import find_anatomy
+    from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, make_gate, normalise, random_gate
+    from truthgate_eval.gating.scores import TruthScores
+    from truthgate_eval.probing.cross_validation import ProbeResult, probe_heads
+    from truthgate_eval.probing.run import probe_model
 
 __version__ = version("truthgate_eval")
 
 # Where each public name lives. Loaded when first used: a host reads our entry points at its
 # start, and must not wait for torch.
 _HOMES = {
-    "Gate": "gate",
-    "GateHandle": "gate",
-    "ProbeResult": "probe",
+    "Gate": "gating.gate",
+    "GateHandle": "gating.gate",
+    "ProbeResult": "probing.cross_validation",
     "TruthGateError": "errors",
-    "TruthScores": "scores",
-    "attach": "gate",
-    "find_anatomy": "anatomy",
-    "fold": "gate",
-    "make_gate": "gate",
-    "normalise": "gate",
-    "probe_heads": "probe",
-    "probe_model": "probing",
-    "random_gate": "gate",
+    "TruthScores": "gating.scores",
+    "attach": "gating.gate",
+    "find_anatomy": "gating.attention_layout",
+    "fold": "gating.gate",
+    "make_gate": "gating.gate",
+    "normalise": "gating.gate",
+    "probe_heads": "probing.cross_validation",
+    "probe_model": "probing.run",
+    "random_gate": "gating.gate",
 }
 __all__ = [
     "Gate",

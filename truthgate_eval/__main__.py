@@ -1,5 +1,5 @@
 """`python -m truthgate_eval` is `truthgate`."""
 
-from truthgate_eval.cli import main
+from truthgate_eval.cli.main import main
 
 main()

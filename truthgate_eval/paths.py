@@ -1,6 +1,6 @@
 """Where the package's own files, its data and its caches lie.
 
-In a wheel, `tasks/`, `score_artifacts/` and `children/` are inside the package; in a
+In a wheel, `tasks/`, `score_artifacts/` and `packaged_weights/` are inside the package; in a
 checkout they stand beside it.
 """
 
@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder `tasks`, `score_artifacts` or `children`, in a wheel or in a checkout."""
+    """The shipped folder `tasks`, `score_artifacts` or `training`, in a wheel or in a checkout."""
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder
 

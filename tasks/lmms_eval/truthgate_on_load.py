@@ -4,4 +4,4 @@ lmms-eval wraps an error from a module of a package in an ImportError that hides
 module beside the task file the message arrives as it is.
 """
 
-from truthgate_eval.hosts.lmms_eval_tasks import on_load as __getattr__  # noqa: F401
+from truthgate_eval.harness.lmms_eval.tasks import on_load as __getattr__  # noqa: F401

@@ -1,1 +1,0 @@
-"""Trains a small child model that sees: `python -m children FOLDER`."""

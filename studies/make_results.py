@@ -1,0 +1,77 @@
+"""Make docs/results.md's figures: what the method does on a family that fits in the package.
+
+    python studies/make_results.py FOLDER [--quick] [--lanes N]
+
+runs ordinary commands in FOLDER and goes on where it was interrupted; nothing that is there is run again. The page's
+parts between comments are replaced; the numbers behind them go into docs/results.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from results_figures import save_axis
+from results_numbers import collect
+from results_plan import FULL, QUICK, SITES, Study, stages
+from results_run import StudyFolder
+from results_tables import fill
+
+from truthgate_eval.errors import TruthGateError
+from truthgate_eval.files import write_whole
+from truthgate_eval.packaged.scenes_llava import EARLY_CHILD, SMALL_CHILD
+from truthgate_eval.packaged.smollm2 import SMALL_MODEL
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def main(arguments: list[str]) -> None:
+    """Run what is missing, then write everything."""
+    given = _parser().parse_args(arguments)
+    models = [_place(model) for model in (given.base, given.child, given.early)]
+    study = Study(*models, QUICK if given.quick else FULL)
+    folder = StudyFolder(given.folder)
+    done = folder.run(stages(study), lanes=given.lanes)
+    sys.stdout.write(f"{len(done)} steps run\n")
+    write(collect(study, folder), folder.folder, given.docs)
+
+
+def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
+    """Write the page's parts, its data and its figures."""
+    page = docs / "results.md"
+    text = fill((page if page.is_file() else DOCS / "results.md").read_text(encoding="utf-8"), results)
+    images = docs / "images"
+    images.mkdir(parents=True, exist_ok=True)
+    for site in SITES:
+        shutil.copyfile(folder / f"matrix-{site}.png", images / f"results-matrix-{site}.png")
+    save_axis(results, images / "results-axis.png")
+    write_whole(docs / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    write_whole(page, text.encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="make_results.py", description="Run the study and write its page.")
+    parser.add_argument("folder", type=Path, help="where everything is kept")
+    parser.add_argument("--quick", action="store_true", help="tiny limits: to see that everything runs")
+    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, of one thread each")
+    parser.add_argument("--base", default=SMALL_MODEL, help="the text model")
+    parser.add_argument("--child", default=SMALL_CHILD, help="the model that sees")
+    parser.add_argument("--early", default=EARLY_CHILD, help="an earlier state of it")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="where the page, its data and figures go")
+    return parser
+
+
+def _place(model: str) -> str:
+    """A model's folder as an absolute path, since steps run in a folder of their own; or its name."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except TruthGateError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,120 @@
+"""The study behind docs/results.md: its plan, its runner, the permuted child, and that the page is its data's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import tiny_vision_models as factories_vlm
+
+from truthgate_eval.gating.sweep import Point
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+sys.path.insert(
+    0, str(DOCS.parent / "studies")
+)  # the study's scripts import each other by name, as scripts do
+
+import results_judge  # noqa: E402
+import results_material  # noqa: E402
+import results_plan  # noqa: E402
+import results_run  # noqa: E402
+import results_tables  # noqa: E402
+
+
+def test_every_step_reads_only_what_earlier_steps_made() -> None:
+    made: set[str] = set()
+    names: set[str] = set()
+    for stage in results_plan.stages(results_plan.Study()):
+        assert all(set(step.needs) <= names for step in stage), stage
+        for step in stage:
+            assert not made & set(step.makes)
+            made |= set(step.makes)
+        names |= {step.name for step in stage}
+    assert len(names) > 50
+
+
+def test_both_halves_have_every_picture_of_the_scenes_on_one_side() -> None:
+    rows = [{"image": f"{n // 3}.png", "object": n} for n in range(30)]
+    halves = results_material.split_rows(rows)
+    assert sum(map(len, halves.values())) == 30
+    one, other = ({row["image"] for row in half} for half in halves.values())
+    assert one and other and not one & other
+
+
+def test_the_permuted_child_is_the_same_function_under_other_head_numbers() -> None:
+    torch.manual_seed(0)
+    model, processor = factories_vlm.llava()
+    model.eval()
+    picture = np.full((28, 28, 3), 90, dtype=np.uint8)
+    inputs = processor(text=["<image>\nIs there a cat?"], images=[picture], return_tensors="pt")
+    seen: list[torch.Tensor] = []
+    layers = model.model.language_model.layers
+    for layer in layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+        layer.self_attn.o_proj.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+    with torch.no_grad():
+        before = model(**inputs).logits
+        first = [*seen]
+        orders, slices = results_material.permute_heads(model, seed=3)
+        seen.clear()  # the anatomy is found by a pass, too
+        after = model(**inputs).logits
+    assert torch.allclose(before, after, atol=1e-5)
+    assert not np.array_equal(slices, np.arange(len(slices)))
+    assert any(not np.array_equal(order, np.arange(len(order))) for order in orders)
+    for number, (old, new) in enumerate(zip(first, seen, strict=True)):
+        heads = [x.unflatten(-1, (factories_vlm.HEADS, -1)) for x in (old, new)]
+        order = slices if number % 2 else orders[number // 2]
+        assert torch.allclose(heads[0][..., order, :], heads[1], atol=1e-5), number
+
+
+def test_a_choice_is_the_best_gate_that_strengthens_truthful_heads() -> None:
+    tried = [
+        Point(0.0, "minmax", "post", 0.9), Point(-1.0, "minmax", "post", 0.95), Point(1.0, "minmax", "post", 0.8),
+        Point(0.3, "minmax", "post", 0.8), Point(4.5, "minmax", "pre", 0.99),
+    ]  # fmt: skip
+    assert results_judge.choice(tried, "post").lam == 0.3
+
+
+def test_a_step_is_run_once_and_again_when_what_it_reads_was_made_anew(tmp_path: Path) -> None:
+    np.save(tmp_path / "scores.npy", np.linspace(0.5, 0.9, 12).reshape(3, 4))
+    words = ("--model", "m", "--task", "t")
+    first = results_plan.Step(
+        "first", "truthgate", ("import", "scores.npy", *words, "--output", "1.npz"), ("1.npz",)
+    )
+    then = results_plan.Step(
+        "then", "truthgate", ("import", "1.npz", *words, "--output", "2.npz"), ("2.npz",), ("first",)
+    )
+    folder = results_run.StudyFolder(tmp_path)
+    assert folder.run([[first], [then]]) == ["first", "then"]
+    assert folder.run([[first], [then]]) == []
+    (tmp_path / "1.npz").unlink()
+    assert folder.run([[first], [then]]) == ["first", "then"]
+    assert not folder.is_done(
+        results_plan.Step("then", "truthgate", (*then.words, "--note", "x"), ("2.npz",))
+    )
+
+
+def test_a_step_that_fails_is_not_done_and_names_its_log(tmp_path: Path) -> None:
+    step = results_plan.Step(
+        "bad",
+        "truthgate",
+        ("import", "nothing.npy", "--model", "m", "--task", "t", "-o", "x.npz"),
+        ("x.npz",),
+    )
+    folder = results_run.StudyFolder(tmp_path)
+    with pytest.raises(Exception, match=r"bad failed, see .*bad\.txt"):
+        folder.run([[step]])
+    assert not folder.is_done(step)
+    assert "nothing.npy" in (tmp_path / "logs" / "bad.txt").read_text()
+
+
+def test_the_page_is_what_the_committed_data_makes() -> None:
+    results: dict[str, Any] = json.loads((DOCS / "results.json").read_text())
+    page = (DOCS / "results.md").read_text()
+    assert results_tables.fill(page, results) == page
+    assert results["polls"]["child"]["distinct"] >= 6000

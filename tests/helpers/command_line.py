@@ -1,0 +1,43 @@
+"""`truthgate` as a user runs it, but in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from truthgate_eval.cli import console as terminal
+from truthgate_eval.cli import main as cli
+
+
+@dataclass
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def truthgate(*arguments: str, cwd: Path | None = None) -> Done:
+    """Run the command line's `main` in this process, which saves the seconds that torch takes to import."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        width, terminal.console.width = terminal.console.width, 200
+        try:
+            with mock.patch.object(sys, "argv", ["truthgate", *arguments]):
+                cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1 if stop.code else 0
+        finally:
+            terminal.console.width = width
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def probe(checkpoint: str, data: str, *more: str, cwd: Path) -> Done:
+    return truthgate(
+        "probe", "--model_args", f"pretrained={checkpoint}", "--tasks", "probe_halueval_qa", "--device", "cpu",
+        "--metadata", json.dumps({"halueval_path": data}), *more, cwd=cwd,
+    )  # fmt: skip

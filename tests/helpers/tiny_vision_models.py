@@ -1,0 +1,222 @@
+"""Tiny random vision-language models of the real classes, with real processors, saved as checkpoints.
+
+Every language half has 3 layers of 4 heads (2 key-value heads) and hidden size 32, so that one score
+artifact fits them all, as it does in a family.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers as hf
+from PIL import Image
+
+LAYERS, HEADS = 3, 4
+NAMES = ("llava", "llava_next", "qwen2_5_vl", "qwen2_5_omni")
+_SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
+_QWEN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+_OMNI = [
+    "<|im_start|>", "<|im_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>",
+    "<|audio_bos|>", "<|audio_eos|>",
+]  # fmt: skip
+
+# As in the checkpoints of the real models: LLaVA-1.5's, and Qwen's with its system message.
+LLAVA_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['content'] is string %}{{ m['content'] }}"
+    "{% else %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}START-PICTURE-END{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRING_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] + '> ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant>' }}{% endif %}"
+)
+
+
+def tokenizer(extra: list[str], **named: str) -> Any:
+    """A byte-level BPE tokenizer; `named` are attributes such as image_token, as Qwen's files have them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    # Printable characters, space and line break only: then no two answers look alike that are not.
+    symbols = _SPECIAL + [chr(n) for n in range(33, 127)] + ["\u0120", "\u010a"]
+    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
+    merges = [("t", "h"), ("i", "n"), ("a", "n"), ("e", "r"), ("\u0120", "Y"), ("\u0120", "N")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    backend = Tokenizer(models.BPE(vocabulary, merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(extra)
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=named,
+    )  # fmt: skip
+
+
+def _text(vocabulary: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
+        "intermediate_size": 48, "vocab_size": vocabulary, "max_position_embeddings": 4096,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **more,
+    }  # fmt: skip
+
+
+def _clip() -> hf.CLIPVisionConfig:
+    return hf.CLIPVisionConfig(
+        hidden_size=16, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14, intermediate_size=32
+    )  # fmt: skip
+
+
+_CLIP_IMAGES = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+_LLAVA = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_QWEN_VISION = {
+    "depth": 2, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32, "out_hidden_size": 32, "patch_size": 14,
+    "spatial_merge_size": 2, "window_size": 56, "fullatt_block_indexes": [1],
+}  # fmt: skip
+_QWEN_IMAGES = {"size": {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}}
+
+
+def llava() -> tuple[Any, Any]:
+    words = tokenizer(["<image>"])
+    config = hf.LlavaConfig(
+        vision_config=_clip(), text_config=hf.LlamaConfig(**_text(len(words))),
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
+    )  # fmt: skip
+    images = hf.CLIPImageProcessor(**_CLIP_IMAGES)
+    processor = hf.LlavaProcessor(images, words, **_LLAVA, chat_template=LLAVA_TEMPLATE)
+    return hf.LlavaForConditionalGeneration(config), processor
+
+
+def llava_next() -> tuple[Any, Any]:
+    words = tokenizer(["<image>"])
+    grid = [[28, 56], [56, 28], [56, 56]]
+    config = hf.LlavaNextConfig(
+        vision_config=_clip(), text_config=hf.LlamaConfig(**_text(len(words))), image_grid_pinpoints=grid,
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
+    )  # fmt: skip
+    images = hf.LlavaNextImageProcessor(**_CLIP_IMAGES, image_grid_pinpoints=grid)
+    processor = hf.LlavaNextProcessor(images, words, **_LLAVA, chat_template=LLAVA_TEMPLATE)
+    return hf.LlavaNextForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    words = tokenizer(_QWEN)
+    ids = dict(zip(_QWEN, words.convert_tokens_to_ids(_QWEN), strict=True))
+    config = hf.Qwen2_5_VLConfig(
+        text_config=_text(len(words), rope_parameters=_ROPE), vision_config=_QWEN_VISION,
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    template = QWEN_TEMPLATE.replace("START-PICTURE-END", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = hf.Qwen2_5_VLProcessor(
+        hf.Qwen2VLImageProcessor(**_QWEN_IMAGES), words, hf.Qwen2VLVideoProcessor(), chat_template=template
+    )
+    return hf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def _omni_config(words: Any) -> Any:
+    ids = dict(zip(_OMNI, words.convert_tokens_to_ids(_OMNI), strict=True))
+    thinker = {
+        "text_config": _text(len(words), rope_parameters=_ROPE, tie_word_embeddings=False),
+        "vision_config": _QWEN_VISION,
+        "audio_config": {
+            "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "output_dim": 32,
+            "num_mel_bins": 8, "n_window": 4, "max_source_positions": 16,
+        },
+        "image_token_index": ids["<|IMAGE|>"], "video_token_index": ids["<|VIDEO|>"],
+        "audio_token_index": ids["<|AUDIO|>"], "audio_start_token_id": ids["<|audio_bos|>"],
+        "audio_end_token_id": ids["<|audio_eos|>"], "vision_start_token_id": ids["<|vision_bos|>"],
+        "vision_end_token_id": ids["<|vision_eos|>"],
+    }  # fmt: skip
+    talker = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "intermediate_size": 16, "embedding_size": 32, "vocab_size": 8448, "rope_parameters": _ROPE,
+    }  # fmt: skip
+    wave = {
+        "dit_config": {
+            "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 16, "emb_dim": 8,
+            "enc_dim": 8, "enc_emb_dim": 8, "enc_channels": [8, 8, 8, 8, 24], "enc_attention_channels": 4,
+            "enc_se_channels": 4, "num_embeds": 32, "mel_dim": 8,
+        },
+        "bigvgan_config": {"mel_dim": 8, "upsample_initial_channel": 64},
+    }  # fmt: skip
+    return hf.Qwen2_5OmniConfig(thinker_config=thinker, talker_config=talker, token2wav_config=wave)
+
+
+def qwen2_5_omni() -> tuple[Any, Any]:
+    """The full model, talker and all, as the hub's checkpoint is; only its thinker is of interest."""
+    named = {
+        "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
+        "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
+        "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>",
+    }  # fmt: skip
+    words = tokenizer(_OMNI, **named)
+    template = QWEN_TEMPLATE.replace("START-PICTURE-END", "<|vision_bos|><|IMAGE|><|vision_eos|>")
+    processor = hf.Qwen2_5OmniProcessor(
+        hf.Qwen2VLImageProcessor(**_QWEN_IMAGES), hf.Qwen2VLVideoProcessor(),
+        hf.WhisperFeatureExtractor(feature_size=8), words, chat_template=template,
+    )  # fmt: skip
+    return hf.Qwen2_5OmniForConditionalGeneration(_omni_config(words)), processor
+
+
+_MAKERS = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl, "qwen2_5_omni": qwen2_5_omni}
+
+
+def make(name: str) -> tuple[Any, Any]:
+    """A random model and its processor; the weights are large enough that texts differ."""
+    torch.manual_seed(0)
+    model, processor = _MAKERS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval(), processor
+
+
+def save(folder: Path, name: str) -> str:
+    """A tiny model with its processor, as a folder that any host loads."""
+    model, processor = make(name)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return str(folder)
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """A small noisy picture, its own for every seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def save_smollm2_llava(folder: Path) -> str:
+    """A LLaVA whose language model is the packaged SmolLM2-135M; its vision half is tiny and untrained."""
+    from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+
+    base = resolve_pretrained(SMALL_MODEL)
+    words = hf.AutoTokenizer.from_pretrained(base)
+    words.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    words.padding_side = "left"
+    language = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    language.resize_token_embeddings(len(words), mean_resizing=False)
+    torch.manual_seed(0)
+    config = hf.LlavaConfig(
+        vision_config=_clip(), text_config=language.config,
+        image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
+    )  # fmt: skip
+    model = hf.LlavaForConditionalGeneration(config)
+    model.model.language_model.load_state_dict(language.model.state_dict())
+    model.lm_head.load_state_dict(language.lm_head.state_dict())
+    model.save_pretrained(folder)
+    images = hf.CLIPImageProcessor(**_CLIP_IMAGES)
+    hf.LlavaProcessor(images, words, **_LLAVA, chat_template=LLAVA_TEMPLATE).save_pretrained(folder)
+    return str(folder)

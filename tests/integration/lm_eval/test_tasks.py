@@ -1,0 +1,222 @@
+"""Our tasks as lm-eval sees them: found by name, asked, parsed and counted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+from lm_eval.tasks import TaskManager
+
+from truthgate_eval.data import halueval
+from truthgate_eval.errors import DataError, TaskError, TruthGateError
+from truthgate_eval.harness.lm_eval import tasks as lm_eval_tasks
+from truthgate_eval.metrics import yes_no as judgement
+from truthgate_eval.paths import shipped
+
+GROUP = ["halueval_qa", "halueval_dialogue", "halueval_summarization"]
+JUDGED = [*GROUP, "halueval_qa_no_knowledge", "halueval_qa_official"]
+CHOSEN = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text", "probe_scenes_text"]
+FOLDER = shipped("tasks") / "lm_eval"
+FILES = sorted(FOLDER.glob("*.yaml"))
+DOCUMENTS = 40
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def metadata(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Every option that a task needs, with data in the formats of HaluEval and PhD."""
+    folder = tmp_path_factory.mktemp("data")
+    numbers = range(DOCUMENTS)
+    write_lines(folder / "qa_data.jsonl", [
+        {"knowledge": f"Box {i} is red.", "question": f"Which colour is box {i}?", "right_answer": "Red",
+         "hallucinated_answer": f"Box {i} is blue."} for i in numbers])  # fmt: skip
+    write_lines(folder / "dialogue_data.jsonl", [
+        {"knowledge": f"Box {i} is red.", "dialogue_history": f"[Human]: I want box {i}.",
+         "right_response": f"The red box {i}. ", "hallucinated_response": f"The blue box {i}."}
+        for i in numbers])  # fmt: skip
+    write_lines(folder / "summarization_data.jsonl", [
+        {"document": f"Box {i} is red and heavy.", "right_summary": f"A red box {i}.\n",
+         "hallucinated_summary": f"A blue box {i}."} for i in numbers])  # fmt: skip
+    (folder / "prompt.txt").write_text("K {knowledge}\nQ {question}\nA {answer}\nJudgement:")
+    record = {"image_id": "1", "task": "counting", "yes_question": "Is it one?", "no_question": "Is it two?"}
+    phd = [{**record, "context": {"icc": f"There are two in box {i}."}} for i in numbers]
+    (folder / "phd.json").write_text(json.dumps(phd))
+    return {
+        "halueval_path": str(folder),
+        "instruction_file": str(folder / "prompt.txt"),
+        "phd_path": str(folder / "phd.json"),
+    }
+
+
+def only_ours(metadata: dict[str, Any]) -> TaskManager:
+    """Our folder alone: indexing all of lm-eval's takes seconds, and is tested once below."""
+    return TaskManager(include_path=str(FOLDER), include_defaults=False, metadata=metadata)
+
+
+def evaluate(
+    tasks: list[str], metadata: dict[str, Any], *, manager: TaskManager | None = None, **options: Any
+) -> dict[str, Any]:
+    run = lm_eval.simple_evaluate(
+        model="dummy", tasks=tasks, metadata=metadata, bootstrap_iters=10, verbosity="ERROR",
+        task_manager=manager or only_ours(metadata), **options,
+    )  # fmt: skip
+    assert run is not None
+    return run
+
+
+def load(task: str, metadata: dict[str, Any]) -> Any:
+    return only_ours(metadata).load([task])["tasks"][task]
+
+
+def test_every_file_is_a_task_by_its_name_and_the_shared_one_is_none() -> None:
+    """lm-eval skips a broken file without a word, so all are counted."""
+    manager = TaskManager()
+    ours = {e.yaml_path.stem: n for n, e in manager.task_index.items() if e.yaml_path in FILES}
+    assert ours == {file.stem: file.stem for file in FILES if not file.stem.startswith("_truthgate_")}
+    assert set(ours) == {"halueval", *JUDGED, *CHOSEN}
+    assert not [name for name in manager.all_tasks if "_truthgate" in name]
+
+
+def test_all_tasks_run_and_say_their_version(metadata: dict[str, str]) -> None:
+    everything = TaskManager(metadata=metadata)
+    # lm-eval refuses a group together with its members.
+    asked = ["halueval", *(name for name in [*JUDGED, *CHOSEN] if name not in GROUP)]
+    run = evaluate(asked, metadata, manager=everything, limit=4)
+    assert {"halueval", *JUDGED, *CHOSEN} == run["results"].keys()
+    assert {float(run["versions"][name]) for name in run["results"]} == {1.0}  # a group's is a string
+    for name in JUDGED:
+        # The dummy model always answers "lol", which is neither yes nor no.
+        assert run["results"][name]["unparsed,none"] == 1.0 and run["results"][name]["acc,none"] == 0.0
+        assert run["results"][name]["acc_stderr,none"] == 0.0
+        assert all(s["filtered_resps"] == [None] and s["resps"] == [["lol"]] for s in run["samples"][name])
+    assert run["results"]["halueval"]["acc,none"] == 0.0 and run["results"]["halueval"]["f1,none"] == 0.0
+    assert run["group_subtasks"]["halueval"] == GROUP
+
+
+def test_metrics_are_those_of_the_parsed_answers(
+    metadata: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lm_eval.models.dummy import DummyLM
+
+    said = ["Yes.", "No", " yes", "Yes and no", "", "No, it follows.", "maybe"]
+    monkeypatch.setattr(
+        DummyLM, "generate_until", lambda _, requests, **__: [said[i % 7] for i in range(len(requests))]
+    )
+    run = evaluate(["halueval_qa"], metadata)
+    documents = halueval.documents("qa", halueval_path=metadata["halueval_path"])
+    pairs = [(doc["hallucinated"], judgement.parse_yes_no(said[i % 7])) for i, doc in enumerate(documents)]
+    found = run["results"]["halueval_qa"]
+    for name in ("f1", "precision", "recall", "yes_ratio", "unparsed"):
+        assert found[f"{name},none"] == pytest.approx(getattr(judgement, name)(pairs)), name
+    assert found["acc,none"] == pytest.approx(judgement.accuracy(pairs))
+    kept = [sample["filtered_resps"][0] for sample in run["samples"]["halueval_qa"]]
+    assert kept == [parsed for _, parsed in pairs] and set(kept) == {"yes", "no", None}
+
+
+@pytest.mark.parametrize("task", JUDGED)
+def test_a_prompt_shows_one_answer_and_ends_where_the_model_judges(
+    task: str, metadata: dict[str, str]
+) -> None:
+    loaded = load(task, metadata)
+    for doc in list(loaded.eval_docs)[:10]:
+        text = loaded.doc_to_text(doc)
+        assert text.endswith("Judgement:") and doc["answer"] in text and "{" not in text
+        # Nothing but the shown answer may tell which one it is.
+        shown = doc["choices"].index(next(c for c in doc["choices"] if c.strip() == doc["answer"]))
+        assert doc["choices"][1 - shown].strip() not in text.replace(doc["answer"], "").splitlines()
+        assert loaded.doc_to_target(doc) == doc["hallucinated"].capitalize()
+        assert ("knowledge" in doc and doc["knowledge"] in text) == (
+            task not in ("halueval_qa_no_knowledge", "halueval_summarization")
+        )
+
+
+@pytest.mark.parametrize("task", JUDGED[:-1])
+def test_an_answer_follows_its_prompt_after_one_space_and_stops_at_the_line(
+    task: str, metadata: dict[str, str]
+) -> None:
+    run = evaluate([task], metadata, limit=1, num_fewshot=1)
+    ((prompt, settings),) = run["samples"][task][0]["arguments"]
+    assert re.search(r"Judgement: (Yes|No)\n\n", prompt)
+    assert settings["until"] == ["\n"] and settings["do_sample"] is False
+
+
+@pytest.mark.parametrize("task", [*JUDGED, *CHOSEN])
+@pytest.mark.parametrize("subset", ["all", "evaluation"])
+def test_no_document_is_its_own_example(task: str, subset: str, metadata: dict[str, str]) -> None:
+    loaded = load(task, {**metadata, "subset": subset})
+    loaded.set_fewshot_seed(7)
+    documents = list(loaded.eval_docs)
+    # As many examples as there are other documents: all of them, and not the document itself.
+    for doc in documents[:5]:
+        examples = loaded.sampler.sample(n=len(documents) - 1, eval_doc=doc)
+        assert sorted(e["row"] for e in examples) == [d["row"] for d in documents if d["row"] != doc["row"]]
+    assert loaded.fewshot_cfg.split == loaded.config.test_split, "only then does lm-eval leave it out"
+    text = loaded.doc_to_text(documents[0])
+    assert loaded.fewshot_context(documents[0], num_fewshot=6).count(text) == 1
+
+
+def test_probing_sequences_are_the_authors_plain_text(metadata: dict[str, str]) -> None:
+    task = load("probe_halueval_qa", metadata)
+    doc = task.eval_docs[3]
+    assert task.doc_to_text(doc) == "Context:\nBox 3 is red.\n\nQuestion: Which colour is box 3?\nAnswer:"
+    assert task.doc_to_choice(doc) == ["Red", "Box 3 is blue."] and task.doc_to_target(doc) == 0
+    assert task.config.target_delimiter == " "
+    phd = load("probe_phd_text", metadata)
+    assert [phd.doc_to_target(doc) for doc in list(phd.eval_docs)[:2]] == [1, 0]  # no, then yes
+    text = phd.doc_to_text(phd.eval_docs[0])
+    assert text == "Context:\nThere are two in box 0.\n\nQuestion: Is it one?\nAnswer:"
+
+
+def test_choices_with_quotes_and_backslashes_survive_the_template(tmp_path: Path) -> None:
+    strange = ['it\'s "so"', "back\\slash \\n {{x}} [1]"]
+    write_lines(tmp_path / "qa_data.jsonl", [
+        {"knowledge": "k", "question": "q", "right_answer": strange[0], "hallucinated_answer": strange[1]}
+    ])  # fmt: skip
+    task = load("probe_halueval_qa", {"halueval_path": str(tmp_path)})
+    assert task.doc_to_choice(task.eval_docs[0]) == strange
+
+
+def test_options_reach_the_data_through_metadata(metadata: dict[str, str]) -> None:
+    sizes = {
+        subset: len(evaluate(["halueval_qa"], {**metadata, "subset": subset})["samples"]["halueval_qa"])
+        for subset in halueval.SUBSETS
+    }
+    assert sizes["all"] == DOCUMENTS == sizes["selection"] + sizes["evaluation"] and sizes["selection"] > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "error", "message"),
+    [
+        ("halueval", {"halueval_path": "/no/data"}, DataError, "halueval_path=/no/data: expected a file"),
+        ("halueval_qa_official", {"instruction_file": None}, TaskError, "needs a prompt file"),
+        ("probe_phd_text", {"phd_path": "/no/phd.json"}, DataError, r"PhD's data\.json is not at /no/phd"),
+        ("halueval_qa", {"subset": "half"}, TaskError, "unknown subset 'half'"),
+        ("halueval_qa", {"exclude_rows_of": "nobody"}, TruthGateError, "no scores 'nobody'"),
+    ],
+)
+def test_what_is_missing_is_our_error_through_the_host(
+    task: str, change: dict[str, Any], error: type[Exception], message: str, metadata: dict[str, str]
+) -> None:
+    with pytest.raises(error, match=message):
+        evaluate([task], {**metadata, **change}, limit=1)
+
+
+def test_every_function_a_file_names_exists() -> None:
+    for file in FILES:
+        for name in re.findall(r"!function truthgate_eval\.hosts\.lm_eval_tasks\.(\w+)", file.read_text()):
+            assert callable(getattr(lm_eval_tasks, name)), (file.name, name)
+        assert file.read_text().count("!function") == file.read_text().count("!function truthgate_eval.")
+
+
+@pytest.mark.real
+def test_the_group_runs_on_the_packaged_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
+    run = evaluate(["halueval", "halueval_qa_select", "probe_halueval_qa"], {}, limit=3)
+    assert all(run["n-samples"][name]["original"] == 10_000 for name in GROUP)

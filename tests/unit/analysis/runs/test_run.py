@@ -1,0 +1,212 @@
+"""Reading runs back: both hosts' formats, and what is damaged or missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import result_files as kit
+from helpers import tiny_vision_models as factories_vlm
+
+from truthgate_eval.analysis.runs.run import RunError, read_run
+from truthgate_eval.data.store import write_set
+from truthgate_eval.errors import DataError
+from truthgate_eval.metrics import yes_no as judgement
+
+PARSED = ["yes", "yes", None, "no", "no", "no"]
+
+
+def test_a_run_of_lm_eval_is_read_back(tmp_path: Path) -> None:
+    folder = kit.lm_eval_run(tmp_path / "run", {"halueval_qa": PARSED}, gate=kit.LLM)
+    run = read_run(folder)
+    assert (run.host, run.model, run.gate) == ("lm-eval", "lmsys/vicuna-7b-v1.5", kit.LLM)
+    assert run.facts["torch version"] == "2.15.0+cu132" and run.facts["dtype"] == "torch.float32"
+    records = list(run.tasks["halueval_qa"].records.values())
+    assert [record.parsed for record in records] == PARSED
+    assert [record.right for record in records] == [True, False, False, True, False, True]
+    assert [record.unparsed for record in records] == [False, False, True, False, False, False]
+    assert [record.gold for record in records] == kit.golds(6)
+    assert {record.cluster_kind for record in records} == {"question"}
+    assert (records[3].question, records[3].answer) == ("halueval_qa: how much is 3?", " No")
+    assert read_run(kit.only(folder, "results_*.json")).tasks == run.tasks
+
+
+def test_a_run_of_lmms_eval_is_read_back(tmp_path: Path) -> None:
+    folder = kit.lmms_eval_run(tmp_path / "run", {"poll_random": PARSED}, per_picture=4)
+    run = read_run(folder)
+    assert (run.host, run.model) == ("lmms-eval", "llava-hf/llava-1.5-7b-hf")
+    assert run.facts["dtype"] == "torch.float16" and run.facts["lmms-eval version"] == "0.7.3"
+    records = list(run.tasks["poll_random"].records.values())
+    # The official parser takes an answer that is none for a yes; it stays marked.
+    assert [record.parsed for record in records] == ["yes", "yes", "yes", "no", "no", "no"]
+    assert [record.unparsed for record in records] == [False, False, True, False, False, False]
+    assert [record.cluster for record in records] == ["000.jpg"] * 4 + ["001.jpg"] * 2
+    assert {record.cluster_kind for record in records} == {"image"}
+    assert records[0].question == "Is there a thing 0 in the image?"
+    assert records[0].picture == "/pictures/000.jpg"
+
+
+def test_the_hosts_own_pope_is_understood(tmp_path: Path) -> None:
+    folder = kit.lmms_eval_run(tmp_path / "run", {"pope": PARSED})
+    file = kit.only(folder, "*_samples_pope.jsonl")
+    lines = []
+    for line in file.read_text().splitlines():
+        sample = json.loads(line)
+        acc, answer = sample.pop("acc"), sample["filtered_resps"]
+        for name in ("f1", "unparsed"):
+            sample.pop(name)
+        verdict = {"question_id": 1, "score": float(answer == acc["gold"]), "prediction": answer}
+        sample["pope_accuracy"] = {**verdict, "ground_truth": acc["gold"]}
+        lines.append(json.dumps(sample))
+    file.write_text("\n".join(lines) + "\n")
+    records = list(read_run(folder).tasks["pope"].records.values())
+    assert [record.parsed for record in records] == PARSED
+    assert [record.unparsed for record in records] == [said is None for said in PARSED]
+    assert {record.cluster_kind for record in records} == {"document"}
+
+
+def test_of_several_runs_in_a_folder_the_newest_is_read_and_said(tmp_path: Path) -> None:
+    kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED})
+    newer = "2026-01-03T00-00-00.000001"
+    kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED[:4]}, stamp=newer)
+    run = read_run(tmp_path)
+    assert len(run.tasks["halueval_qa"].records) == 4
+    assert run.notes == (f"{tmp_path} holds 2 runs: only the newest, results_{newer}.json, is read",)
+
+
+def test_filters_of_one_task_are_tasks_of_their_own(tmp_path: Path) -> None:
+    folder = kit.lm_eval_run(tmp_path, {"sums": PARSED})
+    file = kit.only(folder, "samples_*")
+    twice = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text(
+        "".join(json.dumps({**s, "filter": f}) + "\n" for f in ("strict", "loose") for s in twice)
+    )
+    assert {name: len(task.records) for name, task in read_run(folder).tasks.items()} == {
+        "sums,strict": 6,
+        "sums,loose": 6,
+    }
+
+
+def test_a_truncated_sample_file_is_named_with_its_line(tmp_path: Path) -> None:
+    file = kit.only(kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED}), "samples_*")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]) + lines[4][:50])
+    with pytest.raises(DataError, match=r"samples_halueval_qa_.*\.jsonl, line 5 is cut off or not JSON"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("make", [kit.lm_eval_run, kit.lmms_eval_run])
+def test_a_sample_file_cut_between_lines_is_noticed(tmp_path: Path, make) -> None:
+    make(tmp_path, {"poll_random": PARSED})
+    file = kit.only(tmp_path, "*samples_*")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[:4]))
+    with pytest.raises(DataError, match="ends at line 4 with 4 documents, but the results file counts 6"):
+        read_run(tmp_path)
+    file.write_text("")
+    with pytest.raises(DataError, match="is empty, but the results file counts 6 documents"):
+        read_run(tmp_path)
+
+
+def test_two_runs_in_one_sample_file_are_noticed(tmp_path: Path) -> None:
+    file = kit.only(kit.lmms_eval_run(tmp_path, {"poll_random": PARSED}), "*samples_*")
+    file.write_text(file.read_text() * 2)
+    with pytest.raises(DataError, match=r"line 7: document 0 stands there a second time \(first in line 1\)"):
+        read_run(tmp_path)
+
+
+def test_without_samples_the_flag_is_named(tmp_path: Path) -> None:
+    kit.only(kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED}), "samples_*").unlink()
+    with pytest.raises(RunError, match="run again with --log_samples"):
+        read_run(tmp_path)
+
+
+def test_no_run_no_results_and_damaged_results(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="there is no run at"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="there is no results file below"):
+        read_run(tmp_path)
+    file = tmp_path / "results_1.json"
+    for text in ("{", "[]", '{"results": {}}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match="is not a results file"):
+            read_run(tmp_path)
+
+
+def test_a_task_without_verdicts_is_left_out_and_said(tmp_path: Path) -> None:
+    folder = kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED, "essays": PARSED})
+    file = kit.only(folder, "samples_essays_*")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({**line, "acc": 0.37}) + "\n" for line in lines))
+    run = read_run(folder)
+    assert list(run.tasks) == ["halueval_qa"] and "essays has no verdict" in run.notes[0]
+
+
+@pytest.mark.slow
+def test_what_lm_eval_writes_today_is_read_with_its_own_figures(
+    tmp_path: Path, checkpoint: str, halueval_folder: str
+) -> None:
+    command = [
+        sys.executable, "-m", "lm_eval", "--model", "gated_hf", "--model_args",
+        f"pretrained={checkpoint},scores=random:1", "--tasks", "halueval_qa,halueval_qa_select", "--limit", "12",
+        "--metadata", json.dumps({"halueval_path": halueval_folder}), "--device", "cpu", "--log_samples",
+        "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = read_run(tmp_path / "out")
+    results = json.loads(run.file.read_text())["results"]
+    for name, task in run.tasks.items():
+        right = [record.right for record in task.records.values()]
+        assert len(right) == 12 and sum(right) / 12 == pytest.approx(results[name]["acc,none"])
+    assert run.gate is not None and run.gate["scores"] == "random:1"
+    assert all(
+        run.facts[name] for name in ("dtype", "lm-eval version", "transformers version", "torch version")
+    )
+
+
+@pytest.mark.slow
+def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
+    tmp_path: Path, vlm_checkpoint: Callable[[str], str]
+) -> None:
+    picture = tmp_path / "one.png"
+    factories_vlm.picture(0).save(picture)
+    rows = [
+        {"question_id": n, "image": "one.png", "question": f"Is there a thing {n}?", "answer": ("no", "yes")[n % 2],
+         "image_path": str(picture)}
+        for n in range(6)
+    ]  # fmt: skip
+    write_set(
+        tmp_path / "data" / "poll", dict.fromkeys(("random", "popular", "adversarial"), rows), source={}
+    )
+    command = [
+        sys.executable, "-m", "lmms_eval", "--model", "gated_llava", "--model_args",
+        f"pretrained={vlm_checkpoint('llava')},scores=random:1,device=cpu", "--tasks", "poll", "--batch_size", "2",
+        "--log_samples", "--output_path", str(tmp_path / "out"),
+    ]  # fmt: skip
+    environment = {"OMP_NUM_THREADS": "1", "TRUTHGATE_DATA": str(tmp_path / "data")}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
+    run = read_run(tmp_path / "out")
+    assert done.returncode == 0 and run.host == "lmms-eval" and len(run.groups["poll"]) == 3, done.stderr[
+        -2000:
+    ]
+    results = json.loads(run.file.read_text())["results"]
+    for name, task in run.tasks.items():
+        records = list(task.records.values())
+        assert [record.question for record in records] == [row["question"] for row in rows]
+        assert {(record.cluster_kind, record.cluster, record.picture) for record in records} == {
+            ("image", "one.png", str(picture))
+        }
+        pairs = [(record.gold, record.parsed) for record in records]
+        assert judgement.f1(pairs) == pytest.approx(results[name]["f1,none"])
+        assert sum(record.right for record in records) / 6 == pytest.approx(results[name]["acc,none"])
+        assert sum(record.unparsed for record in records) / 6 == pytest.approx(results[name]["unparsed,none"])
+    assert run.gate is not None and run.gate["scores"] == "random:1"

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from helpers.tiny_models import tiny_tokenizer, tiny_vision_model
+from PIL import Image
+
+from truthgate_eval.data.minimal_pairs import (
+    Pair,
+    align_ending,
+    judge_pair,
+    prepare_minimal_pairs,
+    rewrite_pairs,
+)
+from truthgate_eval.data.rewriters import endpoint_rewriter, instruction, local_rewriter
+from truthgate_eval.data.store import read_rows, write_set
+from truthgate_eval.errors import DataError, ModelError
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "verdict"),
+    [
+        ("The cat is black.", "The cat is white.", "kept"),
+        ("The cat is on the red mat.", "The cat is on the blue rug.", "kept"),
+        ("It is on the left side.", "It is on the table.", "kept"),
+        ("Red.", "Blue.", "kept"),
+        ("The cat, it seems, is black.", "The cat it seems is white.", "kept"),
+        ("The red cat is black.", "The blue cat is black.", "earlier"),
+        ("There are two dogs on it.", "There are three big cats there.", "earlier"),
+        ("The cat is black.", "the cat is black", "identical"),
+        ("A cat.", "A cat on a mat.", "added"),
+        ("", "A cat.", "empty"),
+        ("A cat.", "...", "empty"),
+        ("The cat is black.", "The cat is white", "ending"),
+        ("The cat is black.", "The cat is white!", "ending"),
+    ],
+)
+def test_pairs_are_kept_only_if_their_last_words_alone_differ(
+    chosen: str, rejected: str, verdict: str
+) -> None:
+    assert judge_pair(chosen, rejected) == verdict
+
+
+def test_the_number_of_last_words_can_be_chosen() -> None:
+    assert judge_pair("A big red cat.", "A big blue dog.", last_words=1) == "earlier"
+    assert judge_pair("A big red cat.", "A small blue dog.", last_words=3) == "kept"
+
+
+@pytest.mark.parametrize(
+    ("rejected", "expected"), [("A dog", "A dog."), ("A dog!", "A dog."), ("A dog. ", "A dog.")]
+)
+def test_the_ending_is_that_of_the_chosen_answer(rejected: str, expected: str) -> None:
+    assert align_ending(rejected, "A cat.") == expected
+
+
+def test_a_run_that_broke_off_goes_on_from_its_journal(tmp_path: Path) -> None:
+    pairs = [Pair(n, f"What is {n}?", f"It is {n}.", "No idea!") for n in range(4)]
+    asked: list[int] = []
+
+    def rewriter(pair: Pair) -> str:
+        if len(asked) == 2:
+            raise ModelError("gone")
+        asked.append(pair.row)
+        return "It is blue"
+
+    with pytest.raises(ModelError):
+        rewrite_pairs(pairs, rewriter, journal=tmp_path / "journal.jsonl")
+    asked.clear()
+    rewritten = rewrite_pairs(pairs, rewriter, journal=tmp_path / "journal.jsonl")
+    assert asked == [2, 3]
+    assert [pair.rejected for pair in rewritten] == ["It is blue."] * 4
+
+
+def test_an_answer_in_the_journal_is_not_used_for_another_question(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    rewrite_pairs([Pair(0, "What?", "A cat.", "A dog.")], lambda _: "A cow", journal=journal)
+    other = rewrite_pairs([Pair(0, "Who?", "A cat.", "A dog.")], lambda _: "A hen", journal=journal)
+    assert other[0].rejected == "A hen."
+
+
+def source(folder: Path, pairs: list[tuple[str, str]]) -> Path:
+    rows = [
+        {"row": n, "question": "What?", "choices": list(pair), "target": 0} for n, pair in enumerate(pairs)
+    ]
+    write_set(folder / "rlhf_v", {"qa": rows}, source={})
+    return folder / "rlhf_v" / "qa.parquet"
+
+
+def test_the_filter_alone_reports_what_it_dropped_and_why(tmp_path: Path) -> None:
+    pairs = [("A cat.", "A dog."), ("A cat.", "A cat."), ("One cat on it.", "Two cats on it.")]
+    prepared = prepare_minimal_pairs(source(tmp_path, pairs), tmp_path)
+    assert prepared.files == {"pairs": 1, "verdicts": 3}
+    assert prepared.notes == [
+        "1 of 3: differs in the last words only",
+        "1 of 3: both answers have the same words",
+        "1 of 3: differs before the last words",
+    ]
+    verdicts = read_rows(prepared.folder / "verdicts.parquet")
+    assert [row["verdict"] for row in verdicts] == ["kept", "identical", "earlier"]
+
+
+def test_rewritten_pairs_keep_their_row_and_picture(tmp_path: Path) -> None:
+    path = source(tmp_path, [("The cat is black.", "I think it could be a dog of white colour!")])
+    prepared = prepare_minimal_pairs(
+        path, tmp_path, rewriter=lambda _: "The cat is white", rewriter_name="a/model"
+    )
+    assert read_rows(prepared.folder / "pairs.parquet") == [
+        {"row": 0, "question": "What?", "choices": ["The cat is black.", "The cat is white."], "target": 0}
+    ]
+    assert (prepared.folder / "rewrites_a-model.jsonl").is_file()
+
+
+def test_json_lines_can_be_filtered_too(tmp_path: Path) -> None:
+    line = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
+    assert prepare_minimal_pairs(tmp_path / "pairs.jsonl", tmp_path).files["pairs"] == 1
+
+
+def test_no_minimal_pair_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="1 of 1: both answers have the same words"):
+        prepare_minimal_pairs(source(tmp_path, [("A cat.", "a cat")]), tmp_path)
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers every chat completion with one text, and keeps what it was sent."""
+
+    received: list[dict[str, object]] = []  # noqa: RUF012 - emptied by the test
+
+    def do_POST(self) -> None:
+        self.received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        message = {"role": "assistant", "content": "The cat is white."}
+        reply = {
+            "id": "1", "object": "chat.completion", "created": 0, "model": "m",
+            "choices": [{"index": 0, "finish_reason": "stop", "message": message}],
+        }  # fmt: skip
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(reply).encode())
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+def test_an_endpoint_is_sent_the_picture_and_both_answers(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
+    Endpoint.received.clear()
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        rewrite = endpoint_rewriter("m", base_url=f"http://127.0.0.1:{server.server_port}/v1")
+        answer = rewrite(Pair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png")))
+        server.shutdown()
+    assert answer == "The cat is white."
+    picture, text = Endpoint.received[0]["messages"][0]["content"]  # type: ignore[index]
+    assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+    assert "The cat is black." in text["text"]
+    assert "White." in text["text"]
+
+
+def test_an_endpoint_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        endpoint_rewriter("m")
+
+
+def save_tiny_llava(folder: Path) -> tuple[Any, Any]:
+    """A random LLaVA with a processor and a chat template, saved as a folder."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}] {% for part in m['content'] %}"
+        "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    )
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    processor = hf.LlavaProcessor(
+        image_processor=hf.CLIPImageProcessor(**sizes), tokenizer=tokenizer, patch_size=14,
+        vision_feature_select_strategy="default", chat_template=template, num_additional_image_tokens=1,
+    )  # fmt: skip
+    config = tiny_vision_model().config
+    config.text_config.vocab_size, config.text_config.max_position_embeddings = len(tokenizer), 4096
+    config.image_token_index = config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    torch.manual_seed(0)
+    model = hf.LlavaForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
+
+
+def test_a_local_model_is_shown_the_picture_and_decodes_greedily(tmp_path: Path) -> None:
+    Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "cat.png")
+    model, processor = save_tiny_llava(tmp_path / "model")
+    pair = Pair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png"))
+    prompt = f"[user] <image>{instruction(pair)}\n[assistant] "
+    inputs = processor(text=prompt, images=Image.open(tmp_path / "cat.png"), return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=256, do_sample=False)
+    expected = processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert expected.strip()
+    assert local_rewriter(str(tmp_path / "model"), device="cpu")(pair) == expected
+
+
+def test_a_local_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
+        local_rewriter(str(tmp_path / "nowhere"))

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from truthgate_eval.data import phd
+from truthgate_eval.errors import DataError
+
+RECORD = {
+    "image_id": "000000000001", "task": "attribute", "yes_question": "Is the bus red?",
+    "no_question": "Is the bus blue?", "context": {"iac": "x", "icc": "The bus is blue."},
+}  # fmt: skip
+
+
+def test_phds_labels_are_inverted_under_the_contradicting_context(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([RECORD]))
+    first, second = phd.documents(str(path))
+    # The picture shows a red bus; the context says blue, and the context is the knowledge.
+    assert (first["question"], first["choices"][first["target"]]) == ("Is the bus red?", "no")
+    assert (second["question"], second["choices"][second["target"]]) == ("Is the bus blue?", "yes")
+    assert [first["row"], second["row"]] == [0, 1] and first["context"] == "The bus is blue."
+    assert (first["image_id"], first["kind"]) == ("000000000001", "attribute")
+
+
+def test_records_of_the_other_mode_are_passed_over_and_keep_their_rows(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    ccs = {"image_id": "0", "task": "object", "yes_question": "a", "no_question": "b", "ccs_description": "c"}
+    path.write_text(json.dumps([ccs, RECORD, ccs]))
+    assert [doc["row"] for doc in phd.documents(str(path))] == [2, 3]
+    path.write_text(json.dumps([ccs]))
+    with pytest.raises(DataError, match="no record has a context"):
+        phd.documents(str(path))
+
+
+def test_a_missing_or_foreign_phd_file_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"PhD's data\.json is not at"):
+        phd.documents()
+    for text, message in (
+        (b"{}", "expected a list of records, found dict"), (b"[]", "found an empty one"), (b"[", "not JSON"),
+        (b"\xff\xfe", "not JSON"), (b"[{}]", "record 0: no image_id"), (b"[5]", "record 0: no image_id"),
+        (json.dumps([{**RECORD, "no_question": None}]).encode(), "record 0: no no_question"),
+        (json.dumps([{**RECORD, "context": {"iac": "x"}}]).encode(), r"record 0: no context\.icc"),
+    ):  # fmt: skip
+        (tmp_path / "other.json").write_bytes(text)
+        with pytest.raises(DataError, match=message):
+            phd.documents(str(tmp_path / "other.json"))

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from helpers import tiny_models as factories
+from helpers.prompts import prompts
+
+from truthgate_eval.inference import kv_cache as key_store
+from truthgate_eval.inference.greedy import greedy
+from truthgate_eval.inference.kv_cache import KeyStore
+from truthgate_eval.inference.prefix_plan import plan
+from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+
+EOS = 2
+
+
+@functools.cache
+def generated(name: str) -> list[list[int]]:
+    """What transformers' own `generate` adds to each prompt alone."""
+    model = factories.tiny_model(name)
+    answers = []
+    for prompt in prompts():
+        full = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=36, do_sample=False, eos_token_id=[EOS, 7], pad_token_id=0,
+        )  # fmt: skip
+        answers.append(full[0, len(prompt) :].tolist())
+    return answers
+
+
+@pytest.mark.parametrize("budget", [200, 10_000])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+def test_answers_are_those_of_generate_on_each_prompt_alone(name: str, budget: int) -> None:
+    model = factories.tiny_model(name)
+    forward = TreeForward(model)
+    assert forward.shares and any(group.trunk for group in plan(prompts()).groups)
+    found = greedy(forward, prompts(), max_new_tokens=36, budget=TokenBudget(budget), eos={EOS, 7})
+    assert found == generated(name)
+    assert len({tuple(answer) for answer in found}) > 3
+
+
+def test_an_answer_ends_where_it_is_told_to() -> None:
+    forward = TreeForward(factories.tiny_model("llama"))
+    free = greedy(forward, prompts(), max_new_tokens=12, budget=TokenBudget(500))
+    assert {len(answer) for answer in free} == {12}
+    done: list[int] = []
+    ended = greedy(
+        forward, prompts(), max_new_tokens=12, budget=TokenBudget(500),
+        stopped=lambda tokens: tokens[-1] % 3 == 0, progress=done.append,
+    )  # fmt: skip
+    for whole, answer in zip(free, ended, strict=True):
+        stop = next((i + 1 for i, token in enumerate(whole) if token % 3 == 0), 12)
+        assert answer == whole[:stop]
+    assert len({len(answer) for answer in ended}) > 3 and sum(done) == len(prompts())
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_answers_are_the_same_in_shared_lanes_and_in_lanes_of_their_own(
+    together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fifty questions on one prefix stay together; as answers end, they move apart."""
+    draw = torch.randint(3, 90, (400,), generator=torch.Generator().manual_seed(8)).tolist()
+    asked = [draw[:60] + draw[60 + 5 * i : 64 + 5 * i + i % 3] for i in range(50)]
+    forward, ways = TreeForward(factories.tiny_model("llama")), []
+    plain = KeyStore.spread
+
+    def spread(self: KeyStore) -> None:
+        ways.append(len(self.lanes))
+        plain(self)
+
+    monkeypatch.setattr(key_store, "_FILLED", 0.0 if together else 2.0)
+    monkeypatch.setattr(KeyStore, "spread", spread)
+    found = greedy(
+        forward, asked, max_new_tokens=10, budget=TokenBudget(10_000),
+        stopped=lambda tokens: tokens[-1] % 5 == 0,
+    )  # fmt: skip
+    assert (max(ways, default=0) < 10) if together else (ways[0] == 50)
+    for prompt, answer in zip(asked, found, strict=True):
+        whole = forward.model.generate(
+            torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        assert answer == whole[: len(answer)]
+    assert len({len(answer) for answer in found}) > 3

@@ -1,0 +1,148 @@
+"""The planner: whatever the sequences, the plan computes each of them, and nothing twice that it need not."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from truthgate_eval.inference.prefix_plan import Plan, plan
+
+# A small alphabet and a few long stems, so that sequences share prefixes in every way.
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+STEMS = st.sampled_from([[], [7] * 40, [7] * 40 + [8] * 30, [9] * 300])
+SEQUENCES = st.lists(st.builds(lambda stem, own: stem + own, STEMS, TOKENS), min_size=0, max_size=30)
+
+
+def expand(found: Plan) -> dict[int, tuple[list[int], list[int], list[list[int]]]]:
+    """For each distinct sequence its tokens, positions, and the tokens that each of its tokens sees."""
+    sequences = {}
+    for group in found.groups:
+        for row in group.rows:
+            tokens, segments, positions = row.tokens, row.segments, row.positions
+            assert len(tokens) == len(segments) == len(positions) == len(row)
+            for branch, member in enumerate(row.members):
+                places = row.places(branch).tolist()
+                seen = [
+                    [tokens[k] for k in range(len(row)) if k <= q and segments[k] in (0, segments[q])]
+                    for q in places
+                ]
+                assert member not in sequences
+                sequences[member] = (
+                    [*group.trunk, *(tokens[place] for place in places)],
+                    [*range(len(group.trunk)), *(len(group.trunk) + positions[place] for place in places)],
+                    [[*group.trunk, *tokens_seen] for tokens_seen in seen],
+                )
+    return sequences
+
+
+@settings(max_examples=300, deadline=None)
+@given(SEQUENCES, st.booleans())
+def test_the_plan_gives_back_every_sequence(sequences: list[list[int]], share: bool) -> None:
+    found = plan(sequences, share=share)
+    expanded = expand(found)
+    assert len(expanded) == found.distinct == len(set(map(tuple, sequences)))
+    for sequence, kind in zip(sequences, found.kinds, strict=True):
+        tokens, positions, seen = expanded[kind]
+        assert tokens == sequence and positions == list(range(len(sequence)))
+        trunk = len(sequence) - len(seen)
+        assert seen == [sequence[: trunk + i + 1] for i in range(len(seen))]
+    assert found.tokens <= sum(map(len, set(map(tuple, sequences))))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEQUENCES, st.data())
+def test_a_trunk_ends_before_the_first_position_that_is_read(sequences: list[list[int]], data) -> None:
+    read_from = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    found = plan(sequences, read_from=read_from)
+    trunks = {m: len(g.trunk) for g in found.groups for row in g.rows for m in row.members}
+    assert all(trunks[kind] <= first for kind, first in zip(found.kinds, read_from, strict=True))
+
+
+def test_a_sequence_asked_twice_is_read_from_the_earlier_position() -> None:
+    prompts = [[1] * 200 + [2 + i] * 40 for i in range(100)]
+    last = [len(prompt) - 1 for prompt in prompts]
+    assert [len(group.trunk) for group in plan(prompts, read_from=last).groups] == [200]
+    twice = plan([*prompts, prompts[7]], read_from=[*last, 150])
+    assert [len(group.trunk) for group in twice.groups] == [150] and twice.distinct == 100
+
+
+def test_every_sequence_keeps_a_token_of_its_own() -> None:
+    long = list(range(500))
+    found = plan([long[: 100 + i] for i in range(20)])
+    assert all(row.branches and all(row.branches) for group in found.groups for row in group.rows)
+
+
+def test_pairs_share_a_row_and_many_prompts_a_trunk() -> None:
+    instruction = list(range(1000, 1500))
+    pairs = [[i] * 100 + [5, answer] for i in range(30) for answer in (1, 2)]
+    found = plan(pairs)
+    assert found.tokens == 30 * 103 and {len(row.branches) for g in found.groups for row in g.rows} == {2}
+    behind = plan([instruction + pair for pair in pairs])
+    assert [len(group.trunk) for group in behind.groups] == [500]
+    assert behind.tokens == 500 + 30 * 103
+
+
+def test_questions_on_one_long_prefix_are_cut_into_rows_of_bounded_length() -> None:
+    found = plan([[1] * 100 + [2 + i] * 20 for i in range(50)])
+    rows = [row for group in found.groups for row in group.rows]
+    assert found.tokens < 0.35 * 50 * 120 and max(len(row) for row in rows) < 1000
+
+
+def test_an_empty_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
+        plan([[1], []])
+
+
+@pytest.mark.parametrize("kind", ["nested", "pairs", "equal"])
+def test_planning_is_about_linear(kind: str) -> None:
+    def seconds(n: int) -> float:
+        rng = np.random.default_rng(0)
+        if kind == "nested":
+            sequences = [[1] * (1 + i) for i in range(n // 10)]
+        elif kind == "pairs":
+            sequences = [
+                [*[3] * 50, *base, a] for base in rng.integers(0, 99, (n // 2, 60)).tolist() for a in (1, 2)
+            ]
+        else:
+            sequences = [[4] * 100] * n
+        times = []
+        for _ in range(3):  # the smallest: a busy machine only ever adds
+            start = time.process_time()
+            plan(sequences)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    seconds(200)
+    # Eight times the sequences: 8 times the time, 64 times if it were quadratic. Tokens of nested sequences
+    # grow with the square of their number already; so may the time.
+    bound = 200 if kind == "nested" else 30
+    assert seconds(8000) < bound * max(seconds(1000), 0.005)
+
+
+def test_ten_thousand_halueval_documents_are_planned_in_seconds(shared_data: Path) -> None:
+    lines = (shared_data / "halueval" / "qa_data.jsonl").read_text().splitlines()
+    sequences = []
+    for line in lines:
+        row = json.loads(line)
+        context = f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer: "
+        sequences += [list((context + row[key]).encode()) for key in ("right_answer", "hallucinated_answer")]
+    start = time.process_time()
+    found = plan(sequences)
+    spent = time.process_time() - start
+    assert len(sequences) == 20_000 and spent < 30
+    assert found.tokens < 0.65 * sum(map(len, sequences))
+
+
+def test_a_trunk_is_made_where_a_pass_of_its_own_costs_little() -> None:
+    """Eighteen questions about a picture of 576 tokens: a row on an accelerator, a trunk on a CPU."""
+    prompts = [[*range(100, 680), *range(20 * i, 20 * i + 20)] for i in range(18)]
+    assert [len(group.trunk) for group in plan(prompts, trunk_cost=256).groups] == [0]
+    assert [len(group.trunk) for group in plan(prompts, trunk_cost=32).groups] == [580]
+    few = [[*range(100, 120), *range(20 * i, 20 * i + 20)] for i in range(12)]
+    assert [len(group.trunk) for group in plan(few, trunk_cost=32).groups] == [0]

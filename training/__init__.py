@@ -1,0 +1,1 @@
+"""Trains a small child model that sees: `python -m training FOLDER`."""

@@ -1,0 +1,1 @@
+"""Score artifacts side by side: correlations, families, heat maps, what controls say of scores."""

@@ -1,0 +1,90 @@
+"""Pictures of score artifacts: the paper's layers x heads heat map, on paper and in a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from truthgate_eval.errors import ScoresError
+from truthgate_eval.gating.scores import TruthScores
+
+# Dark to bright in equal steps of brightness (indigo, blue, green, yellow).
+_COLOURS = ((59, 15, 112), (42, 90, 160), (30, 150, 130), (110, 200, 80), (250, 230, 40))
+
+_SHADES = " ░▒▓█"
+_MEASURED = {"accuracy": "validation accuracy", "auroc": "AUROC", "context-gain": "gain over no context"}
+
+
+def top_heads(scores: TruthScores, count: int) -> Table:
+    """The `count` heads with the highest truth scores, best first."""
+    table = Table(title=f"Top {count} of {scores.scores.size} heads", title_justify="left")
+    extras = [name for name in ("stderr", "auroc", "train_accuracy") if getattr(scores, name) is not None]
+    for column in ("layer", "head", "score", *extras):
+        table.add_column(column.replace("_", " "), justify="right")
+    order = np.argsort(-scores.scores, axis=None, kind="stable")[:count]
+    for layer, head in zip(*np.unravel_index(order, scores.shape), strict=True):
+        values = (scores.scores, *(getattr(scores, name) for name in extras))
+        table.add_row(str(layer), str(head), *(f"{array[layer, head]:.3f}" for array in values))
+    return table
+
+
+def terminal_heat_map(scores: TruthScores, *, colour: bool) -> Group:
+    """Layers down, heads across; a cell is a colour, or a shade where there are no colours."""
+    low, high = float(scores.scores.min()), float(scores.scores.max())
+    lines = [Text(f"layer  heads 0 to {scores.shape[1] - 1}", style="dim")]
+    for layer, row in enumerate(scores.scores):
+        line = Text(f"{layer:5d}  ")
+        for value in row:
+            line.append_text(_cell(float(value), low, high, colour))
+        lines.append(line.append(f"  {row.mean():.3f}", style="dim"))
+    legend = Text("       ")
+    for step in np.linspace(low, high, 10):
+        legend.append_text(_cell(float(step), low, high, colour))
+    lines.append(legend.append(f"  {low:.3f} to {high:.3f}; at the right, each layer's mean", style="dim"))
+    return Group(*lines)
+
+
+def _cell(value: float, low: float, high: float, colour: bool) -> Text:
+    if colour:
+        return Text("  ", style=f"on {_colour(value, low, high)}")
+    place = (value - low) / (high - low) if high > low else 0.0
+    return Text(2 * _SHADES[min(int(place * len(_SHADES)), len(_SHADES) - 1)])
+
+
+def save_heat_map(scores: TruthScores, path: Path) -> None:
+    """Draw the layers x heads heat map (the paper's figures 1a and 2) into an image file."""
+    from matplotlib.figure import Figure
+
+    layers, heads = scores.shape
+    figure = Figure(
+        figsize=(max(4.5, 1.8 + 0.22 * heads), max(3.2, 1.2 + 0.2 * layers)), layout="constrained"
+    )
+    axes = figure.add_subplot()
+    image = axes.imshow(scores.scores, aspect="auto", cmap="viridis", interpolation="nearest")
+    axes.set(xlabel="head", ylabel="layer", title=_title(scores))
+    axes.set_xticks(range(0, heads, max(1, heads // 8)))
+    axes.set_yticks(range(0, layers, max(1, layers // 10)))
+    kind = scores.metadata.get("score", "accuracy" if "probe" in scores.metadata else "unknown")
+    label = _MEASURED.get(kind, "truth score")
+    figure.colorbar(image, ax=axes, label=label)
+    try:
+        figure.savefig(path, dpi=160)
+    except (OSError, ValueError) as error:
+        raise ScoresError(f"the plot cannot be written to {path}: {error}") from error
+
+
+def _title(scores: TruthScores) -> str:
+    task = scores.metadata.get("task") or scores.metadata.get("imported_from") or ""
+    return f"{scores.model}\n{task}" if task else scores.model
+
+
+def _colour(value: float, low: float, high: float) -> str:
+    place = (value - low) / (high - low) * (len(_COLOURS) - 1) if high > low else 0.0
+    index = min(int(place), len(_COLOURS) - 2)
+    left, right = np.array(_COLOURS[index]), np.array(_COLOURS[index + 1])
+    red, green, blue = (left + (place - index) * (right - left)).round().astype(int)
+    return f"rgb({red},{green},{blue})"

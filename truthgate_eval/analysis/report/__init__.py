@@ -1,0 +1,1 @@
+"""Runs and artifacts as one HTML page that needs no network."""

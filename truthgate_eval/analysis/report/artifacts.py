@@ -1,0 +1,173 @@
+"""Score artifacts, and families of them, as a report shows them: plain rounded numbers with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from truthgate_eval.analysis.heads.control_report import verdicts
+from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, varies
+from truthgate_eval.analysis.heads.family import FamilyMatrix, Member, correlate_family, different_settings
+from truthgate_eval.errors import ScoresError
+from truthgate_eval.gating.sweep import Point
+
+# Half a 95 % interval of a normal estimate, in standard errors.
+_REACH = 1.96
+_QUANTITIES = {
+    "scores": "score",
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "train_accuracy": "train accuracy",
+    "stderr": "stderr",
+}
+_SHARES = ("accuracy", "auroc")  # scores between 0 and 1; others, such as a gain, may be below
+
+
+def collect_artifact(member: Member) -> dict[str, Any]:
+    """An artifact's arrays [layers][heads], controls among them, its sweep and where it comes from.
+
+    Raises:
+        ScoresError: The metadata holds a sweep that cannot be read.
+    """
+    scores, meta = member.scores, member.scores.metadata
+    arrays = {
+        label: rounded(getattr(scores, name))
+        for name, label in _QUANTITIES.items()
+        if getattr(scores, name) is not None
+    }
+    for name, control in scores.controls.items():
+        arrays[f"control {name}"] = rounded(np.broadcast_to(control, scores.shape))
+    return {
+        "label": member.label,
+        "family": member.family,
+        "source": member.source,
+        "model": meta.get("model"),
+        "task": meta.get("task") or meta.get("imported_from"),
+        "site": meta.get("site"),
+        "layers": scores.shape[0],
+        "heads": scores.shape[1],
+        "mean": round(float(scores.scores.mean()), 4),
+        "score": meta.get("score"),
+        "warnings": [verdict.sentence for verdict in verdicts(scores) if verdict.explains],
+        "sha256": scores.fingerprint,
+        "arrays": arrays,
+        "interval": _interval(member),
+        "sweep": _sweep(member),
+        "metadata": short(meta),
+    }
+
+
+def _interval(member: Member) -> dict[str, Any] | None:
+    """Lower and upper ends [layers][heads] of the scores' 95 % intervals; None without standard errors."""
+    scores, stderr = member.scores.scores, member.scores.stderr
+    if stderr is None:
+        return None
+    low, high = scores - _REACH * stderr, scores + _REACH * stderr
+    if member.scores.metadata.get("score", "accuracy") in _SHARES:
+        low, high = low.clip(0, 1), high.clip(0, 1)
+    return {"low": rounded(low), "high": rounded(high)}
+
+
+def _sweep(member: Member) -> dict[str, Any] | None:
+    """The points that led to the artifact's recommendation, and the choice; None without points."""
+    chosen = member.scores.metadata.get("recommended")
+    if not isinstance(chosen, dict) or not chosen.get("points"):
+        return None
+    try:
+        points = [Point(**point) for point in chosen["points"]]
+        setting = (chosen["lam"], chosen["norm"], chosen["site"])
+        # A value that is no number, or a point without one, would be drawn nowhere.
+        usable = all(math.isfinite(point.value) and math.isfinite(point.lam) for point in points)
+    except (TypeError, KeyError) as error:
+        raise ScoresError(f"{member.source}: the sweep in its metadata cannot be read ({error})") from error
+    if not usable:
+        raise ScoresError(f"{member.source}: a point of the sweep in its metadata has no value")
+    return {
+        "points": [
+            {
+                **{name: getattr(point, name) for name in ("lam", "norm", "site", "value", "stderr")},
+                "documents": point.documents,
+                "chosen": point.setting == setting,
+            }
+            for point in points
+        ],
+        **{name: chosen.get(name) for name in ("metric", "task", "subset")},
+    }
+
+
+def collect_families(
+    members: Sequence[Member], *, permutations: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The correlations of artifacts of one geometry, and a sentence for everything that is in no matrix."""
+    notes, families = [], []
+    geometries = list(dict.fromkeys(member.scores.shape for member in members))
+    if len(geometries) > 1:
+        notes.append(
+            "Heads of different architectures cannot be paired: artifacts of another geometry are not put "
+            "into one matrix."
+        )
+    for shape in geometries:
+        alike = [member for member in members if member.scores.shape == shape]
+        flat = [m for m in alike if not all(varies(m.scores.scores, scope) for scope in SCOPES)]
+        for member in flat:
+            notes.append(f"The scores of {member.label} do not differ between heads: they are in no matrix.")
+        kept = [member for member in alike if member not in flat]
+        if len(kept) > 1:
+            families.append(_family(correlate_family(kept, permutations=permutations)))
+            warning = different_settings(kept)
+            notes += [f"Note: {warning}."] if warning else []
+        elif len(members) > 1:
+            geometry = f"{shape[0]} layers x {shape[1]} heads"
+            notes += [f"There is no other artifact of {geometry} to pair {one.label} with." for one in kept]
+    return families, notes
+
+
+def _family(family: FamilyMatrix) -> dict[str, Any]:
+    shape = family.members[0].scores.shape
+    return {
+        "geometry": f"{shape[0]} layers x {shape[1]} heads",
+        "members": [{"label": member.label, "family": member.family} for member in family.members],
+        "settings": family.settings,
+        "matrices": {measure: _matrix(family, measure) for measure in MEASURES},
+    }
+
+
+def _matrix(family: FamilyMatrix, measure: str) -> list[list[dict[str, Any] | None]]:
+    """Over all heads above the diagonal, within layers below it, None on it."""
+    count = len(family.members)
+    return [
+        [
+            None if row == column else _cell(family.pair(measure, SCOPES[int(row > column)], row, column))
+            for column in range(count)
+        ]
+        for row in range(count)
+    ]
+
+
+def _cell(one: Correlation) -> dict[str, Any]:
+    numbers = {name: getattr(one, name) for name in ("r", "low", "high", "p", "p_holm")}
+    return {
+        "scope": one.scope,
+        **{k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in numbers.items()},
+    }
+
+
+def rounded(array: NDArray[Any]) -> list[list[float | None]]:
+    """Four digits behind the point; None for what is no number."""
+    rows = np.asarray(array, dtype=np.float64)
+    return [[round(x, 4) if math.isfinite(x) else None for x in row] for row in rows.tolist()]
+
+
+def short(value: Any, *, most: int = 12) -> Any:
+    """Metadata for reading: a list of more than `most` values becomes its ends and its length."""
+    if isinstance(value, dict):
+        return {key: short(one, most=most) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    if len(value) > most:
+        return f"{value[0]} ... {value[-1]} ({len(value)} values)"
+    return [short(one, most=most) for one in value]

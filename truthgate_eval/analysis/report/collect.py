@@ -1,0 +1,165 @@
+"""What a report shows, collected into one dict that can be written as JSON; `report_page` makes a page of it.
+
+Runs and score artifacts are read as `truthgate compare` and `truthgate correlate` read them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval import __version__
+from truthgate_eval.analysis.heads.family import Member, read_member
+from truthgate_eval.analysis.leaderboard.formats import footnote
+from truthgate_eval.analysis.leaderboard.table import Leaderboard, make_leaderboard
+from truthgate_eval.analysis.report.artifacts import collect_artifact, collect_families
+from truthgate_eval.analysis.report.provenance import provenance
+from truthgate_eval.analysis.report.samples import collect_samples
+from truthgate_eval.analysis.runs.methods import Entry, choose_baseline, make_entries
+from truthgate_eval.analysis.runs.run import read_run
+from truthgate_eval.data.images import PictureFolders
+from truthgate_eval.errors import TruthGateError
+from truthgate_eval.gating.scores import TruthScores
+
+SCHEMA_VERSION = 1
+_SCORE_SUFFIXES = (".npz", ".npy", ".csv")
+
+
+class ReportError(TruthGateError):
+    """There is nothing to report on, or an argument is neither a run nor an artifact."""
+
+
+def read_inputs(arguments: Sequence[str]) -> tuple[list[Entry], list[Member]]:
+    """Tell runs from artifacts, and read them.
+
+    Args:
+        arguments: Folders or results files of either host (`NAME=RUN`), and score artifacts
+            (`NAME=FILE`, `FAMILY/NAME=FILE`), in any order.
+
+    Returns:
+        The runs and the artifacts, in the order given.
+
+    Raises:
+        ReportError: An argument is neither, there is none, or two artifacts have one name.
+        TruthGateError: A run or an artifact cannot be read.
+    """
+    runs: list[tuple[str | None, str]] = []
+    members: list[Member] = []
+    for argument in arguments:
+        name, path = _split(argument)
+        if Path(path).is_dir() or Path(path).suffix == ".json":
+            runs.append((name, path))
+        elif _names_scores(path):
+            members.append(read_member(argument))
+        else:
+            raise ReportError(
+                f"{argument} is neither a run nor an artifact: expected what lm_eval or lmms_eval wrote, "
+                f"a file {', '.join(_SCORE_SUFFIXES)}, or the name of a shipped artifact"
+            )
+    if not runs and not members:
+        raise ReportError("nothing to report on: give one run or one artifact at least")
+    label, times = Counter(member.label for member in members).most_common(1)[0] if members else ("", 1)
+    if times > 1:
+        raise ReportError(f"{times} artifacts are called {label!r}: tell them apart with NAME=FILE")
+    return make_entries([(name, read_run(path)) for name, path in runs]), members
+
+
+def _split(argument: str) -> tuple[str | None, str]:
+    """`NAME=PATH` as (NAME, PATH); a path that exists is a path, even with a = in it."""
+    name, equals, path = argument.partition("=")
+    if not equals or not name or argument.startswith("hf://") or Path(argument).exists():
+        return None, argument
+    return name, path
+
+
+def _names_scores(path: str) -> bool:
+    """Whether scores are to be looked for under this name; a file of theirs need not exist to be one."""
+    if path.startswith("hf://") or Path(path).suffix.lower() in _SCORE_SUFFIXES:
+        return True
+    try:
+        TruthScores.resolve(path)
+    except TruthGateError:
+        return False
+    return True
+
+
+def collect(
+    entries: Sequence[Entry],
+    members: Sequence[Member],
+    *,
+    baseline: str | None = None,
+    published: str = "auto",
+    permutations: int = 9999,
+    resamples: int = 10_000,
+    documents: int = 5_000,
+    thumbnails: int = 200,
+    images: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Everything that the page shows, JSON-serialisable and the same for the same inputs.
+
+    Args:
+        entries: Runs; those with a task in common stand in one leaderboard.
+        members: Score artifacts; those of one geometry are correlated.
+        baseline: The run that others are compared with; by default the vanilla one.
+        published: Which of the paper's rows to show, see `published.published_rows`.
+        permutations: Of heads, for the p-values of the correlations.
+        resamples: Draws of the cluster bootstrap.
+        documents: Documents that the sample browser holds at most.
+        thumbnails: Pictures that are embedded at most.
+        images: Folders to look for pictures in that are not where the run had them.
+
+    Raises:
+        TruthGateError: Runs of one task judged different documents, none of several is vanilla
+            and `baseline` is not given, or an option is not one that exists.
+    """
+    boards = _leaderboards(entries, baseline, published=published, resamples=resamples)
+    # The baseline first: the sample browser starts with the first two runs.
+    entries = [entry for board in boards for entry in board.entries]
+    families, notes = collect_families(members, permutations=permutations)
+    return {
+        "schema": SCHEMA_VERSION,
+        "truthgate_eval": __version__,
+        "leaderboards": [{**board.as_dict(), "footnote": footnote(board)} for board in boards],
+        "artifacts": [collect_artifact(member) for member in members],
+        "families": families,
+        "family_notes": notes,
+        "samples": collect_samples(
+            entries, documents=documents, thumbnails=thumbnails, folders=PictureFolders(images)
+        ),
+        "runs": [provenance(entry) for entry in entries],
+    }
+
+
+def _leaderboards(
+    entries: Sequence[Entry], baseline: str | None, *, published: str, resamples: int
+) -> list[Leaderboard]:
+    """One leaderboard for each group of runs that have tasks in common."""
+    chosen = choose_baseline(entries, baseline)[0] if baseline is not None and entries else None
+    boards = []
+    for group in group_runs(entries):
+        # A leaderboard leaves its baseline out of the runs to compare: a run alone is a board of one row.
+        alone = group[0] if len(group) == 1 else None
+        base = alone or (chosen if chosen in group else None)
+        boards.append(
+            make_leaderboard(
+                [alone, alone] if alone else group,
+                baseline=base.name if base else None,
+                published=published,
+                resamples=resamples,
+            )
+        )
+    return boards
+
+
+def group_runs(entries: Sequence[Entry]) -> list[list[Entry]]:
+    """Runs that have tasks in common, directly or through another run, in the order given."""
+    groups: list[list[Entry]] = []
+    for entry in entries:
+        near = [group for group in groups if any(set(one.run.tasks) & set(entry.run.tasks) for one in group)]
+        merged = [*(one for group in near for one in group), entry]
+        at = groups.index(near[0]) if near else len(groups)
+        groups = [group for group in groups if group not in near]
+        groups.insert(at, merged)
+    return groups

@@ -1,0 +1,67 @@
+"""Where a run comes from: model, gate, versions, date, and the command as far as it is recorded."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Any
+
+from truthgate_eval.analysis.runs.methods import Entry, describe_gate
+from truthgate_eval.analysis.runs.task_groups import plans
+
+# Options of both hosts' command lines that their results files keep under `config`. The device is left out:
+# lm-eval writes cuda:0 there for a run on the CPU.
+_OPTIONS = ("limit", "batch_size", "gen_kwargs")
+
+
+def provenance(entry: Entry) -> dict[str, Any]:
+    """A run's name, role, model, gate, facts, date, command and files."""
+    run = entry.run
+    results = json.loads(run.file.read_bytes())
+    return {
+        "name": entry.name,
+        "label": entry.label,
+        "kind": entry.kind,
+        "host": run.host,
+        "model": run.model,
+        "gate": run.gate,
+        "gate_in_words": describe_gate(run),
+        "date": date_of(results),
+        "command": command_of(entry, results),
+        "facts": {name: value for name, value in run.facts.items() if value is not None},
+        "versions": (results.get("model_info") or {}).get("versions") or {},
+        "file": str(run.file),
+        "notes": list(run.notes),
+    }
+
+
+def date_of(results: Mapping[str, Any]) -> str | None:
+    """When a run was made: lm-eval keeps seconds since 1970, lmms-eval a time without a zone."""
+    date = results.get("date")
+    if isinstance(date, int | float):
+        return datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
+    try:
+        return datetime.strptime(str(date), "%Y%m%d_%H%M%S").strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return str(date) if date else None
+
+
+def command_of(entry: Entry, results: Mapping[str, Any]) -> str:
+    """The command line that gives such a run, put together from what the results file keeps."""
+    config, run = results["config"], entry.run
+    arguments = config.get("model_args") or ""
+    if isinstance(arguments, Mapping):
+        arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
+    tasks = ",".join(plan.name for plan in plans(run))
+    words = [run.host.replace("-", "_"), "--model", str(config.get("model"))]
+    words += ["--model_args", str(arguments)] if arguments else []
+    words += ["--tasks", tasks]
+    for name in _OPTIONS:
+        value = config.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, str | int) and value != "":
+            words += [f"--{name}", str(value)]
+    return shlex.join(words)

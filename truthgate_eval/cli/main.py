@@ -1,0 +1,177 @@
+"""`truthgate`: probe a model, look at its scores, choose a gate, check the installation."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from truthgate_eval import __version__
+from truthgate_eval.cli.compare import compare
+from truthgate_eval.cli.console import console, say
+from truthgate_eval.cli.correlate import correlate
+from truthgate_eval.cli.data import data_app
+from truthgate_eval.cli.probe import probe
+from truthgate_eval.cli.report import report
+from truthgate_eval.cli.sweep import sweep
+from truthgate_eval.errors import TruthGateError
+
+app = typer.Typer(
+    help="Find the attention heads that tell truth from hallucination, and gate them.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data_app, name="data")
+app.command()(compare)
+app.command()(correlate)
+app.command()(probe)
+app.command()(report)
+app.command()(sweep)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    logging.captureWarnings(True)
+    try:
+        app()
+    except TruthGateError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(1)
+
+
+def _version(show: bool) -> None:
+    if show:
+        console.print(f"truthgate_eval {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None: ...
+
+
+@app.command()
+def show(
+    scores: Annotated[str, typer.Argument(help="A score file, or the name of a shipped artifact.")],
+    top: Annotated[int, typer.Option(min=1, help="How many heads to list.")] = 10,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the heat map into this file.")] = None,
+) -> None:
+    """Show an artifact: where it comes from, its best heads, and a heat map."""
+    from rich.table import Table
+
+    from truthgate_eval.analysis.heads.control_report import print_controls
+    from truthgate_eval.analysis.heads.heat_map import save_heat_map, terminal_heat_map, top_heads
+    from truthgate_eval.gating.scores import TruthScores
+
+    artifact = TruthScores.resolve(scores)
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _facts(artifact):
+        facts.add_row(f"[dim]{name}[/dim]", value)
+    console.print(facts)
+    console.print()
+    console.print(top_heads(artifact, min(top, artifact.scores.size)))
+    console.print()
+    console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
+    print_controls(artifact, console)
+    if plot is not None:
+        save_heat_map(artifact, plot)
+        say(f"heat map -> {plot}")
+
+
+def _facts(artifact: Any) -> list[tuple[str, str]]:
+    """The metadata that a reader asks for first, as (name, text) pairs."""
+    meta = artifact.metadata
+    probe = meta.get("probe", {})
+    facts = [
+        ("model", artifact.model),
+        ("heads", f"{artifact.shape[0]} layers x {artifact.shape[1]} heads"),
+        ("task", meta.get("task")),
+        ("site", meta.get("site")),
+        ("sequences", meta.get("sequences") and f"{meta['sequences']} of {meta.get('documents')} documents"),
+        ("probe", probe and f"{probe.get('solver')}, {probe.get('folds')} folds by {probe.get('split')}"),
+        ("answers", meta.get("surface_matched") and "of equal length, without final punctuation"),
+        ("score", meta.get("score")),
+        ("imported from", meta.get("imported_from")),
+        ("note", meta.get("note")),
+        ("mean score", f"{artifact.scores.mean():.3f}"),
+        ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.3f}"),
+        ("seeds", None if artifact.seed_scores is None else _spread(artifact.seed_scores)),
+        ("sha256", artifact.fingerprint[:16]),
+        ("created", meta.get("created")),
+    ]
+    if recommended := meta.get("recommended"):
+        chosen = ", ".join(
+            f"{key}={recommended[key]}" for key in ("lam", "norm", "site") if key in recommended
+        )
+        facts.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
+    return [(name, str(value)) for name, value in facts if value]
+
+
+def _spread(seed_scores: Any) -> str:
+    spread = seed_scores.std(axis=0, ddof=1).mean()
+    return f"{len(seed_scores)}; standard deviation of a head's score {spread:.3f}"
+
+
+@app.command("import")
+def import_scores(
+    file: Annotated[Path, typer.Argument(help="A bare .npy [layers, heads], or a cv5_head_metrics.csv.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
+    model: Annotated[str, typer.Option(help="Hub id of the model that was probed.")],
+    task: Annotated[str, typer.Option(help="What it was probed on, such as 'HaluEval-QA, 292'.")],
+    site: Annotated[str, typer.Option(help="Where it was probed: pre for the released code.")] = "pre",
+    note: Annotated[str | None, typer.Option(help="Anything else a reader should know.")] = None,
+    lam: Annotated[float | None, typer.Option(help="The recommended lam, if there is one.")] = None,
+    norm: Annotated[str | None, typer.Option(help="The recommended norm, needed with --lam.")] = None,
+    gate_site: Annotated[str, typer.Option("--gate_site", help="Where --lam and --norm gate.")] = "post",
+) -> None:
+    """Make a full artifact of published scores, with the provenance that you state."""
+    from truthgate_eval.errors import GateError
+    from truthgate_eval.gating.attention_layout import check_site
+    from truthgate_eval.gating.gate import make_gate
+    from truthgate_eval.gating.scores import TruthScores, check_output
+
+    check_output(output)
+    check_site(site)
+    source = TruthScores.load(file)
+    metadata: dict[str, Any] = {**source.metadata, "model": model, "task": task, "site": site}
+    metadata |= {"layers": source.shape[0], "heads": source.shape[1], "probed_by": "stated by the user"}
+    if note:
+        metadata["note"] = note
+    if (lam is None) != (norm is None):
+        raise GateError("a recommendation needs both: give --lam and --norm, or neither")
+    if lam is not None and norm is not None:
+        make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
+        metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
+    TruthScores(source.scores, metadata=metadata).save(output)
+    say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="Keep the results here.")] = None,
+    documents: Annotated[int, typer.Option(min=10, help="Documents to probe on.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Documents of a task to evaluate.")] = 50,
+) -> None:
+    """Run the main job on the packaged family: probe and gate base and child, on HaluEval and on scenes."""
+    from truthgate_eval.cli.demo import run_demo
+
+    run_demo(console, folder, documents=documents, limit=limit)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation: versions, registrations, and where data and models are found."""
+    from truthgate_eval.cli.doctor import report
+
+    table, healthy = report()
+    console.print(table)
+    if not healthy:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""Data sets: read from original releases, prepared once, loaded by tasks."""

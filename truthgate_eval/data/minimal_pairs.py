@@ -1,0 +1,220 @@
+"""Minimal pairs: a chosen and a rejected answer that differ in nothing but their last word or two.
+
+A probe reads the last token. Where the two answers of a pair have different shapes, it can tell them
+apart by length and style; in a minimal pair only the claim itself differs (METHOD.md, "Probing data").
+A rewriter gives the rejected answer the chosen one's sentence structure; the filter keeps the pairs that
+are minimal then, and says why the others were dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from truthgate_eval.data.store import Prepared, Row, read_json_lines, read_rows, sha256, write_set
+from truthgate_eval.errors import DataError
+
+REASONS = {
+    "kept": "differs in the last words only",
+    "empty": "an answer has no words",
+    "identical": "both answers have the same words",
+    "earlier": "differs before the last words",
+    "added": "one answer is the other with words added",
+    "ending": "the answers end in different punctuation",
+}
+
+_ENDING = re.compile(r"[\s.!?,;:…]*$")
+_EDGES = re.compile(r"^\W+|\W+$")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A question about a picture with a truthful and a hallucinated answer."""
+
+    row: int
+    question: str
+    chosen: str
+    rejected: str
+    image_path: str | None = None
+
+
+Rewriter = Callable[[Pair], str]
+
+
+def judge_pair(chosen: str, rejected: str, *, last_words: int = 2) -> str:
+    """`kept`, or why the pair is not minimal: a key of `REASONS`.
+
+    Words are compared without case and without punctuation at their edges.
+
+    Args:
+        chosen: The truthful answer.
+        rejected: The hallucinated answer.
+        last_words: How many words at the end may differ.
+    """
+    left, right = _words(chosen), _words(rejected)
+    if not left or not right:
+        return "empty"
+    if left == right:
+        return "identical"
+    shared = 0
+    while shared < min(len(left), len(right)) and left[shared] == right[shared]:
+        shared += 1
+    if shared == min(len(left), len(right)):
+        return "added"
+    if max(len(left), len(right)) - shared > last_words:
+        return "earlier"
+    # The last token would tell the two apart without a look at the claim.
+    return "kept" if _ending(chosen) == _ending(rejected) else "ending"
+
+
+def align_ending(rejected: str, chosen: str) -> str:
+    """The rejected answer with the final punctuation of the chosen one."""
+    return _ENDING.sub("", rejected) + _ending(chosen)
+
+
+def rewrite_pairs(
+    pairs: Sequence[Pair],
+    rewriter: Rewriter,
+    *,
+    journal: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Pair]:
+    """The pairs with their rejected answers rewritten.
+
+    Args:
+        pairs: What to rewrite.
+        rewriter: Gives the new rejected answer of a pair.
+        journal: JSON lines that every answer is added to at once. A pair that is in it with the same
+            question and answers is not rewritten again, so a run that broke off can go on.
+        progress: Called with 1 after each pair.
+
+    Raises:
+        DataError: The journal cannot be read.
+    """
+    done = _read_journal(journal) if journal is not None and journal.is_file() else {}
+    rewritten = []
+    for pair in pairs:
+        answer = done.get(_identity(pair))
+        if answer is None:
+            answer = align_ending(rewriter(pair).strip(), pair.chosen)
+            if journal is not None:
+                _append(journal, pair, answer)
+        rewritten.append(Pair(pair.row, pair.question, pair.chosen, answer, pair.image_path))
+        if progress is not None:
+            progress(1)
+    return rewritten
+
+
+def prepare_minimal_pairs(
+    source: Path,
+    out: Path,
+    *,
+    rewriter: Rewriter | None = None,
+    rewriter_name: str | None = None,
+    last_words: int = 2,
+    limit: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Prepared:
+    """Write `out/minimal_pairs/pairs.parquet`, and every pair's verdict in `verdicts.parquet`.
+
+    Args:
+        source: A prepared file of chosen and rejected answers, such as `rlhf_v/qa.parquet`, or JSON
+            lines of question, chosen and rejected.
+        out: The data folder.
+        rewriter: Rewrites the rejected answers first; without one, they are judged as they are.
+        rewriter_name: For the provenance, and for the journal's name.
+        last_words: How many words at the end may differ.
+        limit: At most this many pairs are looked at.
+        progress: Called with 1 after each rewritten pair.
+
+    Raises:
+        DataError: The source has no pairs, or none of them is minimal.
+    """
+    if last_words < 1:
+        raise DataError(f"last_words={last_words}: expected at least 1")
+    folder = out / "minimal_pairs"
+    rows = _read_source(source)[:limit]
+    pairs = [_pair(row, f"{source}, row {number}") for number, row in enumerate(rows)]
+    if rewriter is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        slug = re.sub(r"\W+", "-", rewriter_name or "rewriter").strip("-")
+        pairs = rewrite_pairs(pairs, rewriter, journal=folder / f"rewrites_{slug}.jsonl", progress=progress)
+    verdicts = [judge_pair(pair.chosen, pair.rejected, last_words=last_words) for pair in pairs]
+    counts = Counter(verdicts)
+    notes = [f"{counts[name]} of {len(pairs)}: {reason}" for name, reason in REASONS.items() if counts[name]]
+    if not counts["kept"]:
+        raise DataError(f"no minimal pair in {source} ({'; '.join(notes)})")
+    kept = [
+        {**row, "choices": [pair.chosen, pair.rejected]}
+        for row, pair, verdict in zip(rows, pairs, verdicts, strict=True)
+        if verdict == "kept"
+    ]
+    judged = [
+        {"row": pair.row, "chosen": pair.chosen, "rejected": pair.rejected, "verdict": verdict}
+        for pair, verdict in zip(pairs, verdicts, strict=True)
+    ]
+    return write_set(
+        folder,
+        {"pairs": kept, "verdicts": judged},
+        source={
+            "file": str(source),
+            "sha256": sha256(source),
+            "rewriter": rewriter_name,
+            "last_words": last_words,
+        },
+        notes=notes,
+    )
+
+
+def _read_source(source: Path) -> list[Row]:
+    if source.suffix != ".jsonl":
+        return read_rows(source)
+    return [
+        {
+            "row": int(record.get("row", number)),
+            "question": str(record["question"]),
+            "choices": [str(record["chosen"]), str(record["rejected"])],
+            "target": 0,
+            **({"image_path": str(record["image_path"])} if record.get("image_path") else {}),
+        }
+        for number, (_, record) in enumerate(read_json_lines(source, ("question", "chosen", "rejected")))
+    ]
+
+
+def _pair(row: Row, where: str) -> Pair:
+    choices = row.get("choices")
+    if not isinstance(choices, list) or len(choices) != 2 or row.get("target") != 0:
+        raise DataError(f"{where}: expected choices of two answers, the first one truthful (target 0)")
+    return Pair(int(row["row"]), str(row["question"]), choices[0], choices[1], row.get("image_path"))
+
+
+def _words(answer: str) -> list[str]:
+    words = (_EDGES.sub("", word).lower() for word in answer.split())
+    return [word for word in words if word]
+
+
+def _ending(answer: str) -> str:
+    match = _ENDING.search(answer)
+    return match[0].strip() if match else ""
+
+
+def _identity(pair: Pair) -> tuple[int, str, str, str]:
+    return pair.row, pair.question, pair.chosen, pair.rejected
+
+
+def _read_journal(journal: Path) -> dict[tuple[int, str, str, str], str]:
+    names = ("row", "question", "chosen", "rejected", "rewritten")
+    return {
+        (record["row"], record["question"], record["chosen"], record["rejected"]): record["rewritten"]
+        for _, record in read_json_lines(journal, names)
+    }
+
+
+def _append(journal: Path, pair: Pair, answer: str) -> None:
+    record = {"row": pair.row, "question": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
+    with journal.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**record, "rewritten": answer}, ensure_ascii=False) + "\n")

@@ -1,0 +1,1 @@
+"""The adapters to lm-eval and lmms-eval: the only modules that import a harness."""

@@ -1,0 +1,283 @@
+"""lm-eval's multiple-choice tasks as probing data.
+
+Every choice of a document makes one sequence, context + choice, built and tokenised by
+lm-eval itself; its label is 1 where the choice is the task's target.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.registry import get_model
+from lm_eval.api.task import Task
+from lm_eval.evaluator_utils import get_sample_size
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.harness.lm_eval.model import GatedHF
+from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.probing.controls import KnowledgeChange
+from truthgate_eval.probing.dataset import Answered, Answers, ProbingSequences, within
+from truthgate_eval.probing.surface import equally_long, without_final_punctuation
+
+
+def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: str | None) -> HFLM:
+    """Load a model as `lm_eval --model MODEL --model_args ...` would.
+
+    Args:
+        model: `hf`, `gated_hf`, or another lm-eval model that holds a transformers model.
+        model_args: As on lm-eval's command line; `hf` without `pretrained` takes the packaged model.
+        batch_size: Sequences to a batch.
+        device: As on lm-eval's command line.
+
+    Raises:
+        ModelError: The model is unknown, cannot be loaded, or is not a transformers model.
+    """
+    arguments = dict(model_args)
+    if model in ("hf", "hf-auto", "huggingface"):
+        # `hf` and the wrapper without a gate are the same model; the wrapper explains mistakes.
+        arguments = {"pretrained": SMALL_MODEL, **arguments, "scores": "none"}
+        return GatedHF(batch_size=batch_size, device=device, **arguments)
+    try:
+        cls = get_model(model)
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"lm-eval has no model {model!r}: use --model hf, or vlm for a model with pictures"
+        ) from error
+    if not (isinstance(cls, type) and issubclass(cls, HFLM)):
+        raise ModelError(f"--model {model} holds no transformers model to read activations from: use hf")
+    if "pretrained" in arguments:
+        arguments["pretrained"] = resolve_pretrained(arguments["pretrained"])
+    return cls(batch_size=batch_size, device=device, **arguments)
+
+
+def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
+    """lm-eval's tasks, ours and those of `include_path`, told this metadata.
+
+    Made once in a process: lm-eval reads thousands of task files each time, which takes seconds.
+    """
+    return _task_manager(json.dumps(metadata or {}, sort_keys=True, default=str), include_path)
+
+
+@functools.lru_cache(maxsize=4)
+def _task_manager(metadata: str, include_path: str | None) -> TaskManager:
+    return TaskManager(metadata=json.loads(metadata), include_path=include_path)
+
+
+def has_tasks(names: list[str], metadata: dict[str, Any] | None, *, include_path: str | None = None) -> bool:
+    """Whether lm-eval has a task, group or tag of each name, with our tasks and those of `include_path`."""
+    return set(names) <= set(task_manager(metadata, include_path).all_tasks)
+
+
+def load_tasks(
+    names: list[str], metadata: dict[str, Any], *, include_path: str | None = None
+) -> dict[str, Task]:
+    """The leaf tasks of these names, as lm-eval loads them.
+
+    Raises:
+        TaskError: A name is unknown; the message offers the nearest ones.
+    """
+    manager = task_manager(metadata, include_path)
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them all"
+            raise TaskError(f"lm-eval has no task {name!r}: {hint}")
+    return dict(manager.load(names)["tasks"])
+
+
+def task_answers(
+    names: list[str],
+    *,
+    limit: float | None = None,
+    seed: int = 42,
+    num_fewshot: int | None = None,
+    lm: HFLM | None = None,
+    apply_chat_template: bool = False,
+    system_instruction: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    include_path: str | None = None,
+    surface_matched: bool = False,
+    change: KnowledgeChange | None = None,
+) -> Answers:
+    """All answers of some multiple-choice tasks, built by lm-eval.
+
+    Args:
+        names: Task names; groups and tags are expanded.
+        limit: Documents per task, or a fraction below 1, as in lm-eval.
+        seed: Chooses the few-shot examples.
+        num_fewshot: As in lm-eval.
+        lm: Renders the chat template, if one is applied.
+        apply_chat_template: As in lm-eval.
+        system_instruction: As in lm-eval.
+        metadata: Passed to the tasks, as lm-eval's `--metadata`.
+        include_path: A folder with tasks of the user's own.
+        surface_matched: Take only documents whose answers are equally long to a word, before `limit`
+            counts them, and strip the answers' final punctuation.
+        change: What is shown in the place of the documents' knowledge.
+
+    Raises:
+        TaskError: A task is unknown, is not multiple-choice, has no matched answers, or does not say
+            which field of a document is the knowledge that is to be changed.
+    """
+    items: list[Answered] = []
+    rows: dict[str, list[int]] = {}
+    for name, task in load_tasks(names, metadata or {}, include_path=include_path).items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            raise TaskError(
+                f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
+                "whose choices are right or wrong answers"
+            )
+        if num_fewshot is not None and task.get_config("num_fewshot") != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        task.set_fewshot_seed(seed=seed)
+        template = lm if apply_chat_template else None
+        chosen = _chosen(name, task, limit) if surface_matched else None
+        if change is not None:
+            change_knowledge(name, task, change, chosen or range(within(limit, len(task.eval_docs))))
+        task.build_all_requests(
+            limit=get_sample_size(task, limit),
+            samples=chosen,
+            system_instruction=system_instruction,
+            apply_chat_template=apply_chat_template,
+            fewshot_as_multiturn=bool(num_fewshot),
+            chat_template=template.apply_chat_template if template else None,
+            tokenizer_name=template.tokenizer_name if template else "",
+        )
+        _collect(name, task, chosen, items, rows)
+    settings = {
+        "task": ",".join(names),
+        "num_fewshot": num_fewshot or 0,
+        "chat_template": apply_chat_template,
+        "system_instruction": system_instruction,
+        "surface_matched": surface_matched,
+    }
+    return Answers(items, rows, settings)
+
+
+def probing_sequences(lm: HFLM, names: list[str], **options: Any) -> ProbingSequences:
+    """All sequences of some multiple-choice tasks, as a text model takes them.
+
+    Args:
+        lm: The model, whose tokenizer and chat template are used.
+        names: Task names; groups and tags are expanded.
+        **options: Those of `task_answers`.
+
+    Raises:
+        TaskError: A task is unknown, or is not multiple-choice.
+    """
+    return encode(lm, task_answers(names, lm=lm, **options))
+
+
+def encode(lm: HFLM, answers: Answers) -> ProbingSequences:
+    """Answers as the tokens that a text model takes."""
+    tokens = [_encode(lm, item.context, item.answer) for item in answers.items]
+    return ProbingSequences(
+        tokens, answers.labels, answers.groups, answers.rows, answers.fingerprint, answers.settings
+    )
+
+
+def matched_documents(name: str, task: Any, documents: Sequence[Any]) -> list[int]:
+    """The places of the documents whose answers are equally long to a word.
+
+    Raises:
+        TaskError: There is none.
+    """
+    found = [place for place, doc in enumerate(documents) if equally_long(task.doc_to_choice(doc))]
+    if not found:
+        raise TaskError(
+            f"--surface-matched leaves nothing of {name}: in all {len(documents)} documents the answers "
+            "differ by more than one word"
+        )
+    return found
+
+
+def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
+    found = matched_documents(name, task, task.eval_docs)
+    return found[: within(limit, len(found))]
+
+
+def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequence[int]) -> None:
+    """Make a task render its documents with other knowledge; choices and targets stay as they are.
+
+    Few-shot examples are rendered the same way; lm-eval still leaves out the document at hand.
+
+    Args:
+        name: The task's name.
+        task: Changed in place. Its metadata's `context_field` names the field that is the knowledge.
+        change: Says what is shown in the place of each.
+        chosen: The documents that are probed, by their places.
+
+    Raises:
+        TaskError: The task does not name the field, or its documents do not show it.
+    """
+    field = (task.config.metadata or {}).get("context_field")
+    if not field:
+        raise TaskError(
+            f"task {name!r} does not say which field of its documents is the knowledge: name it with "
+            '--metadata \'{"context_field": "FIELD"}\', or leave the controls of the context out'
+        )
+    documents = [task.eval_docs[place] for place in chosen]
+    if field not in documents[0]:
+        raise TaskError(f"context_field={field}: the documents of {name} have {', '.join(documents[0])}")
+    shown = change(str(doc[field]) for doc in documents)
+    render = task.doc_to_text
+
+    def changed(doc: dict[str, Any], *args: Any) -> Any:
+        return render({**doc, field: shown(str(doc[field]))}, *args)
+
+    if all(changed(doc) == render(doc) for doc in documents):
+        raise TaskError(f"context_field={field}: {name} does not show it, so nothing would change without it")
+    task.doc_to_text = changed
+
+
+def _collect(
+    name: str, task: Any, chosen: list[int] | None, items: list[Answered], rows: dict[str, list[int]]
+) -> None:
+    """Add one task's requests, built by lm-eval; its documents are numbered on from those before.
+
+    lm-eval numbers `chosen` documents anew, and matched answers lose their final punctuation.
+    """
+    data = (task.config.metadata or {}).get("data", name)
+    before = items[-1].group + 1 if items else 0
+    seen: dict[int, int] = {}
+    for instance in task.instances:
+        right = right_choices(task, instance.doc)
+        if instance.idx >= right.size:  # mutual information's unconditional requests
+            continue
+        if instance.doc_id not in seen:
+            seen[instance.doc_id] = before + len(seen)
+            place = instance.doc_id if chosen is None else chosen[instance.doc_id]
+            rows.setdefault(data, []).append(int(instance.doc.get("row", place)))
+        context, choice = instance.args[:2]
+        if chosen is not None:
+            choice = without_final_punctuation(choice)
+        items.append(Answered(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
+
+
+def right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:
+    """Which choices are targets, bool [choices], for each way that lm-eval and lmms-eval write a target."""
+    if task.multiple_input:  # the choices are contexts, and doc_to_text says which one is right
+        choices, target = task.doc_to_choice(doc), task.doc_to_text(doc)
+    else:
+        choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
+    if isinstance(target, str):
+        target = choices.index(target) if target in choices else int(target)
+    right = np.zeros(len(choices), dtype=bool)
+    right[target] = True
+    return right
+
+
+def _encode(lm: HFLM, context: str, choice: str) -> list[int]:
+    """Tokens of context + choice, as lm-eval's log-likelihood requests have them."""
+    if context == "":
+        pair = [lm.prefix_token_id], lm.tok_encode(choice, add_special_tokens=False)
+    else:
+        pair = lm._encode_pair(context, choice)
+    return [*pair[0], *pair[1]][-lm.max_length :]

@@ -1,0 +1,1 @@
+"""The adapter to lmms-eval: `gated_vlm` and its relatives, their tasks and probing data."""

@@ -1,1 +1,0 @@
-"""The adapters to lm-eval and lmms-eval: the only modules that import a host."""

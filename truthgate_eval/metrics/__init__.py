@@ -1,0 +1,1 @@
+"""Yes/no answers parsed and counted; POPE with its three parsers."""

@@ -1,0 +1,1 @@
+"""Linear probes of every attention head: activations in, a score artifact out."""

@@ -1,0 +1,1 @@
+"""Vision-language models: loading, chat templates, image features, shared prefixes."""

@@ -1,0 +1,253 @@
+"""Loads a vision-language model by name: its processor first, then its weights, every mistake one line."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from truthgate_eval.errors import ModelError
+from truthgate_eval.packaged.scenes_llava import resolve_child
+from truthgate_eval.vision.chat_template import find_chat_format
+from truthgate_eval.vision.model import VisionLanguageModel
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What to load and how; `read` makes one from a host's model arguments.
+
+    Attributes:
+        pretrained: Hub id or folder, or `smollm2-135m-scenes`, the child that comes with the package.
+        revision: Branch, tag or commit on the hub.
+        dtype: Such as bfloat16; `auto` takes the checkpoint's.
+        device: Such as `cuda:0`; None takes CUDA if there is one, else the CPU.
+        device_map: Such as `auto`, for a model larger than one device.
+        attn_implementation: As in transformers.
+        peft: An adapter's hub id or folder.
+        load_in_4bit: Quantise with bitsandbytes.
+        load_in_8bit: Quantise with bitsandbytes.
+        max_pixels: Largest picture, in pixels, for processors that have such a limit (Qwen's).
+        min_pixels: Smallest picture.
+        chat_template: File with a Jinja template, or `plain`; None takes the model's own.
+    """
+
+    pretrained: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    device_map: str | None = None
+    attn_implementation: str | None = None
+    peft: str | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    max_pixels: int | None = None
+    min_pixels: int | None = None
+    chat_template: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ModelError("load_in_4bit and load_in_8bit exclude each other")
+        if self.device and self.device_map:
+            raise ModelError("device and device_map exclude each other: device_map places the whole model")
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any]) -> LoadOptions:
+        """Options from arguments that may be texts, numbers or "None", as hosts parse them.
+
+        Raises:
+            ModelError: A value is not of its option's kind.
+        """
+        readers = {"str": _text, "str | None": _text, "bool": _flag, "int | None": _number}
+        kinds = {field.name: readers[str(field.type)] for field in fields(cls)}
+        given = {name: value for name, value in arguments.items() if value not in (None, "None", "")}
+        read: dict[str, Any] = {name: kinds[name](name, value) for name, value in given.items()}
+        return cls(**read)
+
+
+LOAD_ARGUMENTS = tuple(field.name for field in fields(LoadOptions))
+
+
+def load_vlm(options: LoadOptions) -> VisionLanguageModel:
+    """Load a model that takes pictures and text; of an Omni checkpoint, the thinker alone.
+
+    Raises:
+        ModelError: Something is missing, does not fit or cannot be loaded; one line says what.
+    """
+    # Everything small comes before the weights: a mistake should not cost the minutes they take.
+    device = find_device(options.device)
+    dtype = _dtype(options.dtype)
+    name, options = options.pretrained, replace(options, pretrained=resolve_child(options.pretrained))
+    quantization = _quantization(options, dtype)
+    config = _load_config(options)
+    processor = _load_processor(options)
+    chat = find_chat_format(processor, options.chat_template, options.pretrained)
+    if options.peft:
+        _check_adapter(options)
+    place = options.device_map or ({"": device} if quantization else None)
+    model = _load_weights(options, config, dtype=dtype, device_map=place, quantization_config=quantization)
+    model = model if place else model.to(device)
+    if options.peft:
+        model = _load_adapter(model, options)
+    _complete_generation_config(model, processor.tokenizer)
+    return VisionLanguageModel(model.eval(), processor, chat, name)
+
+
+def find_device(device: str | None) -> torch.device:
+    """The device by that name, or the best one that there is.
+
+    Raises:
+        ModelError: It is not here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise ModelError(f"device={device} is no device of torch; write cpu, cuda or cuda:0") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError(f"device={device}, but torch finds no CUDA device here; use device=cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f"device={device}, but there are only {torch.cuda.device_count()} CUDA devices here")
+    return found
+
+
+def _load_config(options: LoadOptions) -> Any:
+    name = options.pretrained
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+        raise ModelError(f"there is no model folder {name}")
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, revision=options.revision or "main")
+    except Exception as error:
+        raise _cannot_load(f"model {name!r}", error) from error
+    config = getattr(config, "thinker_config", config)  # the language half of an Omni checkpoint
+    if type(config) not in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise ModelError(
+            f"model {name!r} is a {config.model_type}, which takes no pictures; "
+            "lm_eval --model gated_hf runs text models"
+        )
+    return config
+
+
+def _load_processor(options: LoadOptions) -> Any:
+    name = options.pretrained
+    try:
+        processor = transformers.AutoProcessor.from_pretrained(name, revision=options.revision or "main")
+    except Exception as error:
+        raise _cannot_load(f"the processor of model {name!r}", error) from error
+    images = getattr(processor, "image_processor", None)
+    tokenizer = getattr(processor, "tokenizer", None)
+    if images is None or tokenizer is None or getattr(processor, "image_token", None) is None:
+        raise ModelError(f"model {name!r} has no processor for pictures, only {type(processor).__name__}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}
+    wanted = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
+    if wanted:
+        # Only processors that count pixels name these two among their settings.
+        if "max_pixels" not in getattr(images.valid_kwargs, "__annotations__", {}):
+            raise ModelError(f"{type(images).__name__} of {name!r} has no min_pixels and max_pixels")
+        images.size = type(images.size)(**{**dict(images.size), **wanted})
+    return processor
+
+
+def _load_weights(options: LoadOptions, config: Any, **how: Any) -> Any:
+    name = options.pretrained
+    auto: Any = transformers.AutoModelForImageTextToText
+    try:
+        model, report = auto.from_pretrained(
+            name,
+            config=config,
+            revision=options.revision or "main",
+            attn_implementation=options.attn_implementation,
+            output_loading_info=True,
+            **how,
+        )
+    except Exception as error:
+        raise _cannot_load(f"model {name!r}", error) from error
+    missing = sorted(report["missing_keys"])
+    if missing:  # transformers fills them with random numbers and goes on
+        raise ModelError(f"the checkpoint of {name!r} lacks {len(missing)} weights, such as {missing[0]}")
+    return model
+
+
+def _check_adapter(options: LoadOptions) -> None:
+    from peft import PeftConfig
+
+    try:
+        PeftConfig.from_pretrained(str(options.peft))
+    except Exception as error:
+        raise _cannot_load(f"adapter {options.peft!r} of model {options.pretrained!r}", error) from error
+
+
+def _load_adapter(model: Any, options: LoadOptions) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(options.peft))
+    except Exception as error:
+        raise _cannot_load(f"adapter {options.peft!r} of model {options.pretrained!r}", error) from error
+
+
+def _quantization(options: LoadOptions, dtype: Any) -> Any:
+    if not (options.load_in_4bit or options.load_in_8bit):
+        return None
+    if importlib.util.find_spec("bitsandbytes") is None:
+        bits = "4" if options.load_in_4bit else "8"
+        raise ModelError(f"load_in_{bits}bit needs the package bitsandbytes: pip install bitsandbytes")
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=options.load_in_4bit,
+        load_in_8bit=options.load_in_8bit,
+        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
+    )
+
+
+def _complete_generation_config(model: Any, tokenizer: Any) -> None:
+    config = model.generation_config
+    if config.eos_token_id is None:
+        config.eos_token_id = tokenizer.eos_token_id
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+def _dtype(name: str) -> Any:
+    if name == "auto":
+        return name
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"dtype={name} is no floating-point type of torch; write auto, bfloat16 or float32")
+    return dtype
+
+
+def _cannot_load(what: str, error: Exception) -> ModelError:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ModelError(f"{what} cannot be loaded: {lines[0] if lines else type(error).__name__}")
+
+
+def _text(name: str, value: Any) -> str:
+    # A host makes numbers of what looks like one; an integer is turned back without loss.
+    if isinstance(value, bool | float):
+        raise ModelError(f"{name}={value} is not a text")
+    return str(value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    if str(value).lower() in ("true", "1"):
+        return True
+    if str(value).lower() in ("false", "0"):
+        return False
+    raise ModelError(f"{name}={value} is neither True nor False")
+
+
+def _number(name: str, value: Any) -> int:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1 or isinstance(value, bool) or number != float(value):
+        raise ModelError(f"{name}={value} is not a whole number above 0")
+    return number
