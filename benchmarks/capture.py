@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.inference.prefix_plan import plan
-from truthgate_eval.inference.shared_prefix import TreeForward
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.prefix_plan import plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.capture import capture
 
 DEVICES = ("cpu", "cuda")
@@ -23,8 +23,10 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     model, tokenizer = load_model(device)
     count = 8 if quick else 100
     sequences = pairs(tokenizer, count)
-    anatomy = find_anatomy(model)
-    forward = TreeForward(model, anatomy.decoder)  # what it shares is tried at load, before the clock runs
+    anatomy = find_attention_layout(model)
+    forward = SharedPrefixModel(
+        model, anatomy.decoder
+    )  # what it shares is tried at load, before the clock runs
     bound = products(model, sequences)
     yield compare(
         name,
@@ -52,7 +54,7 @@ def products(model: Any, sequences: list[list[int]]) -> dict[str, Any]:
         return sum(one.weight.numel() for one in part.modules() if isinstance(one, torch.nn.Linear))
 
     theirs = sum(map(len, sequences)) * (weights(decoder) + model.get_output_embeddings().weight.numel())
-    ours = plan(sequences).tokens * (weights(decoder) - weights(decoder.layers[-1].mlp))
+    ours = plan_prefixes(sequences).num_tokens * (weights(decoder) - weights(decoder.layers[-1].mlp))
     return {"products_peer_over_ours": f"{theirs / ours:.2f}"}
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach, fold, random_gate
 
 DEVICES = ("cpu", "cuda")
@@ -23,7 +23,7 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     tokens = torch.tensor([sequence[:64] for sequence in pairs(tokenizer, 8)], device=plain.device)
     # Memory for two models of 7B is not everywhere; on the CPU a copy leaves the plain model as it is.
     live, folded = copy.deepcopy(plain), copy.deepcopy(plain)
-    anatomy = find_anatomy(live)
+    anatomy = find_attention_layout(live)
     gate = random_gate(anatomy.shape, seed=0)
     fold(folded, gate)
     attach(live, gate, anatomy=anatomy)

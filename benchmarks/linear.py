@@ -21,11 +21,11 @@ import transformers
 
 from benchmarks.measure import own_peak, write
 from benchmarks.work import load_model, pairs
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.inference.prefix_plan import plan
-from truthgate_eval.probing.activations import make_room
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.prefix_plan import plan_prefixes
+from truthgate_eval.probing.activations import allocate_activations
 from truthgate_eval.probing.capture import capture
-from truthgate_eval.probing.cross_validation import probe_heads
+from truthgate_eval.probing.cross_validation import cross_validate_heads
 
 STEPS = ("tokens", "plan", "activations", "probes")
 
@@ -106,12 +106,12 @@ def probe(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
         return result
 
     sequences = timed("tokens", lambda: pairs(tokenizer, documents))
-    planned = timed("plan", lambda: plan(sequences))
-    anatomy = find_anatomy(model)
+    planned = timed("plan", lambda: plan_prefixes(sequences))
+    anatomy = find_attention_layout(model)
     shape = (len(sequences), *anatomy.shape, anatomy.head_width("post"))
     with tempfile.TemporaryDirectory() as folder:
-        room = make_room(shape, memory=0, folder=Path(folder))
+        room = allocate_activations(shape, memory=0, folder=Path(folder))
         timed("activations", lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, out=room))
     labels, groups = np.arange(len(sequences)) % 2, np.arange(len(sequences)) // 2
-    timed("probes", lambda: probe_heads(room, labels, groups, solver="newton"))
+    timed("probes", lambda: cross_validate_heads(room, labels, groups, solver="newton"))
     return {"sequences": len(sequences), "tokens_planned": planned.tokens, **seconds}

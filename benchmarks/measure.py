@@ -53,7 +53,7 @@ class Result:
     name: str
     work: str
     n: int
-    peer: Side
+    baseline: Side
     ours: Side
     check: dict[str, Any]
     device: str = "cpu"
@@ -61,7 +61,11 @@ class Result:
     @property
     def ratios(self) -> list[float]:
         """Peer's seconds over ours, round by round: CPU seconds, and wall seconds on a GPU."""
-        sides = (self.peer.cpu, self.ours.cpu) if self.device == "cpu" else (self.peer.wall, self.ours.wall)
+        sides = (
+            (self.baseline.cpu, self.ours.cpu)
+            if self.device == "cpu"
+            else (self.baseline.wall, self.ours.wall)
+        )
         return [theirs / mine for theirs, mine in zip(*sides, strict=True)]
 
     def line(self) -> str:
@@ -92,7 +96,7 @@ def compare(
     name: str,
     work: str,
     n: int,
-    peer: tuple[str, Callable[[], Any]],
+    baseline: tuple[str, Callable[[], Any]],
     ours: tuple[str, Callable[[], Any]],
     check: Callable[[Any, Any], dict[str, Any]],
     *,
@@ -111,7 +115,7 @@ def compare(
         rounds: How often each side runs.
         device: `cpu`, or `cuda` where both sides run on a GPU.
     """
-    both = (peer, ours)
+    both = (baseline, ours)
     # Before anything has run: memory that was freed here would be there to fill again.
     peaks = [own_peak(call) if device == "cpu" else None for _, call in both]
     cpu: list[list[float]] = [[], []]

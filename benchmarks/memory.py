@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from benchmarks.measure import Result, Side
-from truthgate_eval.probing.activations import Writer, make_room
-from truthgate_eval.probing.cross_validation import probe_heads
+from truthgate_eval.probing.activations import ActivationWriter, allocate_activations
+from truthgate_eval.probing.cross_validation import cross_validate_heads
 
 
 def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
@@ -71,13 +71,13 @@ def measure(shape: tuple[int, int, int, int], memory: float, folder: str) -> dic
 
 def _probe(shape: tuple[int, int, int, int], memory: float, folder: str) -> float:
     rng = np.random.default_rng(0)
-    room = make_room(shape, memory=memory, folder=Path(folder))
-    writer = Writer(room)
+    room = allocate_activations(shape, memory=memory, folder=Path(folder))
+    writer = ActivationWriter(room)
     for i in rng.permutation(shape[0]).tolist():  # capturing goes by length, and not in order
         writer.put([i], rng.standard_normal(shape[1:], dtype=np.float32))
     writer.drop()
     documents = np.arange(shape[0]) // 2
-    return float(probe_heads(room, np.arange(shape[0]) % 2, documents, solver="newton").scores.sum())
+    return float(cross_validate_heads(room, np.arange(shape[0]) % 2, documents, solver="newton").scores.sum())
 
 
 def _status(field: str) -> int:

@@ -22,7 +22,7 @@ from benchmarks.halueval import checked, same_texts
 from benchmarks.measure import Result, compare
 from benchmarks.work import config_7b, load_model
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
 DEVICES = ("cpu", "cuda")
 THINGS = (
@@ -60,7 +60,7 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
 
     def ask(model: Any) -> list[str]:
         if shared is not None:
-            shared.seen.of(None)  # every round looks at the pictures anew
+            shared.seen.for_model(None)  # every round looks at the pictures anew
         return answers(model, documents)
 
     yield compare(
@@ -110,7 +110,7 @@ def save_model(folder: str, device: str) -> None:
     """A LLaVA as a checkpoint: on the packaged SmolLM2-135M, or, for a GPU, of random weights throughout."""
     import transformers as hf
 
-    words = hf.AutoTokenizer.from_pretrained(resolve_pretrained(SMALL_MODEL))
+    words = hf.AutoTokenizer.from_pretrained(resolve_smollm2(SMOLLM2))
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     words.padding_side, words.chat_template = "left", _TEMPLATE
     torch.manual_seed(0)

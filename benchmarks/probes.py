@@ -80,9 +80,9 @@ def exact(name: str, heads: int, n: int, width: int, epochs: int, rounds: int, d
         device=device,
     )
     cpu, wall = (
-        [200 / epochs * seconds for seconds in times] for times in (result.peer.cpu, result.peer.wall)
+        [200 / epochs * seconds for seconds in times] for times in (result.baseline.cpu, result.baseline.wall)
     )
-    return replace(result, peer=replace(result.peer, cpu=cpu, wall=wall))
+    return replace(result, peer=replace(result.baseline, cpu=cpu, wall=wall))
 
 
 def warm_up(x: np.ndarray, y: np.ndarray) -> None:

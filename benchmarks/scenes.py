@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Result, compare
-from training.training_data import exam
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.gating.gate_config import GateSettings
+from training.training_data import eval_set
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.metrics.pope import SPLITS
 from truthgate_eval.metrics.yes_no import parse_yes_no
-from truthgate_eval.packaged.scenes_llava import SMALL_CHILD
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
-from truthgate_eval.vision.question_engine import Asked, SharedAnswers
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 _SCORES, _LAM = "smollm2-135m-instruct__halueval-qa", 0.3
 _MOST = 8
@@ -29,26 +29,26 @@ _MOST = 8
 def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
     """Yield the comparison."""
     torch.set_num_threads(1)
-    vlm = load_vlm(LoadOptions(SMALL_CHILD, device="cpu", dtype="bfloat16"))
-    GateSettings.read(_SCORES, lam=_LAM, modality="image").apply(vlm.model, vlm.name)
-    forward = PicturedForward(vlm, find_anatomy(vlm.model).decoder)
-    if not forward.shares:
+    vlm = load_vlm(LoadOptions(SCENES_LLAVA, device="cpu", dtype="bfloat16"))
+    GateConfig.parse(_SCORES, lam=_LAM, modality="image").apply(vlm.model, vlm.name)
+    forward = SharedPrefixVLM(vlm, find_attention_layout(vlm.model).decoder)
+    if not forward.supports_sharing:
         raise RuntimeError("the child shares no prefixes")
-    polls = [poll for split in SPLITS for poll in exam("test", 1.0, 2 if quick else 25, split)]
+    polls = [poll for split in SPLITS for poll in eval_set("test", 1.0, 2 if quick else 25, split)]
     prompts = [vlm.prompt(poll.question, 1) for poll in polls]
 
     def plainly(size: int) -> list[str]:
         texts: list[str] = []
         for start in range(0, len(polls), size):
             own = slice(start, start + size)
-            pictures = [[poll.picture] for poll in polls[own]]
+            pictures = [[poll.image] for poll in polls[own]]
             texts += vlm.generate(prompts[own], pictures, max_new_tokens=_MOST, do_sample=False)
         return texts
 
     def shared() -> list[str]:
-        answers = SharedAnswers(vlm, forward)
+        answers = ImageQuestionEngine(vlm, forward)
         asked = [
-            Asked(prompt, answers.note([poll.picture]), lambda poll=poll: [poll.picture])
+            ImagePrompt(prompt, answers.register_images([poll.image]), lambda poll=poll: [poll.image])
             for prompt, poll in zip(prompts, polls, strict=True)
         ]
         return [str(text) for text in answers.generate(asked, max_new_tokens=_MOST, batch_size=8)]

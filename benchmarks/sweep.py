@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from benchmarks.measure import Result, compare
 from benchmarks.work import judgements, load_model
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach, random_gate
-from truthgate_eval.inference.greedy import greedy
-from truthgate_eval.inference.lower_layer_cache import keep_below
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+from truthgate_eval.inference.greedy import decode_greedily
+from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
 DEVICES = ("cpu", "cuda")
 _GATES = 6
@@ -20,23 +20,23 @@ _MOST = 4
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
     """Yield the comparison."""
     model, tokenizer = load_model(device)
-    anatomy = find_anatomy(model)
+    anatomy = find_attention_layout(model)
     first = anatomy.num_layers * 2 // 3
     prompts = [tokenizer(text).input_ids for text in judgements(tokenizer, 8 if quick else 64)[0]]
-    whole = TreeForward(model, anatomy.decoder)
+    whole = SharedPrefixModel(model, anatomy.decoder)
 
-    def sweep(forward: TreeForward) -> list[list[list[int]]]:
+    def sweep(forward: SharedPrefixModel) -> list[list[list[int]]]:
         answers = []
         for seed in range(2 if quick else _GATES):
             gate = random_gate(anatomy.shape, seed=seed, layers=range(first, anatomy.num_layers))
             with attach(model, gate, anatomy=anatomy):
-                budget = TokenBudget.of(8, prompts, forward.device)
-                answers.append(greedy(forward, prompts, max_new_tokens=_MOST, budget=budget))
+                budget = TokenBudget.for_batch_size(8, prompts, forward.device)
+                answers.append(decode_greedily(forward, prompts, max_new_tokens=_MOST, budget=budget))
         return answers
 
     def once() -> list[list[list[int]]]:
-        forward = TreeForward(model, anatomy.decoder)
-        if keep_below(forward, anatomy.layers[:first]) is None:
+        forward = SharedPrefixModel(model, anatomy.decoder)
+        if cache_lower_layers(forward, anatomy.layers[:first]) is None:
             raise RuntimeError("nothing was kept")
         return sweep(forward)
 

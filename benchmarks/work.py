@@ -9,13 +9,13 @@ import torch
 import transformers
 
 from truthgate_eval.data import halueval
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
 
 def load_model(device: str = "cpu") -> tuple[Any, Any]:
     """(model, tokenizer): on the CPU SmolLM2 in float32, on a GPU `random_7b` in bfloat16."""
     torch.set_num_threads(1)
-    folder = resolve_pretrained(SMALL_MODEL)
+    folder = resolve_smollm2(SMOLLM2)
     if device == "cuda":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         return random_7b(len(tokenizer)), tokenizer
@@ -42,7 +42,7 @@ def config_7b(vocabulary: int) -> Any:
 
 def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
     """Documents of HaluEval-QA, in the file's order."""
-    return list(itertools.islice(halueval.read("qa"), start, start + count))
+    return list(itertools.islice(halueval.read_records("qa"), start, start + count))
 
 
 def pairs(tokenizer: Any, count: int) -> list[list[int]]:

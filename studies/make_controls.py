@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from truthgate_eval.analysis.heads.control_report import verdicts
+from truthgate_eval.analysis.heads.control_report import control_verdicts
 from truthgate_eval.analysis.heads.correlation import correlate
 from truthgate_eval.data import halueval
 from truthgate_eval.gating.scores import TruthScores
@@ -95,7 +95,7 @@ def summary(scores: TruthScores) -> dict[str, Any]:
                 "stderr": scores.metadata["controls"][verdict.name]["stderr"],
                 "correlation": correlation(scores, verdict.name),
             }
-            for verdict in verdicts(scores)
+            for verdict in control_verdicts(scores)
         },
     }
 
@@ -103,7 +103,7 @@ def summary(scores: TruthScores) -> dict[str, Any]:
 def in_the_knowledge(rows: list[int]) -> dict[str, float]:
     """Share of the right and of the hallucinated answers that stand in their knowledge, letter case aside."""
     wanted = set(rows)
-    records = [record for row, record in enumerate(halueval.read("qa")) if row in wanted]
+    records = [record for row, record in enumerate(halueval.read_records("qa")) if row in wanted]
     return {
         column: sum(
             without_final_punctuation(record[column]).strip().casefold() in record["knowledge"].casefold()

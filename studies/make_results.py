@@ -23,8 +23,8 @@ from results_tables import fill
 
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.files import write_whole
-from truthgate_eval.packaged.scenes_llava import EARLY_CHILD, SMALL_CHILD
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, SCENES_LLAVA_EARLY
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -58,9 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("folder", type=Path, help="where everything is kept")
     parser.add_argument("--quick", action="store_true", help="tiny limits: to see that everything runs")
     parser.add_argument("--lanes", type=int, default=2, help="steps at a time, of one thread each")
-    parser.add_argument("--base", default=SMALL_MODEL, help="the text model")
-    parser.add_argument("--child", default=SMALL_CHILD, help="the model that sees")
-    parser.add_argument("--early", default=EARLY_CHILD, help="an earlier state of it")
+    parser.add_argument("--base", default=SMOLLM2, help="the text model")
+    parser.add_argument("--child", default=SCENES_LLAVA, help="the model that sees")
+    parser.add_argument("--early", default=SCENES_LLAVA_EARLY, help="an earlier state of it")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page, its data and figures go")
     return parser
 

@@ -20,35 +20,34 @@ from typing import Any
 import numpy as np
 from results_plan import READINGS
 
-from truthgate_eval.data.store import read_json_lines
-from truthgate_eval.files import write_whole
-from truthgate_eval.gating.gate_config import GateSettings
+from truthgate_eval.files import read_json_lines, write_whole
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.sweep import REST, SELECTION, Outcome, Point, best, gate_of
-from truthgate_eval.gating.sweep_store import SweepFolder
+from truthgate_eval.gating.sweep import REST, SELECTION, Candidate, EvalResult, best_candidate, candidate_gate
+from truthgate_eval.gating.sweep_store import SweepStore
 
 _POINT = ("lam", "norm", "site", "value", "stderr", "documents")
 
 
 def main(part: str, model: str, selection: int, rest: int, batch: int, names: Sequence[str]) -> None:
     """Judge every gate that is not judged yet."""
-    from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalBench
+    from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalEvaluator
 
     gates = {name: gate(part, name) for name in names}
     limits = {SELECTION: selection, REST: rest}
-    folder = SweepFolder(Path(f"judged-{part}"), {"model": model, "limits": limits, "batch": batch})
-    bench = LmmsEvalBench(
+    folder = SweepStore(Path(f"judged-{part}"), {"model": model, "limits": limits, "batch": batch})
+    bench = LmmsEvalEvaluator(
         TruthScores.load(Path(f"sweep-{part}-scenes-post.npz")), "gated_vlm", ["scenes"], metric="acc",
         model_args={"pretrained": model, "dtype": "bfloat16"}, limits=limits, batch_size=batch, device="cpu",
     )  # fmt: skip
     for name, settings in gates.items():
         subset = SELECTION if name.startswith("random-") else REST
         judge = functools.partial(_judge, bench, settings, subset)
-        found = folder.rest(name, settings, judge)[1]
+        found = folder.test_result(name, settings, judge)[1]
         sys.stderr.write(f"{name}: {found.value:.4f}, n = {found.documents}\n")
 
 
-def _judge(bench: Any, settings: GateSettings, subset: str, output: Path) -> Outcome:
+def _judge(bench: Any, settings: GateConfig, subset: str, output: Path) -> EvalResult:
     """Judge, and note the group, which lmms-eval records where it loads the tasks itself."""
     found = bench.judge(settings, subset, output)
     for file in output.rglob("*_results.json"):
@@ -58,23 +57,23 @@ def _judge(bench: Any, settings: GateSettings, subset: str, output: Path) -> Out
     return found
 
 
-def gate(part: str, name: str) -> GateSettings:
+def gate(part: str, name: str) -> GateConfig:
     """A run's gate: none, random, or what a sweep chose for its reading."""
     if name == "vanilla":
-        return GateSettings.read("none", modality="image")
+        return GateConfig.parse("none", modality="image")
     kind, *rest = name.split("-")
     if kind == "random":
-        return GateSettings.read(f"random:{rest[0]}", site=rest[1], modality="image")
+        return GateConfig.parse(f"random:{rest[0]}", site=rest[1], modality="image")
     if kind == "shuffled":
         return _shuffled(part, int(rest[0]))
     if name.endswith("-best"):
         name = best_reading(part, name.removesuffix("-best"))
     source, probed, gated = name.rsplit("-", 2)
     file = Path(f"sweep-{part}-{source}-{probed}.npz")
-    return gate_of(TruthScores.load(file), str(file), choice(points(part, source, probed), gated))
+    return candidate_gate(TruthScores.load(file), str(file), choice(points(part, source, probed), gated))
 
 
-def _shuffled(part: str, seed: int) -> GateSettings:
+def _shuffled(part: str, seed: int) -> GateConfig:
     """The child's own scores dealt out anew among the heads of each layer, as strong a gate as the paper's reading.
 
     The random gate of the ablation draws from [-1, 1], which is much stronger than any gate of scores.
@@ -82,7 +81,7 @@ def _shuffled(part: str, seed: int) -> GateSettings:
     file = Path(f"sweep-{part}-scenes-post.npz")
     scores = np.random.default_rng(seed).permuted(TruthScores.load(file).scores, axis=1)
     dealt = TruthScores(scores, metadata={"site": "post"})
-    return gate_of(dealt, f"{file}, shuffled:{seed}", choice(points(part, "scenes", "post"), "post"))
+    return candidate_gate(dealt, f"{file}, shuffled:{seed}", choice(points(part, "scenes", "post"), "post"))
 
 
 def best_reading(part: str, source: str, folder: Path = Path()) -> str:
@@ -94,20 +93,20 @@ def best_reading(part: str, source: str, folder: Path = Path()) -> str:
     return max(values, key=lambda name: values[name])
 
 
-def points(part: str, source: str, probed: str, folder: Path = Path()) -> list[Point]:
+def points(part: str, source: str, probed: str, folder: Path = Path()) -> list[Candidate]:
     """Every setting that a sweep tried."""
     file = folder / f"sweep-{part}-{source}-{probed}.sweep" / "points.jsonl"
     records: list[dict[str, Any]] = [record for _, record in read_json_lines(file, _POINT)]
-    return [Point(**{name: record[name] for name in _POINT}) for record in records]
+    return [Candidate(**{name: record[name] for name in _POINT}) for record in records]
 
 
-def choice(tried: Sequence[Point], gated: str) -> Point:
+def choice(tried: Sequence[Candidate], gated: str) -> Candidate:
     """The best setting at a site that strengthens truthful heads.
 
     A sweep by itself may choose the vanilla model, or a negative lam, which strengthens the other heads. Neither
     is the method, whose gates have a lam above 0.
     """
-    return best([point for point in tried if point.site == gated and point.lam > 0])
+    return best_candidate([point for point in tried if point.site == gated and point.lam > 0])
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from truthgate_eval.data.images import open_picture
-from truthgate_eval.data.store import read_rows, write_set
+from truthgate_eval.data.images import open_image
+from truthgate_eval.data.store import read_rows, write_dataset
 from truthgate_eval.errors import ModelError
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.packaged.scenes import MAKE
 from truthgate_eval.packaged.scenes_dataset import scenes_file
-from truthgate_eval.packaged.scenes_llava import resolve_child
-from truthgate_eval.packaged.smollm2 import resolve_pretrained
+from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
+from truthgate_eval.packaged.smollm2 import resolve_smollm2
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 
 HALVES = ("a", "b")
@@ -37,7 +37,7 @@ def main(folder: Path, base: str, child: str) -> None:
     """Make everything; the last thing written is what the permutation was and how exact it is."""
     for half, rows in split_rows(read_rows(scenes_file("probe"))).items():
         source = {"drawn": MAKE, "half": half}
-        write_set(folder / f"data_{half}" / "scenes", {"probe": rows}, source=source)
+        write_dataset(folder / f"data_{half}" / "scenes", {"probe": rows}, source=source)
     save_random(base, folder / "random_base")
     record = save_permuted(child, folder / "permuted_child")
     (folder / "permutation.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -53,7 +53,7 @@ def save_random(base: str, folder: Path) -> None:
     """Save a model of the base's class and shape with random weights, and the base's tokenizer."""
     import transformers as hf
 
-    source = resolve_pretrained(base)
+    source = resolve_smollm2(base)
     torch.manual_seed(SEED)
     model: Any = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.from_pretrained(source))
     model.save_pretrained(folder)
@@ -69,10 +69,10 @@ def save_permuted(child: str, folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: The logits differ by more than rounding.
     """
-    vlm = load_vlm(LoadOptions(resolve_child(child), dtype="float32", device="cpu"))
+    vlm = load_vlm(LoadOptions(resolve_scenes_llava(child), dtype="float32", device="cpu"))
     row = read_rows(scenes_file("probe"))[0]
     text = vlm.prompt(row["question"], 1)
-    inputs = vlm.processor(text=[text], images=[[open_picture(row["image_path"])]], return_tensors="pt")
+    inputs = vlm.processor(text=[text], images=[[open_image(row["image_path"])]], return_tensors="pt")
     with torch.no_grad():
         before = vlm.model(**inputs).logits
         heads, slices = permute_heads(vlm.model, seed=SEED)
@@ -101,7 +101,7 @@ def permute_heads(model: Any, *, seed: int) -> tuple[list[Order], Order]:
     Returns:
         For each layer, which old head stands at each place (`pre`), and the same for the slices (`post`).
     """
-    layers, heads = find_anatomy(model).shape
+    layers, heads = find_attention_layout(model).shape
     draw = np.random.default_rng(seed)
     decoder = model.model.language_model
     orders = [_permute_layer(layer.self_attn, heads, draw) for layer in decoder.layers]

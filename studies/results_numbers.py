@@ -14,13 +14,13 @@ from make_controls import machine
 from results_plan import FLOORS, GATES, PROBED, READINGS, SITES, Study, folder_of, random_runs, runs, stages
 from results_run import StudyFolder
 
-from truthgate_eval.analysis.heads.control_report import verdicts
+from truthgate_eval.analysis.heads.control_report import control_verdicts
 from truthgate_eval.analysis.heads.correlation import Correlation, correlate
 from truthgate_eval.data.store import read_rows
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.metrics.pope import SPLITS
 from truthgate_eval.packaged.scenes import make_scene
-from truthgate_eval.packaged.scenes_dataset import questions, scenes_file
+from truthgate_eval.packaged.scenes_dataset import make_questions, scenes_file
 
 # Documents of the halves a and b are disjoint, so no pair shares one, except where a floor has its own comment.
 PAIRS = {
@@ -106,7 +106,7 @@ def summary(folder: Path, name: str) -> Json:
                     "above": one.above,
                     "r": _r(scores, one.name),
                 }
-                for one in verdicts(scores)
+                for one in control_verdicts(scores)
             },
         }
     return found
@@ -180,7 +180,7 @@ def axis(folder: Path, part: str) -> Json:
             found[f"{gate}-{reading}"] = {
                 "points": [dataclasses.asdict(point) for point in own],
                 "chosen": {"lam": chosen.lam, "norm": chosen.norm, "value": chosen.value},
-                "best_of_all": dataclasses.asdict(results_judge.best(own)),
+                "best_of_all": dataclasses.asdict(results_judge.best_candidate(own)),
             }
     return found
 
@@ -227,7 +227,7 @@ def _of_results(folder: Path) -> tuple[Json, Json]:
 
 def polls(rest: int) -> Json:
     """How many polls judge, and what a guess that sees no picture would score on them."""
-    training = questions([make_scene("train", number) for number in range(_TRAINING_SCENES)])
+    training = make_questions([make_scene("train", number) for number in range(_TRAINING_SCENES)])
     seen, found = set(), {}
     for split in SPLITS:
         rows = [row for row in read_rows(scenes_file(split)) if row["subset"] == "evaluation"][:rest]

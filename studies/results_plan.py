@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgate_eval.packaged.scenes_llava import EARLY_CHILD, SMALL_CHILD
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, SCENES_LLAVA_EARLY
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 SITES = ("post", "pre")
 # Probe site, gate site (METHOD.md, last section).
@@ -97,9 +97,9 @@ class Study:
         sizes: How much is run.
     """
 
-    base: str = SMALL_MODEL
-    child: str = SMALL_CHILD
-    early: str = EARLY_CHILD
+    base: str = SMOLLM2
+    child: str = SCENES_LLAVA
+    early: str = SCENES_LLAVA_EARLY
     sizes: Sizes = FULL
 
     @property

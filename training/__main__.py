@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from training.train import train
-from training.training_data import Course
-from truthgate_eval.cli.console import progress_bar, say
+from training.training_data import TrainingConfig
+from truthgate_eval.cli.console import print_line, progress_bar
 from truthgate_eval.packaged.scenes import PARTS
 from truthgate_eval.packaged.scenes_llava import assemble
 
@@ -31,7 +31,7 @@ def main(
     if part not in PARTS:
         raise typer.BadParameter(f"{part!r} is none of {', '.join(PARTS)}")
     folder.mkdir(parents=True, exist_ok=True)
-    course = Course(part=part, tail=tail, seed=seed, batch=16, steps=steps)
+    course = TrainingConfig(part=part, tail=tail, seed=seed, batch=16, steps=steps)
     _same_course(folder / "course.json", course)
     began = time.monotonic()
     with progress_bar() as progress:
@@ -50,10 +50,10 @@ def main(
         if (folder / kind).is_dir():
             model = folder / ("model" if kind == "weights" else "early_model")
             assemble(folder / kind, model)
-            say(f"{model}")
+            print_line(f"{model}")
 
 
-def _same_course(file: Path, course: Course) -> None:
+def _same_course(file: Path, course: TrainingConfig) -> None:
     """A stopped run must go on with the settings that it was begun with."""
     settings = vars(course)
     if file.is_file() and json.loads(file.read_text()) != settings:

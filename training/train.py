@@ -15,9 +15,9 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from training.training_data import Course, Lesson, exam
+from training.training_data import TrainingConfig, TrainingExample, eval_set
 from truthgate_eval.packaged.scenes import OBJECTS, make_scene
-from truthgate_eval.packaged.scenes_llava import add_adapter, new_child, save_weights
+from truthgate_eval.packaged.scenes_llava import add_adapter, new_scenes_llava, save_weights
 
 TOWER_STEPS, TOWER_BATCH, TOWER_RATE = 2000, 64, 1e-3
 ADAPTER_RATE, VISION_RATE = 3e-4, 6e-4
@@ -28,7 +28,7 @@ _NEAR, _CLOSE = 0.6, 10
 Report = Callable[[str, int, int, str], None]
 
 
-def name_objects(model: Any, processor: Any, course: Course, report: Report) -> float:
+def name_objects(model: Any, processor: Any, course: TrainingConfig, report: Report) -> float:
     """Train the vision tower, with a linear layer on its patches, to tell which objects are there.
 
     Returns:
@@ -44,7 +44,7 @@ def name_objects(model: Any, processor: Any, course: Course, report: Report) -> 
         # Numbers far from the lessons': what the tower was shown is not shown again.
         first = 20_000_000 + step * TOWER_BATCH
         scenes = [make_scene(course.part, first + n, tail=course.tail) for n in range(TOWER_BATCH)]
-        pixels = processor.image_processor([scene.picture for scene in scenes], return_tensors="pt")
+        pixels = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")
         there = torch.tensor([[float(name in scene.objects) for name in OBJECTS] for scene in scenes])
         with torch.autocast("cpu", torch.bfloat16):
             # An object is there if one of the patches shows it.
@@ -57,7 +57,9 @@ def name_objects(model: Any, processor: Any, course: Course, report: Report) -> 
     return sum(right) / len(right)
 
 
-def train(course: Course, out: Path, report: Report, *, exam_every: int = 50, early_at: float = 0.85) -> None:
+def train(
+    course: TrainingConfig, out: Path, report: Report, *, exam_every: int = 50, early_at: float = 0.85
+) -> None:
     """Train a child; `out/weights` has the last state, `out/early` the first that passes `early_at`.
 
     Args:
@@ -69,7 +71,7 @@ def train(course: Course, out: Path, report: Report, *, exam_every: int = 50, ea
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(course.seed)
-    model, processor = new_child()
+    model, processor = new_scenes_llava()
     state_file = out / "state.pt"
     state = torch.load(state_file, weights_only=True) if state_file.is_file() else None
     if state is None:
@@ -86,11 +88,11 @@ def train(course: Course, out: Path, report: Report, *, exam_every: int = 50, ea
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     schedule = _schedule(optimizer, course.steps)
     start = 0 if state is None else _restore(state, model, optimizer, schedule)
-    questions = exam(course.part, course.tail, scenes=EXAM_SCENES)
-    lessons = course.lessons()
+    questions = eval_set(course.part, course.tail, scenes=EXAM_SCENES)
+    lessons = course.batches()
     note, share, early = "", 0.0, out / "early"
     for step in range(start, course.steps):
-        loss = lesson_loss(model, processor, lessons(step))
+        loss = example_loss(model, processor, lessons(step))
         _step(loss, optimizer, schedule, [*adapter, *seeing])
         every = _CLOSE if share >= _NEAR and not early.exists() else exam_every
         if (step + 1) % every == 0 or step + 1 == course.steps:
@@ -116,7 +118,7 @@ def _make_fast(model: Any) -> None:
     model.get_base_model().set_attn_implementation("eager")
 
 
-def lesson_loss(model: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.Tensor:
+def example_loss(model: Any, processor: Any, lessons: Sequence[TrainingExample]) -> torch.Tensor:
     """Mean loss of the answers' tokens and of the token that ends them."""
     prompts = [prompt(processor, lesson.question) for lesson in lessons]
     end = processor.tokenizer.eos_token
@@ -140,7 +142,7 @@ def lesson_loss(model: Any, processor: Any, lessons: Sequence[Lesson]) -> torch.
 
 
 @torch.no_grad()
-def accuracy(model: Any, processor: Any, polls: Sequence[Lesson], batch: int = 64) -> float:
+def accuracy(model: Any, processor: Any, polls: Sequence[TrainingExample], batch: int = 64) -> float:
     """Share of polls to which the right one of yes and no is the likelier answer."""
     first = [processor.tokenizer(word)["input_ids"][0] for word in ("Yes", "No")]
     right = 0
@@ -164,8 +166,8 @@ def prompt(processor: Any, question: str) -> str:
     return processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
 
 
-def _inputs(processor: Any, texts: list[str], lessons: Sequence[Lesson]) -> Any:
-    pictures = [[lesson.picture] for lesson in lessons]
+def _inputs(processor: Any, texts: list[str], lessons: Sequence[TrainingExample]) -> Any:
+    pictures = [[lesson.image] for lesson in lessons]
     return processor(text=texts, images=pictures, padding=True, padding_side="right", return_tensors="pt")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from truthgate_eval.packaged.scenes import make_scene
-from truthgate_eval.packaged.scenes_dataset import questions
+from truthgate_eval.packaged.scenes_dataset import make_questions
 
 CAPTION = "Describe the image."
 SHORT = "\nAnswer the question using a single word or phrase."  # as the tasks end a question
@@ -17,16 +17,16 @@ _CHUNK = 512  # scenes that a poll's statistics are taken over
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TrainingExample:
     """A picture, a question and the answer to learn."""
 
-    picture: Image.Image
+    image: Image.Image
     question: str
     answer: str
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingConfig:
     """The lessons of one child.
 
     Attributes:
@@ -47,11 +47,11 @@ class Course:
         """Polls among the lessons of a step: one of five in the first half, then seven of ten."""
         return 1 / 5 if step < self.steps / 2 else 7 / 10
 
-    def lessons(self) -> Callable[[int], list[Lesson]]:
+    def batches(self) -> Callable[[int], list[TrainingExample]]:
         """The lessons of a step, by its number; scenes never come twice."""
-        kept: dict[int, list[Lesson]] = {}
+        kept: dict[int, list[TrainingExample]] = {}
 
-        def of(step: int) -> list[Lesson]:
+        def of(step: int) -> list[TrainingExample]:
             found = []
             for number in range(step * self.batch, (step + 1) * self.batch):
                 chunk = number // _CHUNK
@@ -63,11 +63,11 @@ class Course:
 
         return of
 
-    def _chunk(self, chunk: int) -> list[Lesson]:
+    def _chunk(self, chunk: int) -> list[TrainingExample]:
         numbers = range(chunk * _CHUNK, (chunk + 1) * _CHUNK)
         scenes = [make_scene(self.part, number, tail=self.tail) for number in numbers]
         asked: dict[str, list[dict[str, str]]] = {}
-        for rows in questions(scenes).values():
+        for rows in make_questions(scenes).values():
             for row in rows:
                 asked.setdefault(row["image"], []).append(row)
         lessons = []
@@ -75,19 +75,21 @@ class Course:
             draw = random.Random(f"{self.seed} {number}")
             if draw.random() < self.share_of_polls(number // self.batch):
                 row = draw.choice(asked[scene.name])
-                lessons.append(Lesson(scene.picture, row["question"] + SHORT, row["answer"].capitalize()))
+                lessons.append(
+                    TrainingExample(scene.image, row["question"] + SHORT, row["answer"].capitalize())
+                )
             else:
-                lessons.append(Lesson(scene.picture, CAPTION, scene.caption))
+                lessons.append(TrainingExample(scene.image, CAPTION, scene.caption))
         return lessons
 
 
-def exam(
+def eval_set(
     part: str, tail: float, scenes: int, split: str = "random", *, first: int = 10_000_000
-) -> list[Lesson]:
+) -> list[TrainingExample]:
     """Polls about scenes that no lesson shows: those from number `first` on, far behind the last lesson."""
     drawn = [make_scene(part, number, tail=tail) for number in range(first, first + scenes)]
-    pictures = {scene.name: scene.picture for scene in drawn}
+    pictures = {scene.name: scene.image for scene in drawn}
     return [
-        Lesson(pictures[row["image"]], row["question"] + SHORT, row["answer"].capitalize())
-        for row in questions(drawn)[split]
+        TrainingExample(pictures[row["image"]], row["question"] + SHORT, row["answer"].capitalize())
+        for row in make_questions(drawn)[split]
     ]

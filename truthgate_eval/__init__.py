@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from truthgate_eval.errors import TruthGateError
-    from truthgate_eval.gating.attention_layout import find_anatomy
-    from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, make_gate, normalise, random_gate
+    from truthgate_eval.gating.attention_layout import find_attention_layout
+    from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, make_gate, normalize, random_gate
     from truthgate_eval.gating.scores import TruthScores
-    from truthgate_eval.probing.cross_validation import ProbeResult, probe_heads
-    from truthgate_eval.probing.run import probe_model
+    from truthgate_eval.probing.cross_validation import ProbeResult, cross_validate_heads
+    from truthgate_eval.probing.run import run_probing
 
 __version__ = version("truthgate_eval")
 
@@ -25,12 +25,12 @@ _HOMES = {
     "TruthGateError": "errors",
     "TruthScores": "gating.scores",
     "attach": "gating.gate",
-    "find_anatomy": "gating.attention_layout",
+    "find_attention_layout": "gating.attention_layout",
     "fold": "gating.gate",
     "make_gate": "gating.gate",
-    "normalise": "gating.gate",
-    "probe_heads": "probing.cross_validation",
-    "probe_model": "probing.run",
+    "normalize": "gating.gate",
+    "cross_validate_heads": "probing.cross_validation",
+    "run_probing": "probing.run",
     "random_gate": "gating.gate",
 }
 __all__ = [
@@ -40,13 +40,13 @@ __all__ = [
     "TruthGateError",
     "TruthScores",
     "attach",
-    "find_anatomy",
+    "cross_validate_heads",
+    "find_attention_layout",
     "fold",
     "make_gate",
-    "normalise",
-    "probe_heads",
-    "probe_model",
+    "normalize",
     "random_gate",
+    "run_probing",
 ]
 
 

@@ -35,3 +35,19 @@ class ModelError(TruthGateError):
 
 class ProbeError(TruthGateError):
     """Probes cannot be fitted to the data, or a setting of theirs does not exist."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""First line of an exception's message, or the name of its class where the message is empty.
+
+    Args:
+        error: Any exception, ours or another library's.
+
+    Example:
+        >>> first_line(ValueError("no such file\nsee the log"))
+        'no such file'
+        >>> first_line(KeyboardInterrupt())
+        'KeyboardInterrupt'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -4,6 +4,7 @@ In a wheel, `tasks/`, `score_artifacts/` and `packaged_weights/` are inside the 
 checkout they stand beside it.
 """
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 def shipped(folder: str) -> Path:
-    """The shipped folder `tasks`, `score_artifacts` or `training`, in a wheel or in a checkout."""
+    """The shipped folder `tasks`, `score_artifacts` or `packaged_weights`, in a wheel or in a checkout."""
     inside = PACKAGE / folder
     return inside if inside.is_dir() else PACKAGE.parent / folder
 
@@ -27,3 +28,12 @@ def data_dir() -> Path:
     """The folder of prepared data sets: `$TRUTHGATE_DATA`, or `data` in the user's cache."""
     given = os.environ.get("TRUTHGATE_DATA")
     return Path(given) if given else cache_dir() / "data"
+
+
+def packaged_file(package: str, *parts: str) -> Path | None:
+    """A file inside an installed package, found without importing it; None if it is not there."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0], *parts)
+    return path if path.exists() else None

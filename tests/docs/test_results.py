@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import tiny_vision_models as factories_vlm
 
-from truthgate_eval.gating.sweep import Point
+from truthgate_eval.gating.sweep import Candidate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 sys.path.insert(
@@ -74,8 +74,8 @@ def test_the_permuted_child_is_the_same_function_under_other_head_numbers() -> N
 
 def test_a_choice_is_the_best_gate_that_strengthens_truthful_heads() -> None:
     tried = [
-        Point(0.0, "minmax", "post", 0.9), Point(-1.0, "minmax", "post", 0.95), Point(1.0, "minmax", "post", 0.8),
-        Point(0.3, "minmax", "post", 0.8), Point(4.5, "minmax", "pre", 0.99),
+        Candidate(0.0, "minmax", "post", 0.9), Candidate(-1.0, "minmax", "post", 0.95), Candidate(1.0, "minmax", "post", 0.8),
+        Candidate(0.3, "minmax", "post", 0.8), Candidate(4.5, "minmax", "pre", 0.99),
     ]  # fmt: skip
     assert results_judge.choice(tried, "post").lam == 0.3
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from helpers import tiny_vision_models as factories_vlm
-from truthgate_eval.vision.question_engine import Asked, SharedAnswers
+from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
 
 
 def prompts() -> list[list[int]]:
@@ -32,9 +32,14 @@ def questions() -> list[tuple[str, list[Image.Image]]]:
     return [*found, found[0], (found[1][0], [found[1][1][0].copy()])]
 
 
-def asked(shared: SharedAnswers, answers: Sequence[str] = ("",)) -> list[Asked]:
+def asked(shared: ImageQuestionEngine, answers: Sequence[str] = ("",)) -> list[ImagePrompt]:
     return [
-        Asked(shared.vlm.prompt(text, len(shown)), shared.note(shown), lambda shown=shown: shown, answer)
+        ImagePrompt(
+            shared.vlm.prompt(text, len(shown)),
+            shared.register_images(shown),
+            lambda shown=shown: shown,
+            answer,
+        )
         for text, shown in questions()
         for answer in answers
     ]

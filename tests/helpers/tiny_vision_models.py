@@ -200,9 +200,9 @@ def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
 
 def save_smollm2_llava(folder: Path) -> str:
     """A LLaVA whose language model is the packaged SmolLM2-135M; its vision half is tiny and untrained."""
-    from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+    from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
-    base = resolve_pretrained(SMALL_MODEL)
+    base = resolve_smollm2(SMOLLM2)
     words = hf.AutoTokenizer.from_pretrained(base)
     words.add_special_tokens({"additional_special_tokens": ["<image>"]})
     words.padding_side = "left"

@@ -17,7 +17,7 @@ from truthgate_eval.data.poll import prepare_poll
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval import evaluator as lm_eval_sweep
 from truthgate_eval.harness.lmms_eval import evaluator as lmms_eval_sweep
-from truthgate_eval.inference.lower_layer_cache import keep_below
+from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
 
 pytestmark = pytest.mark.slow
 
@@ -68,7 +68,7 @@ def choose_gated(bench: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[floa
         judged.append((gate.lam, part))
         return type(found)(float(gate.lam == 1), found.stderr, found.documents)
 
-    monkeypatch.setattr(bench, "judge", judge)
+    monkeypatch.setattr(bench, "evaluate", judge)
     return judged
 
 
@@ -77,7 +77,7 @@ def test_the_choice_alone_is_judged_on_the_rest(
     host: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = request.getfixturevalue(host)
-    bench = lm_eval_sweep.LmEvalBench if host == "text" else lmms_eval_sweep.LmmsEvalBench
+    bench = lm_eval_sweep.LmEvalEvaluator if host == "text" else lmms_eval_sweep.LmmsEvalEvaluator
     judged = choose_gated(bench, monkeypatch)
     done = truthgate(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -94,7 +94,7 @@ def test_the_choice_alone_is_judged_on_the_rest(
     assert gates["vanilla"]["scores"] == "none" and gates["random-1"]["scores"] == "random:1"
     assert gates["chosen"]["lam"] == 1 and gates["chosen"]["scores"] == str(tmp_path / "a.npz")
     [*tasks] = runs["vanilla"].tasks.values()
-    rest = sum(len(task.records) for task in tasks)
+    rest = sum(len(task.samples) for task in tasks)
     selection = recommended["points"][0]["documents"]
     whole = {"text": 60 - 10, "pictured": 2 * 60}[host]  # without the rows that were probed
     assert selection + rest == whole and 0 < selection < whole / 2
@@ -129,11 +129,11 @@ def test_layers_below_the_gated_ones_run_once(
     for keeps in (True, False):
 
         def keep(forward: Any, layers: Any, keeps: bool = keeps) -> Any:
-            kept = keep_below(forward, layers if keeps else ())
+            kept = cache_lower_layers(forward, layers if keeps else ())
             again.append(lambda: kept and kept.again)
             return kept
 
-        monkeypatch.setattr(bench, "keep_below", keep)
+        monkeypatch.setattr(bench, "cache_lower_layers", keep)
         done = truthgate(*arguments, "-o", str(tmp_path / f"{keeps}"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         points.append((tmp_path / f"{keeps}" / "points.jsonl").read_text())
@@ -161,7 +161,7 @@ def _answers(folder: Path) -> list[Any]:
 def test_an_interrupted_sweep_goes_on_where_it_was(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = lm_eval_sweep.LmEvalBench
+    bench = lm_eval_sweep.LmEvalEvaluator
     plain, judged = bench.judge, []
 
     def judge(self: Any, gate: Any, part: str, output: Path | None = None) -> Any:
@@ -170,7 +170,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         judged.append(gate.lam)
         return plain(self, gate, part, output)
 
-    monkeypatch.setattr(bench, "judge", judge)
+    monkeypatch.setattr(bench, "evaluate", judge)
     assert truthgate(*text, "--rest_limit", "0", cwd=tmp_path).returncode != 0
     assert "recommended" not in TruthScores.load(tmp_path / "a.npz").metadata
     judged.clear()

@@ -23,9 +23,9 @@ from truthgate_eval.analysis.heads.family import (
     pairs_table,
     read_member,
 )
-from truthgate_eval.harness.lm_eval.probing import load_lm, probing_sequences
-from truthgate_eval.packaged.smollm2 import packaged_file
-from truthgate_eval.probing.run import probe_model
+from truthgate_eval.harness.lm_eval.probing import load_lm, load_tokenized
+from truthgate_eval.paths import packaged_file
+from truthgate_eval.probing.run import run_probing
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -86,7 +86,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyMatrix:
     """The base and four others, all but the base probed with the other seed: with other folds."""
     folder: Path = tmp_path_factory.mktemp("family")
     lm = load_lm("hf", {}, batch_size=16, device="cpu")
-    sequences = probing_sequences(lm, ["probe_halueval_qa"], limit=DOCUMENTS)
+    sequences = load_tokenized(lm, ["probe_halueval_qa"], limit=DOCUMENTS)
     base = lm.model
     tuned = tuned_copy(base, lm.tokenizer)
     torch.manual_seed(1)
@@ -99,7 +99,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyMatrix:
     }
     for name, model in models.items():
         seed = SEED if name == "base" else OTHER_SEED
-        scores = probe_model(model, sequences, name=name, seed=seed, batch_size=16)
+        scores = run_probing(model, sequences, name=name, seed=seed, batch_size=16)
         scores.save(folder / f"{name}.npz")
     found = correlate_family([read_member(str(folder / f"{name}.npz")) for name in models])
     Console(width=100).print(matrix_table(found, "pearson"), pairs_table(found))

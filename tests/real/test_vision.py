@@ -17,7 +17,7 @@ import pytest
 from helpers import tiny_vision_models as factories_vlm
 
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.metrics.pope import read
+from truthgate_eval.metrics.pope import parse_answer
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -92,7 +92,7 @@ def test_the_gate_is_evaluated_on_the_poll(folder: Path, scores: Path) -> None:
     results, samples = evaluate(folder, "gated", f"scores={scores},lam=0.3", "poll_adversarial")
     assert results["gate"]["lam"] == 0.3 and results["gate"]["sha256"] == TruthScores.load(scores).fingerprint
     assert len(samples) == 6 * PICTURES // 2
-    readings = [read(row["filtered_resps"], row["target"]) for row in samples]
+    readings = [parse_answer(row["filtered_resps"], row["target"]) for row in samples]
     right = sum(reading.parsed == reading.gold for reading in readings) / len(readings)
     assert results["results"]["poll_adversarial"]["acc,none"] == pytest.approx(right)
     vanilla, plain = evaluate(folder, "vanilla", "scores=none", "poll_random,poll_adversarial")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from truthgate_eval.cli.console import console, say
+from truthgate_eval.cli.console import console, print_line
 from truthgate_eval.files import check_file, write_whole
 
 
@@ -60,9 +60,9 @@ def compare(
     for table in formats.terminal_tables(leaderboard):
         console.print(table)
         console.print()
-    say(formats.footnote(leaderboard))
+    print_line(formats.footnote(leaderboard))
     for warning in leaderboard.warnings:
-        say(f"warning: {warning}")
+        print_line(f"warning: {warning}")
     contents = {
         markdown: formats.markdown,
         csv: formats.as_csv,
@@ -72,7 +72,7 @@ def compare(
     for path, make in contents.items():
         if path is not None:
             write_whole(path, make(leaderboard).encode())
-            say(f"-> {path}")
+            print_line(f"-> {path}")
 
 
 def _split(text: str) -> tuple[str | None, str]:

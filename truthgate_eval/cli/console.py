@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 console = Console()
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print one line as it is: never wrapped, so that a path in it can be copied."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
 

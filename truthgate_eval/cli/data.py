@@ -12,12 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from truthgate_eval.data.halueval import prepare_halueval
+from truthgate_eval.data.phd import prepare_phd
+from truthgate_eval.data.pope import prepare_pope
 from truthgate_eval.errors import DataError
 from truthgate_eval.paths import data_dir
 
 if TYPE_CHECKING:
     from truthgate_eval.data.minimal_pairs import Rewriter
-    from truthgate_eval.data.store import Prepared
+    from truthgate_eval.data.store import PreparedDataset
 
 data_app = typer.Typer(
     help="Make data sets for tasks from original releases or from your own pictures.",
@@ -93,7 +96,6 @@ def pope(
     allow_missing: AllowMissing = False,
 ) -> None:
     """POPE's nine question files: tasks `pope_all`, `pope_coco`, `pope_coco_random`, ..."""
-    from truthgate_eval.data.releases import prepare_pope
     from truthgate_eval.metrics.pope import SOURCES
 
     with _working("looking for pictures"):
@@ -113,8 +115,6 @@ def phd(
     allow_missing: AllowMissing = False,
 ) -> None:
     """PhD's questions, for probing with pictures and with text."""
-    from truthgate_eval.data.releases import prepare_phd
-
     with _working("looking for pictures"):
         prepared = prepare_phd(json, images, out or data_dir(), allow_missing=allow_missing)
     _report(prepared, "truthgate probe --tasks probe_phd_image")
@@ -152,8 +152,6 @@ def halueval(
     out: Out = None,
 ) -> None:
     """HaluEval's files, checked and copied to where its tasks look for them."""
-    from truthgate_eval.data.releases import prepare_halueval
-
     _report(prepare_halueval(folder, out or data_dir()), "lm_eval --tasks halueval")
 
 
@@ -216,7 +214,7 @@ def _working(what: str) -> Iterator[Callable[[int], None]]:
         yield lambda steps: bars.advance(task, steps)
 
 
-def _report(prepared: Prepared, use: str | None = None) -> None:
+def _report(prepared: PreparedDataset, use: str | None = None) -> None:
     from truthgate_eval.data.images import name_some
     from truthgate_eval.data.store import MISSING
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from rich.console import Console
 
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.packaged.scenes_llava import SMALL_CHILD, resolve_child
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, resolve_scenes_llava
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
 _MODULES = {"truthgate": "truthgate_eval", "lm_eval": "lm_eval", "lmms_eval": "lmms_eval"}
 
@@ -38,8 +38,8 @@ def run_demo(console: Console, folder: Path | None, *, documents: int, limit: in
     folder = folder or Path(tempfile.mkdtemp(prefix="truthgate-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
     console.rule("A family: SmolLM2-135M-Instruct, and its child that sees drawn scenes")
-    resolve_pretrained(SMALL_MODEL)
-    resolve_child(SMALL_CHILD)
+    resolve_smollm2(SMOLLM2)
+    resolve_scenes_llava(SCENES_LLAVA)
     demo = _Demo(console, folder, documents, limit)
     demo.base()
     demo.child()

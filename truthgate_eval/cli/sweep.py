@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from truthgate_eval.cli.console import console, say
+from truthgate_eval.cli.console import console, print_line
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 
 if TYPE_CHECKING:
-    from truthgate_eval.gating.gate_config import GateSettings
+    from truthgate_eval.gating.gate_config import GateConfig
     from truthgate_eval.gating.scores import TruthScores
-    from truthgate_eval.gating.sweep import Bench, Point
-    from truthgate_eval.gating.sweep_store import SweepFolder
+    from truthgate_eval.gating.sweep import Candidate, Evaluator
+    from truthgate_eval.gating.sweep_store import SweepStore
 
 
 def sweep(
@@ -57,11 +57,19 @@ def sweep(
     """
     from lm_eval.utils import simple_parse_args_string
 
-    from truthgate_eval.gating.gate_config import GateSettings, read_layers
+    from truthgate_eval.gating.gate_config import GateConfig, parse_layers
     from truthgate_eval.gating.scores import TruthScores
-    from truthgate_eval.gating.sweep import REST, SELECTION, best, gate_of, make_grid, recommend, table
+    from truthgate_eval.gating.sweep import (
+        REST,
+        SELECTION,
+        best_candidate,
+        candidate_gate,
+        format_candidates,
+        make_grid,
+        recommend,
+    )
     from truthgate_eval.gating.sweep_plot import save_sweep_plot
-    from truthgate_eval.gating.sweep_store import SweepFolder
+    from truthgate_eval.gating.sweep_store import SweepStore
 
     artifact = TruthScores.load(scores)
     if scores.suffix != ".npz":
@@ -69,87 +77,87 @@ def sweep(
             f"{scores} cannot hold a recommendation: make an .npz of it with truthgate import"
         )
     grid = make_grid(lam=lam, norm=norm, site=site)
-    read_layers(layers)  # a slip of the pen shows before the model is loaded
+    parse_layers(layers)  # a slip of the pen shows before the model is loaded
     names, arguments = tasks.split(","), simple_parse_args_string(model_args)
     identity = {
         "scores": artifact.fingerprint, "model": model, "model_args": arguments, "tasks": names,
         "metric": metric, "limit": limit, "rest_limit": rest_limit, "batch_size": batch_size,
         "layers": layers,
     }  # fmt: skip
-    folder = SweepFolder(output or scores.with_suffix(".sweep"), identity)
+    folder = SweepStore(output or scores.with_suffix(".sweep"), identity)
     settings = {
         "metric": metric, "model_args": arguments, "limits": {SELECTION: limit, REST: rest_limit},
         "batch_size": batch_size, "device": device, "layers": layers,
     }  # fmt: skip
     bench = _bench(artifact, scores, model, names, settings)
-    gate = functools.partial(gate_of, artifact, str(scores), layers=layers)
+    gate = functools.partial(candidate_gate, artifact, str(scores), layers=layers)
     points = _judge_grid(bench, gate, grid, folder)
-    console.print(table(points, metric))
+    console.print(format_candidates(points, metric))
     save_sweep_plot(points, metric, tasks, folder.plot_file)
-    chosen = best(points)
+    chosen = best_candidate(points)
     recommended = recommend(
         artifact, chosen, points, tasks=tasks, metric=metric, modality=bench.modality, layers=layers
     )
     recommended.save(scores)
-    say(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
-    say(f"plot -> {folder.plot_file}")
+    print_line(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    print_line(f"plot -> {folder.plot_file}")
     if rest_limit != 0:
-        gates = {"vanilla": GateSettings.read("none")}
+        gates = {"vanilla": GateConfig.parse("none")}
         if chosen.lam != 0:
             gates["chosen"] = gate(chosen)
         for seed in range(1, random + 1):
-            gates[f"random-{seed}"] = GateSettings.read(f"random:{seed}", site=chosen.site, layers=layers)
+            gates[f"random-{seed}"] = GateConfig.parse(f"random:{seed}", site=chosen.site, layers=layers)
         _judge_rest(bench, gates, folder)
 
 
 def _bench(
     artifact: TruthScores, scores: Path, model: str, names: list[str], settings: dict[str, Any]
-) -> Bench:
+) -> Evaluator:
     if model in MODELS:
         from loguru import logger
 
-        from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalBench
+        from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalEvaluator
 
         logger.remove()  # lmms-eval's own log of every evaluation
         logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
-        return LmmsEvalBench(artifact, model, names, **settings)
+        return LmmsEvalEvaluator(artifact, model, names, **settings)
     if model not in ("hf", "gated_hf"):
         raise TruthGateError(f"--model {model}: a sweep takes hf, or one of {', '.join(MODELS)}")
-    from truthgate_eval.harness.lm_eval.evaluator import LmEvalBench
+    from truthgate_eval.harness.lm_eval.evaluator import LmEvalEvaluator
 
-    return LmEvalBench(artifact, str(scores), names, **settings)
+    return LmEvalEvaluator(artifact, str(scores), names, **settings)
 
 
 def _judge_grid(
-    bench: Bench, gate: Callable[[Point], GateSettings], grid: list[Point], folder: SweepFolder
-) -> list[Point]:
+    bench: Evaluator, gate: Callable[[Candidate], GateConfig], grid: list[Candidate], folder: SweepStore
+) -> list[Candidate]:
     """Every point of the grid with its value; finished ones come from the folder."""
     from truthgate_eval.gating.sweep import SELECTION
 
-    done = folder.points()
+    done = folder.candidates()
     for number, point in enumerate(grid, start=1):
-        known = point.setting in done
+        known = point.label in done
         if not known:
-            outcome = bench.judge(gate(point), SELECTION)
-            done[point.setting] = dataclasses.replace(point, **dataclasses.asdict(outcome))
-            folder.add(done[point.setting])
+            outcome = bench.evaluate(gate(point), SELECTION)
+            done[point.label] = dataclasses.replace(point, **dataclasses.asdict(outcome))
+            folder.add(done[point.label])
         # The host draws a bar for the documents of each setting; a second one would not stand beside it.
-        value = f"{done[point.setting].value:.4f}{' (from before)' if known else ''}"
+        value = f"{done[point.label].value:.4f}{' (from before)' if known else ''}"
         _note(f"[{number}/{len(grid)}] lam={point.lam:g},norm={point.norm},site={point.site}: {value}")
-    return [done[point.setting] for point in grid]
+    return [done[point.label] for point in grid]
 
 
-def _judge_rest(bench: Bench, gates: dict[str, GateSettings], folder: SweepFolder) -> None:
+def _judge_rest(bench: Evaluator, gates: dict[str, GateConfig], folder: SweepStore) -> None:
     """The vanilla model, the choice and random gates on the documents that did not take part in choosing."""
     from truthgate_eval.gating.sweep import REST
 
     folders = []
     for number, (name, gate) in enumerate(gates.items(), start=1):
-        run, outcome = folder.rest(name, gate, functools.partial(bench.judge, gate, REST))
+        run, outcome = folder.test_result(name, gate, functools.partial(bench.evaluate, gate, REST))
         folders.append(run)
         _note(f"[{number}/{len(gates)}] {name}, the rest, n = {outcome.documents}: {outcome.value:.4f}")
     if len(folders) == 1:
-        say(f"the choice is the vanilla model; its run on the rest -> {folders[0]}")
+        print_line(f"the choice is the vanilla model; its run on the rest -> {folders[0]}")
         return
     _compare(folders)
 
@@ -170,7 +178,7 @@ def _compare(folders: list[Path]) -> None:
     )
     for board in terminal_tables(leaderboard):
         console.print(board)
-    say(footnote(leaderboard))
+    print_line(footnote(leaderboard))
     for warning in leaderboard.warnings:
-        say(f"warning: {warning}")
-    say(f"again, or with other runs: truthgate compare {' '.join(map(str, folders))}")
+        print_line(f"warning: {warning}")
+    print_line(f"again, or with other runs: truthgate compare {' '.join(map(str, folders))}")

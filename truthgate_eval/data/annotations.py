@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.data.store import read_json_lines
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import read_json_lines
 
 
 @dataclass(frozen=True)
-class Annotated:
+class AnnotatedImage:
     """A picture and the names of the objects on it, each once."""
 
     image: str
     objects: tuple[str, ...]
 
 
-def read_annotations(file: Path) -> list[Annotated]:
+def read_annotations(file: Path) -> list[AnnotatedImage]:
     """Annotated pictures from COCO's instances JSON, or from JSON lines of image and objects.
 
     Raises:
@@ -39,7 +39,7 @@ def read_annotations(file: Path) -> list[Annotated]:
         pictures = _from_coco(file, whole)
     else:
         pictures = [
-            Annotated(str(record["image"]), _objects(record["objects"], f"{file}, line {number}"))
+            AnnotatedImage(str(record["image"]), _objects(record["objects"], f"{file}, line {number}"))
             for number, record in read_json_lines(file, ("image", "objects"))
         ]
     twice = [name for name, times in Counter(picture.image for picture in pictures).items() if times > 1]
@@ -56,12 +56,14 @@ def _objects(given: Any, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.strip() for name in given))
 
 
-def _from_coco(file: Path, whole: Mapping[str, Any]) -> list[Annotated]:
+def _from_coco(file: Path, whole: Mapping[str, Any]) -> list[AnnotatedImage]:
     try:
         names = {category["id"]: str(category["name"]) for category in whole["categories"]}
         objects: dict[Any, dict[str, None]] = {image["id"]: {} for image in whole["images"]}
         for annotation in whole["annotations"]:
             objects[annotation["image_id"]][names[annotation["category_id"]]] = None
-        return [Annotated(str(image["file_name"]), tuple(objects[image["id"]])) for image in whole["images"]]
+        return [
+            AnnotatedImage(str(image["file_name"]), tuple(objects[image["id"]])) for image in whole["images"]
+        ]
     except (KeyError, TypeError) as error:
         raise DataError(f"{file} is not COCO's instances file: {error!r}") from error

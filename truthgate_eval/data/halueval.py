@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.data.store import PreparedDataset, copy_into_dataset
 from truthgate_eval.errors import DataError, TaskError
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.packaged.smollm2 import packaged_file
-from truthgate_eval.paths import data_dir
+from truthgate_eval.paths import data_dir, packaged_file
 
 HUB, HUB_REVISION = "pminervini/HaluEval", "21e110ea5866a71b6362279dead3f4da5747116c"
 # For each task: the columns of the right and of the hallucinated answer.
@@ -61,10 +61,10 @@ def documents(
         raise TaskError(f"unknown subset {subset!r}: expected one of {', '.join(SUBSETS)}")
     excluded = probed_rows(exclude_rows_of, task) if exclude_rows_of else frozenset()
     kept = []
-    for row, record in enumerate(read(task, halueval_path)):
+    for row, record in enumerate(read_records(task, halueval_path)):
         if row in excluded or (subset != "all" and (subset == "selection") != in_selection(task, record)):
             continue
-        kept.append(judged(task, row, record))
+        kept.append(make_judgement(task, row, record))
     if not kept:
         raise TaskError(
             f"HaluEval {task}: no document is left of subset={subset}, {len(excluded)} rows excluded"
@@ -72,11 +72,11 @@ def documents(
     return kept
 
 
-def judged(task: str, row: int, record: dict[str, Any]) -> dict[str, Any]:
+def make_judgement(task: str, row: int, record: dict[str, Any]) -> dict[str, Any]:
     """One record with the answer that is shown, chosen by the record's own hash."""
     right, wrong = (str(record[name]) for name in ANSWERS[task])
-    hallucinated = draw(task, record, "answer") % 2 == 1
-    flipped = draw(task, record, "order") % 2 == 1
+    hallucinated = deterministic_draw(task, record, "answer") % 2 == 1
+    flipped = deterministic_draw(task, record, "order") % 2 == 1
     selection = in_selection(task, record)
     return {
         **{name: str(record[name]) for name in (*CONTEXT[task], *ANSWERS[task])},
@@ -91,10 +91,10 @@ def judged(task: str, row: int, record: dict[str, Any]) -> dict[str, Any]:
 
 def in_selection(task: str, record: dict[str, Any]) -> bool:
     """Whether a record is in the fifth that settings are chosen on."""
-    return draw(task, record, "selection") % _SELECTION_PARTS == 0
+    return deterministic_draw(task, record, "selection") % _SELECTION_PARTS == 0
 
 
-def draw(task: str, record: dict[str, Any], purpose: str) -> int:
+def deterministic_draw(task: str, record: dict[str, Any], purpose: str) -> int:
     """A number that a record's texts fix for good, for one purpose: no random stream is involved."""
     texts = [str(record[name]) for name in (*CONTEXT[task], *ANSWERS[task])]
     digest = hashlib.sha256("\x1f".join([purpose, *texts]).encode("utf-8", "surrogatepass"))
@@ -109,15 +109,15 @@ def probed_rows(scores: str, task: str) -> frozenset[int]:
     return frozenset(rows.get(f"halueval/{task}", ()))
 
 
-def read(task: str, path: str | None = None) -> Iterator[dict[str, Any]]:
+def read_records(task: str, path: str | None = None) -> Iterator[dict[str, Any]]:
     """The records of a HaluEval file, as they stand there."""
-    file = locate(task, path)
+    file = find_file(task, path)
     if file is None:
         return _read_hub(task)
     return _read_lines(task, file)
 
 
-def locate(task: str, path: str | None = None) -> Path | None:
+def find_file(task: str, path: str | None = None) -> Path | None:
     """The file of a HaluEval task, or None where only the hub is left."""
     names = (f"{task}_data.jsonl", f"{task}_data.json", f"dataset_halueval_{task}.jsonl")
     if path is not None:
@@ -164,3 +164,27 @@ def _check(task: str, record: Any, where: str) -> None:
     missing = [name for name in (*CONTEXT[task], *ANSWERS[task]) if fields.get(name) is None]
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not HaluEval's {task} file")
+
+
+def prepare_halueval(folder: Path, out: Path) -> PreparedDataset:
+    """Copy HaluEval's files into `out/halueval` under their original names, checked line by line.
+
+    Raises:
+        DataError: The folder has none of them, or one is not HaluEval's.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}: give the one with HaluEval's qa_data.json")
+    counts: dict[str, int] = {}
+    notes = []
+    for task in ANSWERS:
+        try:
+            file = find_file(task, str(folder))
+        except DataError:  # a folder may have one task only; that it has none is an error below
+            notes.append(f"no {task}_data.json there: {task} is not prepared")
+            continue
+        if file is not None:
+            counts[f"{task}_data"] = sum(1 for _ in read_records(task, str(file)))
+            copy_into_dataset(file, out / "halueval" / f"{task}_data.jsonl")
+    if not counts:
+        raise DataError(f"{folder} has no qa_data.json, dialogue_data.json or summarization_data.json")
+    return PreparedDataset(out / "halueval", counts, notes=notes)

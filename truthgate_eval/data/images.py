@@ -19,7 +19,7 @@ _COCO_NUMBER = re.compile(r"(?:^|_)(\d{12})$")
 _NAMED = 5  # missing pictures that a message names
 
 
-class PictureFolders:
+class ImageFolders:
     """The pictures below some folders, found by name.
 
     A COCO picture is found under the name of any of COCO's releases: `COCO_val2014_000000310196.jpg`,
@@ -95,7 +95,7 @@ def name_some(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """A picture in RGB.
 
     Raises:

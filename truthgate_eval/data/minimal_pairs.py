@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from truthgate_eval.data.store import Prepared, Row, read_json_lines, read_rows, sha256, write_set
+from truthgate_eval.data.store import PreparedDataset, Row, read_rows, write_dataset
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import read_json_lines, sha256
 
 REASONS = {
     "kept": "differs in the last words only",
@@ -32,7 +33,7 @@ _EDGES = re.compile(r"^\W+|\W+$")
 
 
 @dataclass(frozen=True)
-class Pair:
+class AnswerPair:
     """A question about a picture with a truthful and a hallucinated answer."""
 
     row: int
@@ -42,10 +43,10 @@ class Pair:
     image_path: str | None = None
 
 
-Rewriter = Callable[[Pair], str]
+Rewriter = Callable[[AnswerPair], str]
 
 
-def judge_pair(chosen: str, rejected: str, *, last_words: int = 2) -> str:
+def check_pair(chosen: str, rejected: str, *, last_words: int = 2) -> str:
     """`kept`, or why the pair is not minimal: a key of `REASONS`.
 
     Words are compared without case and without punctuation at their edges.
@@ -77,12 +78,12 @@ def align_ending(rejected: str, chosen: str) -> str:
 
 
 def rewrite_pairs(
-    pairs: Sequence[Pair],
+    pairs: Sequence[AnswerPair],
     rewriter: Rewriter,
     *,
     journal: Path | None = None,
     progress: Callable[[int], None] | None = None,
-) -> list[Pair]:
+) -> list[AnswerPair]:
     """The pairs with their rejected answers rewritten.
 
     Args:
@@ -103,7 +104,7 @@ def rewrite_pairs(
             answer = align_ending(rewriter(pair).strip(), pair.chosen)
             if journal is not None:
                 _append(journal, pair, answer)
-        rewritten.append(Pair(pair.row, pair.question, pair.chosen, answer, pair.image_path))
+        rewritten.append(AnswerPair(pair.row, pair.question, pair.chosen, answer, pair.image_path))
         if progress is not None:
             progress(1)
     return rewritten
@@ -118,7 +119,7 @@ def prepare_minimal_pairs(
     last_words: int = 2,
     limit: int | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Prepared:
+) -> PreparedDataset:
     """Write `out/minimal_pairs/pairs.parquet`, and every pair's verdict in `verdicts.parquet`.
 
     Args:
@@ -143,7 +144,7 @@ def prepare_minimal_pairs(
         folder.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"\W+", "-", rewriter_name or "rewriter").strip("-")
         pairs = rewrite_pairs(pairs, rewriter, journal=folder / f"rewrites_{slug}.jsonl", progress=progress)
-    verdicts = [judge_pair(pair.chosen, pair.rejected, last_words=last_words) for pair in pairs]
+    verdicts = [check_pair(pair.chosen, pair.rejected, last_words=last_words) for pair in pairs]
     counts = Counter(verdicts)
     notes = [f"{counts[name]} of {len(pairs)}: {reason}" for name, reason in REASONS.items() if counts[name]]
     if not counts["kept"]:
@@ -157,7 +158,7 @@ def prepare_minimal_pairs(
         {"row": pair.row, "chosen": pair.chosen, "rejected": pair.rejected, "verdict": verdict}
         for pair, verdict in zip(pairs, verdicts, strict=True)
     ]
-    return write_set(
+    return write_dataset(
         folder,
         {"pairs": kept, "verdicts": judged},
         source={
@@ -185,11 +186,11 @@ def _read_source(source: Path) -> list[Row]:
     ]
 
 
-def _pair(row: Row, where: str) -> Pair:
+def _pair(row: Row, where: str) -> AnswerPair:
     choices = row.get("choices")
     if not isinstance(choices, list) or len(choices) != 2 or row.get("target") != 0:
         raise DataError(f"{where}: expected choices of two answers, the first one truthful (target 0)")
-    return Pair(int(row["row"]), str(row["question"]), choices[0], choices[1], row.get("image_path"))
+    return AnswerPair(int(row["row"]), str(row["question"]), choices[0], choices[1], row.get("image_path"))
 
 
 def _words(answer: str) -> list[str]:
@@ -202,7 +203,7 @@ def _ending(answer: str) -> str:
     return match[0].strip() if match else ""
 
 
-def _identity(pair: Pair) -> tuple[int, str, str, str]:
+def _identity(pair: AnswerPair) -> tuple[int, str, str, str]:
     return pair.row, pair.question, pair.chosen, pair.rejected
 
 
@@ -214,7 +215,7 @@ def _read_journal(journal: Path) -> dict[tuple[int, str, str, str], str]:
     }
 
 
-def _append(journal: Path, pair: Pair, answer: str) -> None:
+def _append(journal: Path, pair: AnswerPair, answer: str) -> None:
     record = {"row": pair.row, "question": pair.question, "chosen": pair.chosen, "rejected": pair.rejected}
     with journal.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**record, "rewritten": answer}, ensure_ascii=False) + "\n")

@@ -7,10 +7,22 @@ knowledge, the data set's yes and no are therefore inverted (METHOD.md, "Probing
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.data.author_sequences import read_sequences
+from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.store import (
+    PreparedDataset,
+    Row,
+    add_image_paths,
+    copy_into_dataset,
+    require_images,
+    write_dataset,
+)
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import sha256
 from truthgate_eval.paths import data_dir
 
 _QUESTIONS = {"yes_question": "no", "no_question": "yes"}  # the truthful answer under the context
@@ -76,3 +88,47 @@ def _context(record: Any, where: str) -> str:
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not PhD's data.json")
     return str(record["context"]["icc"])
+
+
+def prepare_phd(
+    data: Path, images: Sequence[Path], out: Path, *, allow_missing: bool = False
+) -> PreparedDataset:
+    """Write `out/phd/image.parquet`, PhD's questions about pictures, and copy `data.json` beside it.
+
+    The copy is what the text task `probe_phd_text` reads.
+
+    Args:
+        data: PhD's `data.json`, or the TruthProbe authors' JSON lines with PhD's questions.
+        images: Folders of COCO's pictures of 2014 or 2017.
+        out: The data folder.
+        allow_missing: Leave the questions about missing pictures out instead of refusing.
+
+    Raises:
+        DataError: The file is not PhD's, or pictures are missing.
+    """
+    folders = ImageFolders(images)
+    authors = data.suffix == ".jsonl"
+    rows = read_sequences(data, folders) if authors else list(_phd_questions(data))
+    found, missing = folders.find_all(row["image"] for row in rows)
+    folder = out / "phd"
+    require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
+    kept = add_image_paths(rows, found)
+    notes = [f"{len(rows) - len(kept)} of {len(rows)} questions left out"] if len(kept) < len(rows) else []
+    if not authors:
+        copy_into_dataset(data, folder / "data.json")
+    source = {"file": str(data), "sha256": sha256(data), "images": [str(path) for path in folders.folders]}
+    return write_dataset(folder, {"image": kept}, source=source, missing=missing, notes=notes)
+
+
+def _phd_questions(data: Path) -> Iterator[Row]:
+    """Each record's two questions about the picture; the reader of the text task checks the file."""
+    for document in documents(str(data)):
+        # The text reader's truth is the context's; the picture's is the opposite one.
+        yield {
+            "row": document["row"],
+            "image": document["image_id"],
+            "kind": document["kind"],
+            "question": document["question"],
+            "choices": document["choices"],
+            "target": 1 - document["target"],
+        }

@@ -20,16 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.data.annotations import Annotated, read_annotations
-from truthgate_eval.data.images import PictureFolders
-from truthgate_eval.data.store import (
-    Prepared,
-    require_pictures,
-    sha256,
-    with_paths,
-    write_set,
-)
+from truthgate_eval.data.annotations import AnnotatedImage, read_annotations
+from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.store import PreparedDataset, add_image_paths, require_images, write_dataset
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import sha256
 from truthgate_eval.metrics.pope import SPLITS
 
 PROBE = "probe"  # the file of questions for probing
@@ -67,7 +62,7 @@ class _Counts:
     together: Mapping[str, Counter[str]]
 
     @classmethod
-    def of(cls, pictures: Iterable[Annotated]) -> _Counts:
+    def of(cls, pictures: Iterable[AnnotatedImage]) -> _Counts:
         seen: Counter[str] = Counter()
         together: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for picture in pictures:
@@ -78,7 +73,7 @@ class _Counts:
 
 
 def make_poll(
-    pictures: Sequence[Annotated],
+    pictures: Sequence[AnnotatedImage],
     *,
     per_picture: int = 3,
     min_objects: int | None = None,
@@ -144,7 +139,7 @@ def prepare_poll(
     seed: int = 0,
     probe_share: float = 0.0,
     allow_missing: bool = False,
-) -> Prepared:
+) -> PreparedDataset:
     """Write `out/poll/{random,popular,adversarial}.parquet`; see `make_poll` for the other settings.
 
     Args:
@@ -166,10 +161,10 @@ def prepare_poll(
     if not 0 <= probe_share < 1:
         raise DataError(f"probe_share={probe_share}: expected a share from 0 to below 1")
     pictures = read_annotations(annotations)
-    folders = PictureFolders(images)
+    folders = ImageFolders(images)
     found, missing = folders.find_all(picture.image for picture in pictures)
     folder = out / "poll"
-    require_pictures(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
+    require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
     poll = make_poll(
         [picture for picture in pictures if picture.image in found],
         per_picture=per_picture,
@@ -177,7 +172,7 @@ def prepare_poll(
         limit=limit,
         seed=seed,
     )
-    files = {split: with_paths(questions, found) for split, questions in poll.splits.items()}
+    files = {split: add_image_paths(questions, found) for split, questions in poll.splits.items()}
     aside = _set_aside(poll.pictures, probe_share, seed)
     if probe_share:
         probing = [row for row in files["random"] if row["image"] in aside]
@@ -199,13 +194,13 @@ def prepare_poll(
         **{"per_picture": per_picture, "min_objects": needed, "limit": limit, "seed": seed},
         "probe_share": probe_share,
     }
-    prepared = write_set(folder, files, source=source, missing=missing, notes=notes)
+    prepared = write_dataset(folder, files, source=source, missing=missing, notes=notes)
     if PROBE not in files:  # an older poll's pictures for probing may be asked about in this one
         (folder / f"{PROBE}.parquet").unlink(missing_ok=True)
     return prepared
 
 
-def ask_about(name: str) -> str:
+def question_text(name: str) -> str:
     """POPE's question about an object, with the article that its sound asks for."""
     vowel = _VOWEL_SOUND.match(name) and not _CONSONANT_SOUND.match(name)
     return f"Is there {'an' if vowel else 'a'} {name} in the image?"
@@ -221,7 +216,7 @@ def _set_aside(pictures: Sequence[str], share: float, seed: int) -> set[str]:
 
 
 def _ask(
-    splits: dict[str, list[dict[str, Any]]], picture: Annotated, asked: int, counts: _Counts, seed: int
+    splits: dict[str, list[dict[str, Any]]], picture: AnnotatedImage, asked: int, counts: _Counts, seed: int
 ) -> None:
     """Add one picture's questions to every split, "yes" and "no" in turn."""
     draw = random.Random(f"{seed}:{picture.image}")
@@ -235,14 +230,14 @@ def _ask(
                         "question_id": len(questions) + 1,
                         "image": picture.image,
                         "object": name,
-                        "question": ask_about(name),
+                        "question": question_text(name),
                         "answer": answer,
                     }
                 )
 
 
 def _absent(
-    split: str, picture: Annotated, present: Sequence[str], counts: _Counts, draw: random.Random
+    split: str, picture: AnnotatedImage, present: Sequence[str], counts: _Counts, draw: random.Random
 ) -> list[str]:
     """As many absent objects as present ones are asked for, chosen as the split does."""
     candidates = sorted(set(counts.seen) - set(picture.objects))

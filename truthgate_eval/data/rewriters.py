@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.data.images import open_picture
-from truthgate_eval.data.minimal_pairs import Pair, Rewriter
+from truthgate_eval.data.images import open_image
+from truthgate_eval.data.minimal_pairs import AnswerPair, Rewriter
 from truthgate_eval.errors import DataError, ModelError
 
 _MAX_NEW_TOKENS = 256
@@ -25,7 +25,7 @@ Wrong answer: {rejected}
 Rewritten answer:"""
 
 
-def instruction(pair: Pair) -> str:
+def instruction(pair: AnswerPair) -> str:
     """What the model is asked to do with a pair."""
     return _INSTRUCTION.format(question=pair.question, chosen=pair.chosen, rejected=pair.rejected)
 
@@ -49,7 +49,7 @@ def endpoint_rewriter(model: str, *, base_url: str | None = None, api_key: str |
         raise ModelError("no key for the endpoint: set OPENAI_API_KEY, or give --base-url of a local server")
     client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=120)
 
-    def rewrite(pair: Pair) -> str:
+    def rewrite(pair: AnswerPair) -> str:
         content: list[Any] = [{"type": "text", "text": instruction(pair)}]
         if pair.image_path:
             content.insert(0, {"type": "image_url", "image_url": {"url": _data_url(Path(pair.image_path))}})
@@ -80,10 +80,10 @@ def local_rewriter(model: str, *, device: str | None = None) -> Rewriter:
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {model} as an image-text-to-text model: {error}") from error
 
-    def rewrite(pair: Pair) -> str:
+    def rewrite(pair: AnswerPair) -> str:
         content: list[Any] = [{"type": "text", "text": instruction(pair)}]
         if pair.image_path:
-            content.insert(0, {"type": "image", "image": open_picture(pair.image_path)})
+            content.insert(0, {"type": "image", "image": open_image(pair.image_path)})
         reply = pipe(
             text=[{"role": "user", "content": content}],
             max_new_tokens=_MAX_NEW_TOKENS,

@@ -8,17 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from truthgate_eval.data.author_sequences import read_sequences
-from truthgate_eval.data.images import PictureFolders
-from truthgate_eval.data.store import (
-    Prepared,
-    Row,
-    replacing,
-    require_pictures,
-    sha256,
-    with_paths,
-    write_set,
-)
+from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, require_images, write_dataset
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import replace_folder, sha256
 
 HUB = "openbmb/RLHF-V-Dataset"
 _COLUMNS = ("image", "text", "origin_split", "idx")
@@ -31,7 +24,7 @@ def prepare_rlhf_v(
     images: Sequence[Path] = (),
     allow_missing: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Prepared:
+) -> PreparedDataset:
     """Write `out/rlhf_v/qa.parquet` and its pictures from RLHF-V's question-answering samples.
 
     Args:
@@ -49,7 +42,7 @@ def prepare_rlhf_v(
         return _prepare_sequences(parquet, images, folder, allow_missing=allow_missing)
     kinds: Counter[str] = Counter()
     rows: list[Row] = []
-    with replacing(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "images").mkdir()
         for number, record in enumerate(_records(parquet)):
             where = f"{parquet or HUB}, record {number}"
@@ -63,16 +56,18 @@ def prepare_rlhf_v(
                 progress(1)
     notes = [f"{count} records of type {kind}" for kind, count in kinds.most_common()]
     source = {"file": str(parquet), "sha256": sha256(parquet)} if parquet else {"hub": HUB}
-    return write_set(folder, {"qa": rows}, source=source, notes=notes)
+    return write_dataset(folder, {"qa": rows}, source=source, notes=notes)
 
 
-def _prepare_sequences(path: Path, images: Sequence[Path], folder: Path, *, allow_missing: bool) -> Prepared:
-    folders = PictureFolders(images)
+def _prepare_sequences(
+    path: Path, images: Sequence[Path], folder: Path, *, allow_missing: bool
+) -> PreparedDataset:
+    folders = ImageFolders(images)
     rows = read_sequences(path, folders)
     found, missing = folders.find_all(row["image"] for row in rows)
-    require_pictures(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
+    require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
     source = {"file": str(path), "sha256": sha256(path), "images": [str(item) for item in folders.folders]}
-    return write_set(folder, {"qa": with_paths(rows, found)}, source=source, missing=missing)
+    return write_dataset(folder, {"qa": add_image_paths(rows, found)}, source=source, missing=missing)
 
 
 def _records(parquet: Path | None) -> Iterator[Row]:

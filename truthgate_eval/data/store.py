@@ -9,13 +9,9 @@ set was made from and what was left out.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,7 @@ from typing import Any
 from truthgate_eval import __version__
 from truthgate_eval.data.images import describe_missing
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import replace_folder
 from truthgate_eval.paths import data_dir
 
 MISSING, PROVENANCE = "missing_pictures.txt", "prepared.json"
@@ -41,7 +38,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedDataset:
     """A data set that has been written.
 
     Attributes:
@@ -88,14 +85,14 @@ def read_rows(path: Path) -> list[Row]:
         raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
 
 
-def write_set(
+def write_dataset(
     folder: Path,
     files: Mapping[str, Sequence[Row]],
     *,
     source: Mapping[str, Any],
     missing: Sequence[str] = (),
     notes: Sequence[str] = (),
-) -> Prepared:
+) -> PreparedDataset:
     """Write a data set; no file of an older one is touched before all new ones are complete.
 
     Args:
@@ -112,7 +109,7 @@ def write_set(
         if not rows:
             raise DataError(f"{folder.name}/{name} would be empty: nothing was written")
     counts = {name: len(rows) for name, rows in files.items()}
-    with replacing(folder) as partial:
+    with replace_folder(folder) as partial:
         for name, rows in files.items():
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial / f"{name}.parquet")
         if missing:
@@ -128,29 +125,10 @@ def write_set(
             "notes": list(notes),
         }
         (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
-    return Prepared(folder, counts, list(missing), list(notes))
+    return PreparedDataset(folder, counts, list(missing), list(notes))
 
 
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A temporary folder whose content moves into `folder` when the block ends well."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder, prefix=".partial."))
-    except OSError as error:
-        raise DataError(f"cannot write to {folder}: {error.strerror or error}") from error
-    try:
-        yield partial
-        for path in sorted(partial.iterdir()):
-            target = folder / path.name
-            if target.is_dir():  # os.replace does not replace a folder that has content
-                shutil.rmtree(target)
-            os.replace(path, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def require_pictures(
+def require_images(
     found: Mapping[str, Path],
     missing: Sequence[str],
     folders: Sequence[Path],
@@ -167,44 +145,20 @@ def require_pictures(
     """
     if not missing or (allow_missing and found):
         return
-    with replacing(report_to) as partial:
+    with replace_folder(report_to) as partial:
         (partial / MISSING).write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
     hint = "; --allow-missing leaves their questions out" if found else ", so none of them was found"
     raise DataError(f"{describe_missing(missing, folders)} (all in {report_to / MISSING}){hint}")
 
 
-def with_paths(rows: Iterable[Row], found: Mapping[str, Path]) -> list[Row]:
+def add_image_paths(rows: Iterable[Row], found: Mapping[str, Path]) -> list[Row]:
     """The rows whose picture was found, each with its `image_path`."""
     return [{**row, "image_path": str(found[row["image"]])} for row in rows if row["image"] in found]
 
 
-def sha256(path: Path) -> str:
-    """A file's hash, for the provenance."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_json_lines(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """Line numbers and records of a JSON lines file, each checked to have the needed names.
-
-    Raises:
-        DataError: The file cannot be read, or a line is not such a record.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error.msg}") from error
-        missing = [name for name in needed if not isinstance(record, dict) or name not in record]
-        if missing:
-            raise DataError(f"{path}, line {number}: no {', '.join(missing)}")
-        yield number, record
+def copy_into_dataset(source: Path, target: Path) -> None:
+    """Copy a released file into a prepared data set's folder, whole or not at all."""
+    if target.exists() and source.samefile(target):
+        return
+    with replace_folder(target.parent) as partial:
+        shutil.copyfile(source, partial / target.name)

@@ -39,7 +39,7 @@ class Projection:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class AttentionLayout:
     """A model's text decoder and its heads.
 
     Attributes:
@@ -87,7 +87,7 @@ def check_site(site: str) -> None:
         raise GateError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
 
 
-def find_anatomy(model: Any) -> Anatomy:
+def find_attention_layout(model: Any) -> AttentionLayout:
     """Find the text decoder of a causal language model or a vision-language model.
 
     Args:
@@ -114,7 +114,7 @@ def find_anatomy(model: Any) -> Anatomy:
     widths = {(p.in_features, p.out_features) for p in projections}
     if len(widths) != 1:
         raise AnatomyError(f"the layers' output projections differ in shape: {sorted(widths)}")
-    return Anatomy(decoder, projections, heads, layers)
+    return AttentionLayout(decoder, projections, heads, layers)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:

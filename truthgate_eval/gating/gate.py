@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from truthgate_eval.errors import GateError
-from truthgate_eval.gating.attention_layout import Anatomy, check_site, find_anatomy, linear_shape
+from truthgate_eval.gating.attention_layout import (
+    AttentionLayout,
+    check_site,
+    find_attention_layout,
+    linear_shape,
+)
 from truthgate_eval.gating.scores import TruthScores
 
 Norm = Literal["minmax", "centered", "zscore", "none"]
@@ -46,7 +51,7 @@ class Gate:
             raise GateError(f"gate values must be a finite [layers, heads] array, got {self.values.shape}")
 
 
-def normalise(scores: NDArray[Any], norm: str) -> NDArray[np.float64]:
+def normalize(scores: NDArray[Any], norm: str) -> NDArray[np.float64]:
     """norm(S) of METHOD.md, within each layer: [layers, heads] in, [layers, heads] out.
 
     A layer whose scores are all equal gets 0 from every norm but `none`.
@@ -88,7 +93,7 @@ def make_gate(
     if not math.isfinite(lam):
         raise GateError(f"lam must be a finite number, got {lam}")
     array = scores.scores if isinstance(scores, TruthScores) else scores
-    return Gate(_only(1.0 + lam * normalise(array, norm), layers), site)
+    return Gate(_only(1.0 + lam * normalize(array, norm), layers), site)
 
 
 def random_gate(
@@ -115,7 +120,7 @@ class GateHandle:
     Also a context manager that takes the gate off at the end of the block.
     """
 
-    def __init__(self, anatomy: Anatomy, gate: Gate) -> None:
+    def __init__(self, anatomy: AttentionLayout, gate: Gate) -> None:
         self.anatomy = anatomy
         self._hooks: list[_Hook] = []
         self.set(gate)
@@ -164,7 +169,7 @@ class _Hook:
         return self.scale(output)
 
 
-def attach(model: Any, gate: Gate, *, anatomy: Anatomy | None = None) -> GateHandle:
+def attach(model: Any, gate: Gate, *, anatomy: AttentionLayout | None = None) -> GateHandle:
     """Gate a loaded model, live: x_{l+1} = x_l + concat_h(g[l,h] * o_l[h]) (equation 5).
 
     Args:
@@ -175,10 +180,10 @@ def attach(model: Any, gate: Gate, *, anatomy: Anatomy | None = None) -> GateHan
     Raises:
         GateError: The gate's shape is not the model's; nothing was attached.
     """
-    return GateHandle(anatomy or find_anatomy(model), gate)
+    return GateHandle(anatomy or find_attention_layout(model), gate)
 
 
-def fold(model: Any, gate: Gate, *, anatomy: Anatomy | None = None) -> None:
+def fold(model: Any, gate: Gate, *, anatomy: AttentionLayout | None = None) -> None:
     """Multiply the gate into the projections' weights: no cost per token, and no way back.
 
     `post` scales the projection's output features and its bias, `pre` its input features.
@@ -187,7 +192,7 @@ def fold(model: Any, gate: Gate, *, anatomy: Anatomy | None = None) -> None:
         GateError: A projection's weight cannot be multiplied in place (quantised, wrapped
             by an adapter, or offloaded); nothing was changed.
     """
-    anatomy = anatomy or find_anatomy(model)
+    anatomy = anatomy or find_attention_layout(model)
     vectors = _head_vectors(anatomy, gate)
     for projection in anatomy.projections:
         _check_foldable(projection.name, projection.module)
@@ -219,7 +224,7 @@ def _check_foldable(name: str, module: nn.Module) -> None:
         raise GateError(f"{name} is offloaded, so a gate cannot be folded into it; use mode=live")
 
 
-def _head_vectors(anatomy: Anatomy, gate: Gate) -> list[torch.Tensor]:
+def _head_vectors(anatomy: AttentionLayout, gate: Gate) -> list[torch.Tensor]:
     """Each layer's gate, spread over its heads' features: float32 [heads * width]."""
     if gate.values.shape != anatomy.shape:
         raise GateError(

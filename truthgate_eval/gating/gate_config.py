@@ -14,7 +14,7 @@ from typing import Any
 
 from truthgate_eval import __version__
 from truthgate_eval.errors import GateError
-from truthgate_eval.gating.attention_layout import Anatomy, check_site, find_anatomy
+from truthgate_eval.gating.attention_layout import AttentionLayout, check_site, find_attention_layout
 from truthgate_eval.gating.gate import NORMS, Gate, GateHandle, attach, fold, make_gate, random_gate
 from truthgate_eval.gating.scores import TruthScores
 
@@ -27,7 +27,7 @@ GATE_ARGUMENTS = ("scores", "lam", "norm", "site", "layers", "mode")
 
 
 @dataclass(frozen=True)
-class GateSettings:
+class GateConfig:
     """What to gate a model with; `read` makes one from a host's model arguments.
 
     Attributes:
@@ -51,7 +51,7 @@ class GateSettings:
     mode: str
 
     @classmethod
-    def read(
+    def parse(
         cls,
         scores: Any,
         *,
@@ -61,7 +61,7 @@ class GateSettings:
         layers: Any = None,
         mode: Any = None,
         modality: str = "text",
-    ) -> GateSettings:
+    ) -> GateConfig:
         """Check a host's arguments and load the scores that they name.
 
         Args:
@@ -98,7 +98,7 @@ class GateSettings:
         if mode not in MODES:
             raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
         check_site(site)
-        numbers = read_layers(recommended.get("layers") if chosen["layers"] is None else chosen["layers"])
+        numbers = parse_layers(recommended.get("layers") if chosen["layers"] is None else chosen["layers"])
         return cls(source, artifact, seed, lam, norm, site, numbers, mode)
 
     @property
@@ -106,7 +106,7 @@ class GateSettings:
         """True where nothing is gated: `scores=none`."""
         return self.scores is None and self.seed is None
 
-    def gate(self, anatomy: Anatomy, model: str) -> Gate:
+    def gate(self, anatomy: AttentionLayout, model: str) -> Gate:
         """The gate for a model of this anatomy; `model` names it in messages."""
         if self.seed is not None:
             return random_gate(anatomy.shape, seed=self.seed, site=self.site, layers=self.layers)
@@ -122,7 +122,7 @@ class GateSettings:
         """Gate a loaded model; returns the live gate's handle, or None (folded, or vanilla)."""
         if self.is_vanilla:
             return None
-        anatomy = find_anatomy(model)
+        anatomy = find_attention_layout(model)
         gate = self.gate(anatomy, name)
         log.info("gated %d layers x %d heads of %s: %s", *anatomy.shape, name, self.describe())
         if self.mode == "folded":
@@ -173,7 +173,7 @@ def _number(value: Any) -> float:
     return number
 
 
-def read_layers(value: Any) -> tuple[int, ...] | None:
+def parse_layers(value: Any) -> tuple[int, ...] | None:
     """`8-15`, `3+8-15`, 8, [8, 9] or None, as sorted layer numbers.
 
     Raises:

@@ -18,7 +18,7 @@ from rich.table import Table
 from truthgate_eval.errors import GateError, TaskError
 from truthgate_eval.gating.attention_layout import check_site
 from truthgate_eval.gating.gate import NORMS
-from truthgate_eval.gating.gate_config import GateSettings, read_layers
+from truthgate_eval.gating.gate_config import GateConfig, parse_layers
 from truthgate_eval.gating.scores import TruthScores
 
 SELECTION, REST = "selection", "evaluation"
@@ -29,7 +29,7 @@ Places = dict[str, list[int]]  # numbers of documents by part
 
 
 @dataclass(frozen=True)
-class Point:
+class Candidate:
     """One setting and how it did; lam = 0 is the vanilla model, whatever norm and site say.
 
     Attributes:
@@ -49,13 +49,13 @@ class Point:
     documents: int = 0
 
     @property
-    def setting(self) -> tuple[float, str, str]:
+    def label(self) -> tuple[float, str, str]:
         """What tells it from other points of a grid."""
         return self.lam, self.norm, self.site
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalResult:
     """How one gate did on one part of the data: see `Point`."""
 
     value: float
@@ -63,7 +63,7 @@ class Outcome:
     documents: int
 
 
-class Bench(Protocol):
+class Evaluator(Protocol):
     """A loaded model with tasks, under one of the hosts.
 
     Attributes:
@@ -72,11 +72,11 @@ class Bench(Protocol):
 
     modality: str
 
-    def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
+    def evaluate(self, gate: GateConfig, part: str, output: Path | None = None) -> EvalResult:
         """Run the tasks' documents of a part; `output` is a folder for the host's own result files."""
 
 
-def make_grid(*, lam: str, norm: str, site: str) -> list[Point]:
+def make_grid(*, lam: str, norm: str, site: str) -> list[Candidate]:
     """The settings of comma-separated lists, with the vanilla model once in front.
 
     Raises:
@@ -92,12 +92,12 @@ def make_grid(*, lam: str, norm: str, site: str) -> list[Point]:
             raise GateError(f"unknown norm {value!r}: expected one of {', '.join(NORMS)}")
     for value in sites:
         check_site(value)
-    vanilla = Point(0.0, norms[0], sites[0])
-    gated = [Point(x, n, s) for s in sites for n in norms for x in strengths if x != 0]
+    vanilla = Candidate(0.0, norms[0], sites[0])
+    gated = [Candidate(x, n, s) for s in sites for n in norms for x in strengths if x != 0]
     return [vanilla, *dict.fromkeys(gated)]
 
 
-def parts_of(documents: Sequence[Mapping[str, Any]]) -> list[str]:
+def split_documents(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """`selection` or `evaluation` for every document of a task.
 
     The documents' own `subset` counts, if they have one. Otherwise the fifth of the pictures (or
@@ -116,13 +116,15 @@ def parts_of(documents: Sequence[Mapping[str, Any]]) -> list[str]:
     return [SELECTION if name in selected else REST for name in clusters]
 
 
-def places_of(task: str, documents: Sequence[Mapping[str, Any]], limits: Mapping[str, int | None]) -> Places:
+def split_indices(
+    task: str, documents: Sequence[Mapping[str, Any]], limits: Mapping[str, int | None]
+) -> Places:
     """The numbers of a task's documents in either part, the first so many of each.
 
     Raises:
         TaskError: A part is empty.
     """
-    parts = parts_of(documents)
+    parts = split_documents(documents)
     found = {part: [n for n, own in enumerate(parts) if own == part] for part in (SELECTION, REST)}
     for part, places in found.items():
         if not places:
@@ -137,22 +139,24 @@ def _cluster(document: Mapping[str, Any], number: int) -> str:
     return f"{field}:{document[field]}" if field else f"document:{number}"
 
 
-def gate_of(artifact: TruthScores, source: str, point: Point, layers: str | None = None) -> GateSettings:
+def candidate_gate(
+    artifact: TruthScores, source: str, point: Candidate, layers: str | None = None
+) -> GateConfig:
     """A point as the settings of a model; `layers` are those to gate, and None gates all of them."""
     if point.lam == 0:
-        return GateSettings.read("none")
-    settings = GateSettings.read(artifact, lam=point.lam, norm=point.norm, site=point.site)
+        return GateConfig.parse("none")
+    settings = GateConfig.parse(artifact, lam=point.lam, norm=point.norm, site=point.site)
     # Set here, since None would take what an earlier sweep recommended in the artifact.
-    return dataclasses.replace(settings, source=source, layers=read_layers(layers))
+    return dataclasses.replace(settings, source=source, layers=parse_layers(layers))
 
 
-def lowest_gated(layers: str | None, count: int) -> int:
+def lowest_gated_layer(layers: str | None, count: int) -> int:
     """The first gated one of a model's `count` layers: how many below it no setting changes.
 
     Raises:
         GateError: The model has no such layers.
     """
-    numbers = read_layers(layers)
+    numbers = parse_layers(layers)
     if numbers is None:
         return 0
     if numbers[-1] >= count:
@@ -160,13 +164,13 @@ def lowest_gated(layers: str | None, count: int) -> int:
     return numbers[0]
 
 
-def best(points: Sequence[Point]) -> Point:
+def best_candidate(points: Sequence[Candidate]) -> Candidate:
     """The highest value; of equals, the gentlest gate: the smallest |lam|, then the first given."""
     return max(points, key=lambda point: (point.value, -abs(point.lam)))
 
 
 def recommend(
-    artifact: TruthScores, chosen: Point, points: Sequence[Point], *, tasks: str, metric: str, modality: str,
+    artifact: TruthScores, chosen: Candidate, points: Sequence[Candidate], *, tasks: str, metric: str, modality: str,
     layers: str | None = None,
 ) -> TruthScores:  # fmt: skip
     """The artifact with the choice, and every point that led to it, in its metadata."""
@@ -184,9 +188,9 @@ def recommend(
     return dataclasses.replace(artifact, metadata={**artifact.metadata, "recommended": recommended})
 
 
-def table(points: Sequence[Point], metric: str) -> Table:
+def format_candidates(points: Sequence[Candidate], metric: str) -> Table:
     """All points, the chosen one marked."""
-    chosen = best(points)
+    chosen = best_candidate(points)
     result = Table(title=f"{metric} on the held-out fifth, n = {points[0].documents}", title_justify="left")
     for column in ("lam", "norm", "site", metric, "± stderr", ""):
         result.add_column(column, justify="right" if column in ("lam", metric, "± stderr") else "left")

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from truthgate_eval.files import write_whole
-from truthgate_eval.gating.sweep import Point, best
+from truthgate_eval.gating.sweep import Candidate, best_candidate
 
 
-def save_sweep_plot(points: Sequence[Point], metric: str, tasks: str, path: Path) -> None:
+def save_sweep_plot(points: Sequence[Candidate], metric: str, tasks: str, path: Path) -> None:
     """Draw the points; bars are one standard error where the host gives one.
 
     Args:
@@ -37,7 +37,7 @@ def save_sweep_plot(points: Sequence[Point], metric: str, tasks: str, path: Path
         errors = [point.stderr or 0.0 for point in line]
         lam, value = [point.lam for point in line], [point.value for point in line]
         axes.errorbar(lam, value, yerr=errors, marker="o", markersize=4, capsize=2, label=f"{norm}, {site}")
-    chosen = best(points)
+    chosen = best_candidate(points)
     if chosen.lam != 0:
         axes.plot(
             chosen.lam, chosen.value, "o", markersize=12, fillstyle="none", color="black", label="chosen"

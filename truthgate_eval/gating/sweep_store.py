@@ -15,16 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.data.store import read_json_lines
 from truthgate_eval.errors import DataError, TruthGateError
-from truthgate_eval.files import write_whole
-from truthgate_eval.gating.gate_config import GateSettings
-from truthgate_eval.gating.sweep import Outcome, Point
+from truthgate_eval.files import read_json_lines, write_whole
+from truthgate_eval.gating.gate_config import GateConfig
+from truthgate_eval.gating.sweep import Candidate, EvalResult
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Point))
+_FIELDS = tuple(field.name for field in dataclasses.fields(Candidate))
 
 
-class SweepFolder:
+class SweepStore:
     """A sweep's folder; made at once, so that a place that cannot be written to is known before any work."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
@@ -61,7 +60,7 @@ class SweepFolder:
                 f"{other[0]}={identity[other[0]]}: give another --output, or remove that folder"
             )
 
-    def points(self) -> dict[tuple[float, str, str], Point]:
+    def candidates(self) -> dict[tuple[float, str, str], Candidate]:
         """The finished points, by their settings; a line that an interruption cut off does not count."""
         if not self.points_file.is_file():
             return {}
@@ -70,17 +69,19 @@ class SweepFolder:
         if whole != text:
             write_whole(self.points_file, whole.encode())
         points = [
-            Point(**{name: record[name] for name in _FIELDS})
+            Candidate(**{name: record[name] for name in _FIELDS})
             for _, record in read_json_lines(self.points_file, _FIELDS)
         ]
-        return {point.setting: point for point in points}
+        return {point.label: point for point in points}
 
-    def add(self, point: Point) -> None:
+    def add(self, point: Candidate) -> None:
         """Keep a finished point."""
         with self.points_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(point)) + "\n")
 
-    def rest(self, name: str, gate: GateSettings, judge: Callable[[Path], Outcome]) -> tuple[Path, Outcome]:
+    def test_result(
+        self, name: str, gate: GateConfig, judge: Callable[[Path], EvalResult]
+    ) -> tuple[Path, EvalResult]:
         """Judge a gate on the rest of the data, unless that is done already.
 
         Args:
@@ -94,7 +95,7 @@ class SweepFolder:
         if mark.is_file():
             done = json.loads(mark.read_bytes())
             if done["gate"] == described:
-                return folder, Outcome(**done["outcome"])
+                return folder, EvalResult(**done["outcome"])
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         outcome = judge(folder)

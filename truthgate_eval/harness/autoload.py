@@ -38,10 +38,10 @@ def register_models() -> None:
     for name, target in LM_EVAL_MODELS.items():
         if name not in model_registry:
             model_registry.register(name, target=target)
-    one_line_errors()
+    install_one_line_errors()
 
 
-def add_tasks(module: str, host: str, *, last: bool) -> None:
+def add_tasks(module: str, harness: str, *, last: bool) -> None:
     """Let a host's TaskManager look into our task folder too.
 
     Args:
@@ -50,7 +50,7 @@ def add_tasks(module: str, host: str, *, last: bool) -> None:
         last: Where our folder stands in `include_path`. The user's own tasks must win over
             ours: later paths win in lm-eval, the first wins in lmms-eval.
     """
-    folder = shipped("tasks") / host
+    folder = shipped("tasks") / harness
     manager = sys.modules[module].TaskManager
     if not folder.is_dir() or hasattr(manager.__init__, "_truthgate"):
         return
@@ -75,7 +75,7 @@ def _with_folder(init: Callable[..., None], folder: Path, *, last: bool) -> Call
     return wrapped
 
 
-def one_line_errors() -> None:
+def install_one_line_errors() -> None:
     """On a host's command line, print our errors as one line instead of a traceback.
 
     A library's user gets the ordinary exception; only the program's last resort changes.

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from truthgate_eval.errors import TaskError
-from truthgate_eval.gating.sweep import Outcome
+from truthgate_eval.gating.sweep import EvalResult
 
 
-def outcome(results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], metric: str) -> Outcome:
+def eval_result(
+    results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int], metric: str
+) -> EvalResult:
     """The mean of a metric over tasks, each weighing the same, as in the paper's means over POPE's splits.
 
     Args:
@@ -36,4 +38,4 @@ def outcome(results: Mapping[str, Mapping[str, Any]], counts: Mapping[str, int],
     known_errors = [float(error) for error in errors if isinstance(error, int | float)]
     complete = len(known_errors) == len(values)
     stderr = math.sqrt(sum(error**2 for error in known_errors)) / len(values) if complete else None
-    return Outcome(sum(values) / len(values), stderr, sum(counts.values()))
+    return EvalResult(sum(values) / len(values), stderr, sum(counts.values()))

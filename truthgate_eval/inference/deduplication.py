@@ -16,7 +16,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Distinct:
+class DistinctRequests:
     """Which requests are the same.
 
     Attributes:
@@ -24,17 +24,17 @@ class Distinct:
         kind: For each request, the place of its distinct one in `first`.
     """
 
-    first: tuple[int, ...]
-    kind: tuple[int, ...]
+    first_positions: tuple[int, ...]
+    distinct_ids: tuple[int, ...]
 
     def scatter(self, answers: Sequence[Answer]) -> list[Answer]:
         """One answer for each request, from one for each distinct request."""
-        if len(answers) != len(self.first):
-            raise ValueError(f"expected {len(self.first)} answers, not {len(answers)}")
-        return [answers[place] for place in self.kind]
+        if len(answers) != len(self.first_positions):
+            raise ValueError(f"expected {len(self.first_positions)} answers, not {len(answers)}")
+        return [answers[place] for place in self.distinct_ids]
 
 
-def distinct(keys: Sequence[Hashable | None]) -> Distinct:
+def find_distinct(keys: Sequence[Hashable | None]) -> DistinctRequests:
     """Requests with equal keys are one; None is equal to nothing, itself included."""
     places: dict[Hashable, int] = {}
     first: list[int] = []
@@ -44,10 +44,10 @@ def distinct(keys: Sequence[Hashable | None]) -> Distinct:
         if place == len(first):
             first.append(position)
         kind.append(place)
-    return Distinct(tuple(first), tuple(kind))
+    return DistinctRequests(tuple(first), tuple(kind))
 
 
-def ask_once(
+def answer_distinct(
     requests: Sequence[Request],
     key: Callable[[Request], Hashable | None],
     ask: Callable[[list[Request]], Sequence[Answer]],
@@ -59,11 +59,11 @@ def ask_once(
         key: A request's identity, or None for one that must be asked by itself.
         ask: Answers a list of requests, in its order.
     """
-    groups = distinct([key(request) for request in requests])
-    return groups.scatter(ask([requests[position] for position in groups.first]))
+    groups = find_distinct([key(request) for request in requests])
+    return groups.scatter(ask([requests[position] for position in groups.first_positions]))
 
 
-def question_key(
+def request_key(
     pictures: Sequence[Hashable] | None, prompt: str, generation: Mapping[str, Any]
 ) -> Hashable | None:
     """The identity of a request for text about pictures.

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from truthgate_eval.inference.kv_cache import KeyStore
-from truthgate_eval.inference.prefix_plan import Row, plan
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
 # Of a model's generation defaults, those that do not matter to greedy decoding of new tokens.
 _HARMLESS = frozenset(
@@ -21,7 +21,7 @@ _HARMLESS = frozenset(
 )
 
 
-def decodes_plainly(config: Any) -> bool:
+def is_plain_greedy(config: Any) -> bool:
     """Whether a model's generation defaults leave greedy decoding as it is: no penalties, no bans."""
     return not set(config.to_diff_dict()) - _HARMLESS
 
@@ -32,8 +32,8 @@ def end_tokens(config: Any) -> set[int]:
     return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
-def greedy(
-    forward: TreeForward,
+def decode_greedily(
+    forward: SharedPrefixModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -56,38 +56,43 @@ def greedy(
     Returns:
         Each prompt's new tokens, with the one that ended it.
     """
-    found = plan(prompts, longest_row=forward.longest, trunk_cost=forward.trunk_cost)
-    answers: list[list[int]] = [[] for _ in range(found.distinct)]
+    found = plan_prefixes(
+        prompts, max_shared_length=forward.max_shared_length, prefix_pass_cost=forward.prefix_pass_cost
+    )
+    answers: list[list[int]] = [[] for _ in range(found.num_distinct)]
 
     def ended(tokens: list[int]) -> bool:
         end = len(tokens) >= max_new_tokens or tokens[-1] in eos
         return end or (stopped is not None and stopped(tokens))
 
-    asked = [0] * found.distinct
-    for kind in found.kinds:
+    asked = [0] * found.num_distinct
+    for kind in found.distinct_ids:
         asked[kind] += 1
     for group in found.groups:
-        trunk = forward.trunk(group)
+        trunk = forward.compute_prefix(group)
 
-        def run(rows: list[Row], trunk: KeyStore | None = trunk) -> None:
-            members = [member for row in rows for member in row.members]
+        def run(rows: list[PackedPrompt], trunk: SharedPrefixCache | None = trunk) -> None:
+            members = [member for row in rows for member in row.sequence_ids]
             for member, tokens in zip(members, _decode(forward, rows, trunk, ended), strict=True):
                 answers[member] = tokens
             if progress is not None:
                 progress(sum(asked[member] for member in members))
 
-        budget.run(group.rows, run, extra=max_new_tokens)
-    return [list(answers[kind]) for kind in found.kinds]
+        budget.run_batches(group.prompts, run, extra=max_new_tokens)
+    return [list(answers[kind]) for kind in found.distinct_ids]
 
 
 def _decode(
-    forward: TreeForward, rows: list[Row], trunk: KeyStore | None, ended: Callable[[list[int]], bool]
+    forward: SharedPrefixModel,
+    rows: list[PackedPrompt],
+    trunk: SharedPrefixCache | None,
+    ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
     """New tokens of every branch of these rows, in order."""
-    store = KeyStore(keep=True) if trunk is None else trunk.behind()
-    batch = forward.batch(rows, trunk)
-    logits = forward.logits(batch, *batch.lasts(rows), store)
-    store.take_up(batch, rows)
+    store = SharedPrefixCache(keep=True) if trunk is None else trunk.fork()
+    batch = forward.pack(rows, trunk)
+    logits = forward.logits(batch, *batch.last_tokens(rows), store)
+    store.assign_sequences(batch, rows)
     answers: list[list[int]] = [[] for _ in logits]
     active = list(range(len(answers)))  # the answers that the store still holds, ended ones among them
     open_ = set(active)
@@ -103,6 +108,6 @@ def _decode(
         # Ended answers are carried along until a quarter are, since leaving them out copies the rest.
         if len(open_) <= 0.75 * len(active):
             keep = [row for row, i in enumerate(active) if i in open_]
-            store.select(torch.tensor(keep))
+            store.select_sequences(torch.tensor(keep))
             active, tokens = [active[row] for row in keep], [tokens[row] for row in keep]
-        logits = forward.step(store, tokens)
+        logits = forward.decode_step(store, tokens)

@@ -1,6 +1,6 @@
 """Keys and values of attention, kept so that what sequences share is held once.
 
-A `KeyStore` takes the place of transformers' cache: the trunk's keys and values stand once, however
+A `SharedPrefixCache` takes the place of transformers' cache: the trunk's keys and values stand once, however
 many rows look at them; each row's own stand behind, with holes that a mask leaves out.
 """
 
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from truthgate_eval.inference.packing import Batch
-from truthgate_eval.inference.prefix_plan import Row
+from truthgate_eval.inference.packing import PackedBatch
+from truthgate_eval.inference.prefix_plan import PackedPrompt
 
-Held = tuple[torch.Tensor, torch.Tensor]  # keys and values, [lanes, heads, length, width] each
+LayerState = tuple[torch.Tensor, torch.Tensor]  # keys and values, [lanes, heads, length, width] each
 
 # Own keys and values get room for this many decoded tokens at a time.
-_ROOM = 32
+_GROWTH = 32
 # Sequences go on together in the lanes that hold them as long as so many of a lane's slots are taken.
-_FILLED = 0.75
+_MIN_SLOT_OCCUPANCY = 0.75
 
 
-class _Layer(DynamicLayer):
+class _CacheLayer(DynamicLayer):
     """One layer: `shared` [1, heads, trunk, width], `own` [lanes, heads, length, width], each with values."""
 
     def __init__(self) -> None:
@@ -54,14 +54,14 @@ class _Layer(DynamicLayer):
         assert self.own is not None
         end = self.used + keys.shape[2]
         if end > self.own[0].shape[2]:
-            room = max(_ROOM, keys.shape[2], self.used // 4)
+            room = max(_GROWTH, keys.shape[2], self.used // 4)
             self.own = _with_room(self.own[0], room), _with_room(self.own[1], room)
         for own, new in zip(self.own, (keys, values), strict=True):
             own[:, :, self.used : end] = new
         self.used = end
         return self.own[0][:, :, :end], self.own[1][:, :, :end]
 
-    def spread(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+    def unpack(self, rows: torch.Tensor, places: torch.Tensor) -> None:
         """Own keys and values of sequence i become those at `places[i]` of lane `rows[i]`."""
         assert self.own is not None
         device = self.own[0].device
@@ -72,7 +72,7 @@ class _Layer(DynamicLayer):
         )
         self.used = places.shape[1]
 
-    def select(self, rows: torch.Tensor) -> None:
+    def select_rows(self, rows: torch.Tensor) -> None:
         """Keep these rows' own keys and values."""
         assert self.own is not None
         rows = rows.to(self.own[0].device)
@@ -92,24 +92,24 @@ def _with_room(states: torch.Tensor, room: int) -> torch.Tensor:
     return larger
 
 
-class KeyStore(Cache):
+class SharedPrefixCache(Cache):
     """The keys and values of every layer; transformers fills and reads it like any cache.
 
     Attributes:
         keep: Whether the next pass leaves its keys and values here as each row's own.
         trunk: The tokens whose keys and values are shared, or will be.
-        lanes: The lane of each sequence that goes on, int64 [sequences]: see `take_up`.
+        lanes: The lane of each sequence that goes on, int64 [sequences]: see `assign_sequences`.
         slots: Its place among those of its lane.
         shifts: How far its next position is from the number of its tokens.
     """
 
-    def __init__(self, trunk: Sequence[int] = (), *, keep: bool = False) -> None:
-        self.stack: list[_Layer] = []
-        super().__init__(layers=self.stack)  # type: ignore[arg-type]  # the same list, which grows below
+    def __init__(self, prefix: Sequence[int] = (), *, keep: bool = False) -> None:
+        self.cache_layers: list[_CacheLayer] = []
+        super().__init__(layers=self.cache_layers)  # type: ignore[arg-type]  # the same list, which grows below
         self.keep = keep
-        self.trunk = tuple(trunk)
+        self.prefix = tuple(prefix)
         self.visible: torch.Tensor | None = None
-        self.lanes = self.slots = self.shifts = torch.zeros(0, dtype=torch.long)
+        self.rows = self.slots = self.position_offsets = torch.zeros(0, dtype=torch.long)
 
     def update(
         self,
@@ -120,41 +120,41 @@ class KeyStore(Cache):
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As in `Cache`."""
-        while len(self.stack) <= layer_idx:
-            self.stack.append(_Layer())
-        self.stack[layer_idx].keep = self.keep
+        while len(self.cache_layers) <= layer_idx:
+            self.cache_layers.append(_CacheLayer())
+        self.cache_layers[layer_idx].keep = self.keep
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     @property
-    def shared_length(self) -> int:
+    def prefix_length(self) -> int:
         """Tokens of the trunk."""
-        shared = self.stack[0].shared if self.stack else None
+        shared = self.cache_layers[0].shared if self.cache_layers else None
         return 0 if shared is None else shared[0].shape[2]
 
-    def share(self) -> None:
+    def freeze_prefix(self) -> None:
         """Make the one row that was kept the trunk of all that follow."""
-        for layer in self.stack:
+        for layer in self.cache_layers:
             layer.shared, layer.own, layer.used = layer.own, None, 0
         self.keep = False
 
-    def held(self, layers: int) -> list[Held]:
+    def saved_layers(self, layers: int) -> list[LayerState]:
         """What the last pass left of the lowest layers' keys and values, which nothing changes in place."""
-        return [layer.own for layer in self.stack[:layers] if layer.own is not None]
+        return [layer.own for layer in self.cache_layers[:layers] if layer.own is not None]
 
-    def hold(self, held: Sequence[Held]) -> None:
+    def load_layers(self, held: Sequence[LayerState]) -> None:
         """Take these for the lowest layers', as if the pass had computed them."""
-        for layer, own in zip(self.stack, held, strict=False):
+        for layer, own in zip(self.cache_layers, held, strict=False):
             layer.own, layer.used = own, own[0].shape[2]
 
-    def behind(self) -> KeyStore:
+    def fork(self) -> SharedPrefixCache:
         """A store on the same trunk that keeps what the next pass computes."""
-        store = KeyStore(self.trunk, keep=True)
-        for layer in self.stack:
-            store.stack.append(_Layer())
-            store.stack[-1].shared = layer.shared
+        store = SharedPrefixCache(self.prefix, keep=True)
+        for layer in self.cache_layers:
+            store.cache_layers.append(_CacheLayer())
+            store.cache_layers[-1].shared = layer.shared
         return store
 
-    def take_up(self, batch: Batch, rows: Sequence[Row]) -> None:
+    def assign_sequences(self, batch: PackedBatch, rows: Sequence[PackedPrompt]) -> None:
         """Let every sequence go on from its own tokens, in the lane that holds them.
 
         Args:
@@ -162,54 +162,58 @@ class KeyStore(Cache):
             rows: Its rows.
         """
         lanes, places = [], []
-        for row, (lane, start) in zip(rows, batch.starts, strict=True):
-            for branch in range(len(row.branches)):
+        for row, (lane, start) in zip(rows, batch.offsets, strict=True):
+            for branch in range(len(row.suffixes)):
                 lanes.append(lane)
-                places.append(torch.from_numpy(row.places(branch)) + start)
-        self.visible = torch.zeros((len(lanes), batch.tokens.shape[1]), dtype=torch.bool)
+                places.append(torch.from_numpy(row.columns(branch)) + start)
+        self.visible = torch.zeros((len(lanes), batch.token_ids.shape[1]), dtype=torch.bool)
         for own, place in zip(self.visible, places, strict=True):
             own[place] = True
-        self.shifts = (
-            torch.tensor(batch.shifts) if batch.shifts else torch.zeros(len(lanes), dtype=torch.long)
+        self.position_offsets = (
+            torch.tensor(batch.position_offsets)
+            if batch.position_offsets
+            else torch.zeros(len(lanes), dtype=torch.long)
         )
-        self._seat(torch.tensor(lanes))
-        self._settle()
+        self._assign_slots(torch.tensor(lanes))
+        self._unpack_if_cheaper()
 
-    def _seat(self, lanes: torch.Tensor) -> None:
+    def _assign_slots(self, lanes: torch.Tensor) -> None:
         """Number the sequences of each lane, and leave out lanes without any."""
-        used, self.lanes = torch.unique(lanes, return_inverse=True)
-        if len(used) < self._lanes_held:
-            for layer in self.stack:
-                layer.select(used)
-        same = (self.lanes[:, None] == self.lanes[None]).tril(-1)
+        used, self.rows = torch.unique(lanes, return_inverse=True)
+        if len(used) < self._num_rows:
+            for layer in self.cache_layers:
+                layer.select_rows(used)
+        same = (self.rows[:, None] == self.rows[None]).tril(-1)
         self.slots = same.sum(dim=1)
 
     @property
-    def _lanes_held(self) -> int:
-        own = self.stack[0].own
+    def _num_rows(self) -> int:
+        own = self.cache_layers[0].own
         assert own is not None
         return len(own[0])
 
-    def _settle(self) -> None:
+    def _unpack_if_cheaper(self) -> None:
         """Give every sequence a lane of its own, where that is less to compute and to look at."""
         assert self.visible is not None
-        seats = self._lanes_held * (1 + int(self.slots.max()))
-        length = self.shared_length + self.visible.shape[1]
-        apart = len(self.slots) * (self.shared_length + int(self.visible.sum(dim=1).max()))
-        if len(self.slots) < _FILLED * seats or apart < self._lanes_held * length:
-            self.spread()
+        seats = self._num_rows * (1 + int(self.slots.max()))
+        length = self.prefix_length + self.visible.shape[1]
+        apart = len(self.slots) * (self.prefix_length + int(self.visible.sum(dim=1).max()))
+        if len(self.slots) < _MIN_SLOT_OCCUPANCY * seats or apart < self._num_rows * length:
+            self.unpack()
 
-    def spread(self) -> None:
+    def unpack(self) -> None:
         """Give every sequence a lane of its own with the keys and values that it sees."""
         assert self.visible is not None
         places = [own.nonzero()[:, 0] for own in self.visible]
-        for layer in self.stack:
-            layer.spread(self.lanes, torch.nn.utils.rnn.pad_sequence(places, batch_first=True))
+        for layer in self.cache_layers:
+            layer.unpack(self.rows, torch.nn.utils.rnn.pad_sequence(places, batch_first=True))
         lengths = self.visible.sum(dim=1)
         self.visible = torch.arange(int(lengths.max())) < lengths[:, None]
-        self.lanes, self.slots = torch.arange(len(lengths)), torch.zeros_like(lengths)
+        self.rows, self.slots = torch.arange(len(lengths)), torch.zeros_like(lengths)
 
-    def next_token(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    def next_token_inputs(
+        self, dtype: torch.dtype, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Position ids and mask of one more token of each sequence, which is counted from now on.
 
         Returns:
@@ -217,21 +221,23 @@ class KeyStore(Cache):
             elsewhere; sequence i stands in slot `slots[i]` of lane `lanes[i]`.
         """
         assert self.visible is not None
-        held, slots = self._lanes_held, 1 + int(self.slots.max())
+        held, slots = self._num_rows, 1 + int(self.slots.max())
         positions = torch.zeros((held, slots), dtype=torch.long)
-        positions[self.lanes, self.slots] = self.shared_length + self.visible.sum(dim=1) + self.shifts
+        positions[self.rows, self.slots] = (
+            self.prefix_length + self.visible.sum(dim=1) + self.position_offsets
+        )
         itself = torch.eye(slots, dtype=torch.bool)
         self.visible = torch.cat([self.visible, itself[self.slots]], dim=1)
         # An empty slot sees itself: it may not become NaN, which no mask takes back.
         sees = torch.nn.functional.pad(itself, (self.visible.shape[1] - slots, 0)).repeat(held, 1, 1)
-        sees[self.lanes, self.slots] = self.visible
+        sees[self.rows, self.slots] = self.visible
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)
-        mask = torch.nn.functional.pad(mask, (self.shared_length, 0))
+        mask = torch.nn.functional.pad(mask, (self.prefix_length, 0))
         return positions.to(device), mask[:, None].to(device)
 
-    def select(self, rows: torch.Tensor) -> None:
+    def select_sequences(self, rows: torch.Tensor) -> None:
         """Go on with these sequences only."""
         assert self.visible is not None
-        self.visible, self.shifts = self.visible[rows], self.shifts[rows]
-        self._seat(self.lanes[rows])
-        self._settle()
+        self.visible, self.position_offsets = self.visible[rows], self.position_offsets[rows]
+        self._assign_slots(self.rows[rows])
+        self._unpack_if_cheaper()

@@ -6,18 +6,18 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from truthgate_eval.inference.kv_cache import KeyStore
-from truthgate_eval.inference.packing import Batch
-from truthgate_eval.inference.prefix_plan import Row, plan
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.packing import PackedBatch
+from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
 # A request's input without its last token, and the continuation that is scored.
-Scored = tuple[Sequence[int], Sequence[int]]
+ScoringRequest = tuple[Sequence[int], Sequence[int]]
 
 
 def log_likelihoods(
-    forward: TreeForward,
-    requests: Sequence[Scored],
+    forward: SharedPrefixModel,
+    requests: Sequence[ScoringRequest],
     *,
     budget: TokenBudget,
     softmax_dtype: torch.dtype | None = None,
@@ -37,42 +37,46 @@ def log_likelihoods(
         (sum of the tokens' natural log-probabilities, whether each is the likeliest) per request.
     """
     first_read = [len(tokens) - len(continuation) for tokens, continuation in requests]
-    found = plan(
-        [tokens for tokens, _ in requests], read_from=first_read,
-        longest_row=forward.longest, trunk_cost=forward.trunk_cost,
+    found = plan_prefixes(
+        [tokens for tokens, _ in requests], first_read_positions=first_read,
+        max_shared_length=forward.max_shared_length, prefix_pass_cost=forward.prefix_pass_cost,
     )  # fmt: skip
-    asked: list[list[int]] = [[] for _ in range(found.distinct)]
-    for i, kind in enumerate(found.kinds):
+    asked: list[list[int]] = [[] for _ in range(found.num_distinct)]
+    for i, kind in enumerate(found.distinct_ids):
         asked[kind].append(i)
     answers: dict[int, tuple[float, bool]] = {}
     for group in found.groups:
-        trunk = forward.trunk(group)
+        trunk = forward.compute_prefix(group)
 
-        def run(rows: list[Row], trunk: KeyStore | None = trunk) -> None:
-            batch = forward.batch(rows, trunk)
-            reads = _Reads(rows, batch, asked, [continuation for _, continuation in requests])
+        def run(rows: list[PackedPrompt], trunk: SharedPrefixCache | None = trunk) -> None:
+            batch = forward.pack(rows, trunk)
+            reads = _ScoredTokens(rows, batch, asked, [continuation for _, continuation in requests])
             logits = forward.logits(batch, torch.tensor(reads.lanes), torch.tensor(reads.places), trunk)
             found = reads.score(logits, softmax_dtype)
             answers.update(found)
             if progress is not None:
                 progress(len(found))
 
-        budget.run(group.rows, run)
+        budget.run_batches(group.prompts, run)
     return [answers[i] for i in range(len(requests))]
 
 
-class _Reads:
+class _ScoredTokens:
     """Which tokens of a batch the requests read, each once."""
 
     def __init__(
-        self, rows: list[Row], batch: Batch, asked: list[list[int]], continuations: list[Sequence[int]]
+        self,
+        rows: list[PackedPrompt],
+        batch: PackedBatch,
+        asked: list[list[int]],
+        continuations: list[Sequence[int]],
     ) -> None:
         self.continuations = continuations
         self.at: dict[tuple[int, int], int] = {}
         self.wanted: list[tuple[int, list[int]]] = []  # request, the logits of its continuation
-        for row, (lane, start) in zip(rows, batch.starts, strict=True):
-            for branch, member in enumerate(row.members):
-                places = (row.places(branch) + start).tolist()
+        for row, (lane, start) in zip(rows, batch.offsets, strict=True):
+            for branch, member in enumerate(row.sequence_ids):
+                places = (row.columns(branch) + start).tolist()
                 for request in asked[member]:
                     own = places[len(places) - len(continuations[request]) :]
                     index = [self.at.setdefault((lane, place), len(self.at)) for place in own]

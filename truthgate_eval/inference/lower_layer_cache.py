@@ -17,23 +17,23 @@ import psutil
 import torch
 from torch import nn
 
-from truthgate_eval.inference.kv_cache import Held, KeyStore
-from truthgate_eval.inference.prefix_plan import Group, Row
-from truthgate_eval.inference.self_check import attempt, decoded
-from truthgate_eval.inference.shared_prefix import TreeForward
+from truthgate_eval.inference.kv_cache import LayerState, SharedPrefixCache
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
+from truthgate_eval.inference.self_check import decoded_logits, run_safely
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 log = logging.getLogger(__name__)
 
 # The part of the free memory that may be filled: batches need the rest.
-_SHARE = 0.25
+_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class _Known:
+class _CachedOutput:
     """What one pass left at the boundary: the last lower layer's output, and all lower keys and values."""
 
     output: Any
-    held: list[Held]
+    held: list[LayerState]
 
     @property
     def memory(self) -> int:
@@ -41,8 +41,8 @@ class _Known:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-class Below:
-    """The layers below the first gated one, which run once for each batch; see `TreeForward.below`.
+class LowerLayerCache:
+    """The layers below the first gated one, which run once for each batch; see `SharedPrefixModel.below`.
 
     Attributes:
         layers: These layers, from the first on.
@@ -53,7 +53,7 @@ class Below:
     def __init__(self, layers: Sequence[nn.Module], memory: int) -> None:
         self.layers, self.memory = list(layers), memory
         self.again = 0
-        self._known: dict[Hashable, _Known] = {}
+        self._known: dict[Hashable, _CachedOutput] = {}
         self._held = 0
 
     def clear(self) -> None:
@@ -62,7 +62,7 @@ class Below:
         self._held = self.again = 0
 
     @contextmanager
-    def reuse(self, key: Hashable, store: KeyStore | None) -> Iterator[None]:
+    def reuse(self, key: Hashable, store: SharedPrefixCache | None) -> Iterator[None]:
         """While the decoder runs in this block, its lower layers run only if they did not for this key.
 
         Args:
@@ -74,11 +74,11 @@ class Below:
         if known is not None:
             with ExitStack() as stack:
                 for layer in self.layers:
-                    stack.enter_context(_answering(layer, known.output))
+                    stack.enter_context(_returning(layer, known.output))
                 yield
             self.again += 1
             if keeping is not None:
-                keeping.hold(known.held)
+                keeping.load_layers(known.held)
             return
         outputs: list[Any] = []
         hook = self.layers[-1].register_forward_hook(lambda _module, _args, output: outputs.append(output))
@@ -86,13 +86,15 @@ class Below:
             yield
         finally:
             hook.remove()
-        new = _Known(outputs[0], [] if keeping is None else keeping.held(len(self.layers)))
+        new = _CachedOutput(outputs[0], [] if keeping is None else keeping.saved_layers(len(self.layers)))
         if self._held + new.memory <= self.memory:
             self._known[key, keeping is not None] = new
             self._held += new.memory
 
 
-def keep_below(forward: TreeForward | None, layers: Sequence[nn.Module]) -> Below | None:
+def cache_lower_layers(
+    forward: SharedPrefixModel | None, layers: Sequence[nn.Module]
+) -> LowerLayerCache | None:
     """Let a forward pass run these lowest layers once for each batch, if the model can be cut there.
 
     That is found by trying, as for shared prefixes; one log line says where it does not fit.
@@ -106,10 +108,10 @@ def keep_below(forward: TreeForward | None, layers: Sequence[nn.Module]) -> Belo
     """
     if forward is None or not layers:
         return None
-    below = Below(layers, int(_SHARE * _free(forward.device)))
+    below = LowerLayerCache(layers, int(_MEMORY_SHARE * _free(forward.device)))
     tried = copy.copy(forward)
-    tried.below = below
-    reason = attempt(lambda: _difference(tried, below))
+    tried.lower_layers = below
+    reason = run_safely(lambda: _find_mismatch(tried, below))
     below.clear()
     if reason is not None:
         log.warning(
@@ -117,17 +119,20 @@ def keep_below(forward: TreeForward | None, layers: Sequence[nn.Module]) -> Belo
             type(forward.model).__name__, reason,
         )  # fmt: skip
         return None
-    forward.below = below
+    forward.lower_layers = below
     return below
 
 
-def _difference(forward: TreeForward, below: Below) -> str | None:
+def _find_mismatch(forward: SharedPrefixModel, below: LowerLayerCache) -> str | None:
     """How passes that go on from what was kept differ from those that kept it; None if they are equal."""
-    row = forward.trial().row
+    row = forward.make_reference().prompt
     half = len(row.prefix) // 2
-    behind = Row(row.prefix[half:], row.branches, row.members)
+    behind = PackedPrompt(row.prefix[half:], row.suffixes, row.sequence_ids)
     first, again = (
-        decoded(forward, behind, forward.trunk(Group(row.prefix[:half], ())), apart=False) for _ in range(2)
+        decoded_logits(
+            forward, behind, forward.compute_prefix(PrefixGroup(row.prefix[:half], ())), unpacked=False
+        )
+        for _ in range(2)
     )
     if below.again != 2:
         return "nothing was kept of a trial"
@@ -144,7 +149,7 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 
 @contextmanager
-def _answering(layer: nn.Module, output: Any) -> Iterator[None]:
+def _returning(layer: nn.Module, output: Any) -> Iterator[None]:
     """Let a layer give this without running; accelerate's own replacement of its forward comes back."""
     before = layer.__dict__.get("forward")
     layer.forward = lambda *_args, **_kwargs: output

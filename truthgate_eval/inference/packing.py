@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from truthgate_eval.inference.prefix_plan import Row
+from truthgate_eval.inference.prefix_plan import PackedPrompt
 
 # Position ids of a sequence's tokens and of the one after them, int64 [axes, n + 1].
-Positions = Callable[[Sequence[int]], NDArray[np.int64]]
+PositionIds = Callable[[Sequence[int]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Some rows as a model takes them: short rows stand one behind another, so that little is padded.
 
     Attributes:
@@ -34,33 +34,33 @@ class Batch:
         key: What tells these rows, after this trunk, from others; None for tokens that were decoded.
     """
 
-    tokens: torch.Tensor
-    positions: torch.Tensor | None
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor | None
     mask: torch.Tensor
-    starts: list[tuple[int, int]] = field(default_factory=list)
-    shifts: list[int] = field(default_factory=list)
-    key: Hashable = None
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    position_offsets: list[int] = field(default_factory=list)
+    cache_key: Hashable = None
 
-    def lasts(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    def last_tokens(self, prompts: Sequence[PackedPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
         """(lane, place) of every branch's last token, row by row: int64 [branches] each."""
         ends = [
-            (lane, start + int(row.places(branch)[-1]))
-            for row, (lane, start) in zip(rows, self.starts, strict=True)
-            for branch in range(len(row.branches))
+            (lane, start + int(row.columns(branch)[-1]))
+            for row, (lane, start) in zip(prompts, self.offsets, strict=True)
+            for branch in range(len(row.suffixes))
         ]
         lanes, places = zip(*ends, strict=True)
         return torch.tensor(lanes), torch.tensor(places)
 
 
 def make_batch(
-    rows: Sequence[Row],
+    prompts: Sequence[PackedPrompt],
     *,
-    trunk: Sequence[int],
+    prefix: Sequence[int],
     dtype: torch.dtype,
     device: torch.device,
     pack: bool = True,
-    positions: Positions | None = None,
-) -> Batch:
+    position_ids: PositionIds | None = None,
+) -> PackedBatch:
     """Tokens, positions and mask of some rows after a trunk.
 
     Args:
@@ -72,53 +72,53 @@ def make_batch(
         positions: Where a sequence's tokens stand; without, tokens are counted.
     """
     # A lane as long as the trunk looks at it once for many rows, and wastes no more than it saves.
-    room = max([*map(len, rows), len(trunk)])
-    starts = _pack(rows, room) if pack else [(lane, 0) for lane in range(len(rows))]
-    key = tuple(rows), tuple(trunk)
+    room = max([*map(len, prompts), len(prefix)])
+    starts = _pack(prompts, room) if pack else [(lane, 0) for lane in range(len(prompts))]
+    key = tuple(prompts), tuple(prefix)
     lanes = 1 + max(lane for lane, _ in starts)
-    length = max(start + len(row) for row, (_, start) in zip(rows, starts, strict=True))
+    length = max(start + len(row) for row, (_, start) in zip(prompts, starts, strict=True))
     tokens = torch.zeros((lanes, length), dtype=torch.long)
     # A token looks at its own row's prefix and its own branch. Padding is a row of its own.
     owners, branches = torch.full((lanes, length), -1), torch.full((lanes, length), -1)
-    for number, (row, (lane, start)) in enumerate(zip(rows, starts, strict=True)):
+    for number, (row, (lane, start)) in enumerate(zip(prompts, starts, strict=True)):
         own = slice(start, start + len(row))
-        tokens[lane, own] = torch.tensor(row.tokens)
-        branches[lane, own] = torch.tensor(row.segments)
+        tokens[lane, own] = torch.tensor(row.token_ids)
+        branches[lane, own] = torch.tensor(row.segment_ids)
         owners[lane, own] = number
     tokens, owners, branches = tokens.to(device), owners.to(device), branches.to(device)
-    alone = not trunk and lanes == len(rows) and all(len(row.branches) == 1 for row in rows)
-    if alone and positions is None:
-        return Batch(tokens, None, (owners >= 0).long(), starts, key=key)
-    placed, shifts = _places(rows, starts, (lanes, length), trunk, positions)
+    alone = not prefix and lanes == len(prompts) and all(len(row.suffixes) == 1 for row in prompts)
+    if alone and position_ids is None:
+        return PackedBatch(tokens, None, (owners >= 0).long(), starts, cache_key=key)
+    placed, shifts = _places(prompts, starts, (lanes, length), prefix, position_ids)
     placed = placed.to(device)
     if alone:
-        return Batch(tokens, placed, (owners >= 0).long(), starts, shifts, key)
+        return PackedBatch(tokens, placed, (owners >= 0).long(), starts, shifts, key)
     visible = torch.ones((length, length), dtype=torch.bool, device=device).tril()
     visible = visible & (owners[:, None, :] == owners[:, :, None])
     visible &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
     # Float, not bool: eager attention adds the mask to its scores, and would add 0 and 1.
-    mask = torch.zeros((lanes, 1, length, len(trunk) + length), dtype=dtype, device=device)
-    mask[:, 0, :, len(trunk) :].masked_fill_(~visible, -torch.inf)
-    return Batch(tokens, placed, mask, starts, shifts, key)
+    mask = torch.zeros((lanes, 1, length, len(prefix) + length), dtype=dtype, device=device)
+    mask[:, 0, :, len(prefix) :].masked_fill_(~visible, -torch.inf)
+    return PackedBatch(tokens, placed, mask, starts, shifts, key)
 
 
 def _places(
-    rows: Sequence[Row],
+    rows: Sequence[PackedPrompt],
     starts: list[tuple[int, int]],
     shape: tuple[int, int],
     trunk: Sequence[int],
-    positions: Positions | None,
+    positions: PositionIds | None,
 ) -> tuple[torch.Tensor, list[int]]:
     """(position ids [lanes, length] or [axes, lanes, length], shift of each branch)."""
     if positions is None:
         placed = torch.full(shape, len(trunk))
         for row, (lane, start) in zip(rows, starts, strict=True):
-            placed[lane, start : start + len(row)] = torch.tensor(row.positions) + len(trunk)
+            placed[lane, start : start + len(row)] = torch.tensor(row.position_ids) + len(trunk)
         return placed, []
     parts, shifts = [], []
     for row in rows:
         before = len(trunk) + len(row.prefix)
-        own = [positions([*trunk, *row.prefix, *branch]) for branch in row.branches]
+        own = [positions([*trunk, *row.prefix, *branch]) for branch in row.suffixes]
         shifts += [int(found[0, -1]) - (found.shape[1] - 1) for found in own]
         parts.append(
             np.concatenate([own[0][:, len(trunk) : before], *(found[:, before:-1] for found in own)], 1)
@@ -129,7 +129,7 @@ def _places(
     return several, shifts
 
 
-def _pack(rows: Sequence[Row], length: int) -> list[tuple[int, int]]:
+def _pack(rows: Sequence[PackedPrompt], length: int) -> list[tuple[int, int]]:
     """(lane, start) of each row, first fit into lanes of `length` tokens."""
     used: list[int] = []
     starts = []

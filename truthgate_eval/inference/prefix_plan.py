@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 # Costs are counted in tokens through the weights. A row's attention is dense: L tokens cost L * L / _DENSE
 # more. The hidden size of a 135M model makes it 3,000, that of a larger model more.
-_DENSE = 3000.0
+_ATTENTION_COST_SCALE = 3000.0
 # A trunk is a pass of batch 1 that the others wait for: by default it must save this many tokens.
-_TRUNK = 256.0
+_PREFIX_PASS_COST = 256.0
 # A node of more sequences is not tried as rows: a trunk serves those, and planning stays linear.
-_MOST_BRANCHES = 64
+_MAX_SUFFIXES = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class PackedPrompt:
     """`[prefix, branch, branch, ...]`: every branch sees the trunk, the prefix and itself.
 
     Attributes:
@@ -34,53 +34,53 @@ class Row:
     """
 
     prefix: tuple[int, ...]
-    branches: tuple[tuple[int, ...], ...]
-    members: tuple[int, ...]
+    suffixes: tuple[tuple[int, ...], ...]
+    sequence_ids: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.prefix) + sum(map(len, self.branches))
+        return len(self.prefix) + sum(map(len, self.suffixes))
 
     @property
-    def tokens(self) -> list[int]:
+    def token_ids(self) -> list[int]:
         """Token ids, as they stand in the row."""
-        return [*self.prefix, *(token for branch in self.branches for token in branch)]
+        return [*self.prefix, *(token for branch in self.suffixes for token in branch)]
 
     @property
-    def segments(self) -> list[int]:
+    def segment_ids(self) -> list[int]:
         """For each token 0 in the prefix, else 1 + its branch: a token sees 0 and its own segment."""
-        return [0] * len(self.prefix) + [i + 1 for i, branch in enumerate(self.branches) for _ in branch]
+        return [0] * len(self.prefix) + [i + 1 for i, branch in enumerate(self.suffixes) for _ in branch]
 
     @property
-    def positions(self) -> list[int]:
+    def position_ids(self) -> list[int]:
         """Each token's position after the trunk; every branch starts anew after the prefix."""
         start = len(self.prefix)
-        return [*range(start), *(start + i for branch in self.branches for i in range(len(branch)))]
+        return [*range(start), *(start + i for branch in self.suffixes for i in range(len(branch)))]
 
-    def places(self, branch: int) -> NDArray[np.int64]:
+    def columns(self, suffix: int) -> NDArray[np.int64]:
         """Where one sequence's tokens after the trunk stand in the row."""
-        before = len(self.prefix) + sum(map(len, self.branches[:branch]))
-        own = np.arange(before, before + len(self.branches[branch]))
+        before = len(self.prefix) + sum(map(len, self.suffixes[:suffix]))
+        own = np.arange(before, before + len(self.suffixes[suffix]))
         return np.concatenate([np.arange(len(self.prefix)), own])
 
-    def split(self) -> tuple[Row, Row]:
+    def split(self) -> tuple[PackedPrompt, PackedPrompt]:
         """Two rows with half of the branches each, for when memory does not hold the whole."""
-        half = len(self.branches) // 2
+        half = len(self.suffixes) // 2
         return (
-            Row(self.prefix, self.branches[:half], self.members[:half]),
-            Row(self.prefix, self.branches[half:], self.members[half:]),
+            PackedPrompt(self.prefix, self.suffixes[:half], self.sequence_ids[:half]),
+            PackedPrompt(self.prefix, self.suffixes[half:], self.sequence_ids[half:]),
         )
 
 
 @dataclass(frozen=True)
-class Group:
+class PrefixGroup:
     """Rows after one trunk; an empty trunk is none."""
 
-    trunk: tuple[int, ...]
-    rows: tuple[Row, ...]
+    prefix: tuple[int, ...]
+    prompts: tuple[PackedPrompt, ...]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PrefixPlan:
     """How to compute some sequences.
 
     Attributes:
@@ -89,14 +89,14 @@ class Plan:
         distinct: How many distinct sequences there are.
     """
 
-    groups: tuple[Group, ...]
-    kinds: tuple[int, ...]
-    distinct: int
+    groups: tuple[PrefixGroup, ...]
+    distinct_ids: tuple[int, ...]
+    num_distinct: int
 
     @property
-    def tokens(self) -> int:
+    def num_tokens(self) -> int:
         """Tokens that go through the model."""
-        return sum(len(group.trunk) + sum(map(len, group.rows)) for group in self.groups)
+        return sum(len(group.prefix) + sum(map(len, group.prompts)) for group in self.groups)
 
 
 @dataclass
@@ -115,14 +115,14 @@ class _Node:
     total: float = 0.0  # cost with trunks
 
 
-def plan(
+def plan_prefixes(
     sequences: Sequence[Sequence[int]],
     *,
-    read_from: Sequence[int] | None = None,
+    first_read_positions: Sequence[int] | None = None,
     share: bool = True,
-    longest_row: float = math.inf,
-    trunk_cost: float = _TRUNK,
-) -> Plan:
+    max_shared_length: float = math.inf,
+    prefix_pass_cost: float = _PREFIX_PASS_COST,
+) -> PrefixPlan:
     """Plan the least tokens in which every sequence can be computed.
 
     Args:
@@ -131,19 +131,19 @@ def plan(
             token. A trunk ends before it.
         share: Whether prefixes may be shared; without, every distinct sequence is a row of its own.
         longest_row: The most tokens that a trunk and a row of several branches may have together.
-        trunk_cost: How many tokens' time a pass of its own costs, however short.
+        prefix_pass_cost: How many tokens' time a pass of its own costs, however short.
 
     Returns:
         The plan. Its cost in time is that of sorting, and linear otherwise.
     """
-    kinds, distinct, first_read = _distinct(sequences, read_from)
+    kinds, distinct, first_read = _distinct(sequences, first_read_positions)
     order = sorted(range(len(distinct)), key=distinct.__getitem__)
     if not share or len(order) < 2:
-        rows = tuple(Row((), (distinct[i],), (i,)) for i in order)
-        return Plan((Group((), rows),) if rows else (), tuple(kinds), len(distinct))
+        rows = tuple(PackedPrompt((), (distinct[i],), (i,)) for i in order)
+        return PrefixPlan((PrefixGroup((), rows),) if rows else (), tuple(kinds), len(distinct))
     own, reads = [distinct[i] for i in order], [first_read[i] for i in order]
-    groups = _groups(_Ordered(own, order, reads, longest_row, trunk_cost))
-    return Plan(tuple(groups), tuple(kinds), len(distinct))
+    groups = _groups(_Ordered(own, order, reads, max_shared_length, prefix_pass_cost))
+    return PrefixPlan(tuple(groups), tuple(kinds), len(distinct))
 
 
 def _distinct(
@@ -183,11 +183,11 @@ class _Ordered:
         shortest = min(self.lengths[first : last + 1]) - 1
         return min([*self.shared[first:last], shortest])
 
-    def row(self, first: int, last: int, base: int) -> Row:
+    def row(self, first: int, last: int, base: int) -> PackedPrompt:
         """The row of sequences first..last after a trunk of `base` tokens."""
         # A sequence alone has nothing to share: all of it is its branch.
         depth = base if first == last else max(base, self.prefix(first, last))
-        return Row(
+        return PackedPrompt(
             self.tokens[first][base:depth],
             tuple(sequence[depth:] for sequence in self.tokens[first : last + 1]),
             tuple(self.members[first : last + 1]),
@@ -201,22 +201,24 @@ def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
     return int(different[0]) if different.size else length
 
 
-def _groups(ordered: _Ordered) -> Iterator[Group]:
+def _groups(ordered: _Ordered) -> Iterator[PrefixGroup]:
     """Trunks that pay, each with its rows; then the rows of what is left."""
     root = _tree(ordered, 0, len(ordered.tokens) - 1, base=0)
-    rest: list[Row] = []
+    rest: list[PackedPrompt] = []
     stack = [root]
     while stack:
         node = stack.pop()
         if node.total < min(node.cost, _below(node)):
             below = _tree(ordered, node.first, node.last, base=node.reach)
-            yield Group(ordered.tokens[node.first][: node.reach], tuple(_rows(ordered, below, node.reach)))
+            yield PrefixGroup(
+                ordered.tokens[node.first][: node.reach], tuple(_rows(ordered, below, node.reach))
+            )
         elif node.cost <= _below(node):
             rest += _rows(ordered, node, 0)
         else:
             stack += node.children
     if rest:
-        yield Group((), tuple(rest))
+        yield PrefixGroup((), tuple(rest))
 
 
 def _tree(ordered: _Ordered, first: int, last: int, base: int) -> _Node:
@@ -250,14 +252,14 @@ def _settle(ordered: _Ordered, node: _Node, base: int) -> None:
     node.rows = sum(child.rows for child in node.children)
     node.tokens = sum(child.tokens for child in node.children)
     count = node.last - node.first + 1
-    if node.depth > base and count <= _MOST_BRANCHES:
+    if node.depth > base and count <= _MAX_SUFFIXES:
         cuts, cost, tokens = _cut(ordered, node, base)
         if cost < node.cost:
             node.cost, node.rows, node.tokens, node.cuts = cost, len(cuts), tokens, cuts
     node.reach = min(node.depth, *(child.reach for child in node.children))
     # A row behind a trunk is shorter by it, also as what asks; a trunk's attention has no mask: half.
-    saved = node.reach * (node.rows + node.tokens / _DENSE)
-    trunk = node.reach + node.reach * node.reach / (2 * _DENSE) + ordered.trunk_cost
+    saved = node.reach * (node.rows + node.tokens / _ATTENTION_COST_SCALE)
+    trunk = node.reach + node.reach * node.reach / (2 * _ATTENTION_COST_SCALE) + ordered.trunk_cost
     node.total = min(node.cost, _below(node), trunk + node.cost - saved)
 
 
@@ -267,14 +269,14 @@ def _below(node: _Node) -> float:
 
 
 def _row_cost(length: int) -> float:
-    return length + length * length / _DENSE
+    return length + length * length / _ATTENTION_COST_SCALE
 
 
 def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float, int]:
     """(first sequences, cost, tokens) of rows with this node's prefix, filled up to the cheapest length."""
     depth = max(base, min(node.depth, ordered.prefix(node.first, node.last))) - base
     # The length at which a branch costs least: more branches share the prefix, but attention is dense.
-    best = min(depth + (depth * (_DENSE + depth)) ** 0.5, ordered.longest_row - base)
+    best = min(depth + (depth * (_ATTENTION_COST_SCALE + depth)) ** 0.5, ordered.longest_row - base)
     cuts, cost, tokens, length = [node.first], 0.0, 0, depth
     for i in range(node.first, node.last + 1):
         own = ordered.lengths[i] - base - depth
@@ -286,7 +288,7 @@ def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float, i
     return cuts, cost + _row_cost(length), tokens + length
 
 
-def _rows(ordered: _Ordered, root: _Node, base: int) -> Iterator[Row]:
+def _rows(ordered: _Ordered, root: _Node, base: int) -> Iterator[PackedPrompt]:
     """The rows that were chosen below a node."""
     stack = [root]
     while stack:

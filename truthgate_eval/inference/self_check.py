@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from truthgate_eval.inference.prefix_plan import Group, Row
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
 
 if TYPE_CHECKING:
-    from truthgate_eval.inference.kv_cache import KeyStore
-    from truthgate_eval.inference.shared_prefix import TreeForward
+    from truthgate_eval.inference.kv_cache import SharedPrefixCache
+    from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Trial:
+class ReferenceLogits:
     """What shared prefixes are held against.
 
     Attributes:
@@ -28,12 +28,12 @@ class Trial:
         rounding: How far these are from the plain model's own in padded batches.
     """
 
-    row: Row
-    plain: torch.Tensor
+    prompt: PackedPrompt
+    logits: torch.Tensor
     rounding: float
 
 
-def attempt(check: Callable[[], str | None]) -> str | None:
+def run_safely(check: Callable[[], str | None]) -> str | None:
     """What a check found, or how it failed: a model's code may fail in any way on what it does not know."""
     try:
         return check()
@@ -41,26 +41,26 @@ def attempt(check: Callable[[], str | None]) -> str | None:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def difference(forward: TreeForward) -> str | None:
+def find_mismatch(forward: SharedPrefixModel) -> str | None:
     """How rows, rows behind a trunk, and a decoded token differ from the plain model; None if they agree."""
-    trial = forward.trial()
-    row = trial.row
+    trial = forward.make_reference()
+    row = trial.prompt
     half = len(row.prefix) // 2
-    trunk = forward.trunk(Group(row.prefix[:half], ()))
-    behind = Row(row.prefix[half:], row.branches, row.members)
+    trunk = forward.compute_prefix(PrefixGroup(row.prefix[:half], ()))
+    behind = PackedPrompt(row.prefix[half:], row.suffixes, row.sequence_ids)
     for kind, run in (
         ("rows", lambda: _last_logits(forward, row, None)),
         ("a trunk", lambda: _last_logits(forward, behind, trunk)),
-        ("decoding", lambda: decoded(forward, behind, trunk, apart=False)),
-        ("decoding in lanes of their own", lambda: decoded(forward, behind, trunk, apart=True)),
+        ("decoding", lambda: decoded_logits(forward, behind, trunk, unpacked=False)),
+        ("decoding in lanes of their own", lambda: decoded_logits(forward, behind, trunk, unpacked=True)),
     ):
-        far = too_far(run(), trial.plain, trial.rounding, forward.dtype)
+        far = mismatch(run(), trial.logits, trial.rounding, forward.dtype)
         if far is not None:
             return f"with {kind}, {far}"
     return None
 
 
-def too_far(logits: torch.Tensor, plain: torch.Tensor, rounding: float, dtype: torch.dtype) -> str | None:
+def mismatch(logits: torch.Tensor, plain: torch.Tensor, rounding: float, dtype: torch.dtype) -> str | None:
     """None if logits are the plain model's up to rounding, else by how much they are not.
 
     In half precision a model's own batches round as much as a wrong mask may show, the more so under a
@@ -83,38 +83,42 @@ def too_far(logits: torch.Tensor, plain: torch.Tensor, rounding: float, dtype: t
     return f"logits differ by {error:.1e} from the plain model's (allowed {allowed:.1e})"
 
 
-def _last_logits(forward: TreeForward, row: Row, trunk: KeyStore | None) -> torch.Tensor:
+def _last_logits(
+    forward: SharedPrefixModel, row: PackedPrompt, trunk: SharedPrefixCache | None
+) -> torch.Tensor:
     """Logits after each branch, in a lane that a short row shares."""
-    rows = [row, Row((), (row.branches[0][:3],), (2,))]
-    batch = forward.batch(rows, trunk)
-    return forward.logits(batch, *batch.lasts(rows), trunk)[:2]
+    rows = [row, PackedPrompt((), (row.suffixes[0][:3],), (2,))]
+    batch = forward.pack(rows, trunk)
+    return forward.logits(batch, *batch.last_tokens(rows), trunk)[:2]
 
 
-def decoded(forward: TreeForward, row: Row, trunk: KeyStore | None, *, apart: bool) -> torch.Tensor:
+def decoded_logits(
+    forward: SharedPrefixModel, row: PackedPrompt, trunk: SharedPrefixCache | None, *, unpacked: bool
+) -> torch.Tensor:
     """Logits after the branches' last token where it is decoded, and not part of the row."""
     assert trunk is not None
-    rows = [Row(row.prefix, tuple(branch[:-1] for branch in row.branches), row.members)]
-    store = trunk.behind()
-    batch = forward.batch(rows, trunk)
+    rows = [PackedPrompt(row.prefix, tuple(branch[:-1] for branch in row.suffixes), row.sequence_ids)]
+    store = trunk.fork()
+    batch = forward.pack(rows, trunk)
     forward.run(batch, store)
-    store.take_up(batch, rows)
-    if apart:
-        store.spread()
-    return forward.step(store, [branch[-1] for branch in row.branches])
+    store.assign_sequences(batch, rows)
+    if unpacked:
+        store.unpack()
+    return forward.decode_step(store, [branch[-1] for branch in row.suffixes])
 
 
-def drawn(model: Any) -> tuple[Row, list[list[int]]]:
+def make_test_prompts(model: Any) -> tuple[PackedPrompt, list[list[int]]]:
     """A row of two branches of different length that end in one token; the two sequences."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     draw = torch.randint(min(3, vocabulary - 1), vocabulary, (36,), generator=generator).tolist()
     prefix, first, second = draw[:16], draw[16:30], draw[30:]
     second[-1] = first[-1]
-    row = Row(tuple(prefix), (tuple(first), tuple(second)), (0, 1))
+    row = PackedPrompt(tuple(prefix), (tuple(first), tuple(second)), (0, 1))
     return row, [prefix + first, prefix + second]
 
 
-def plainly(forward: TreeForward, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
+def reference_logits(forward: SharedPrefixModel, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """The plain model's last logits after sequences in one padded batch, float32 [n, vocabulary]."""
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(own) for own in sequences], batch_first=True)
@@ -126,7 +130,7 @@ def plainly(forward: TreeForward, sequences: Sequence[Sequence[int]]) -> torch.T
     return found.logits[torch.arange(len(lengths)), lengths - 1].float()
 
 
-def alone_and_rounding(
+def logits_and_rounding(
     plain: Callable[[Sequence[T]], torch.Tensor], asked: Sequence[T], longer: T, dtype: torch.dtype
 ) -> tuple[torch.Tensor, float]:
     """The plain model's logits after each by itself, and how far its padded batches are from them.

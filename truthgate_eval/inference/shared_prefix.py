@@ -2,7 +2,7 @@
 
 A row `[prefix, branch, branch, ...]` is one input with a 4D mask, under which a branch sees the prefix
 and itself, and with position ids that start anew for each branch. A trunk's keys and values are computed
-first and stand before every row. Models that this does not fit are found by trying (`TreeForward.check`).
+first and stand before every row. Models that this does not fit are found by trying (`SharedPrefixModel.check`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,20 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import nn
 
 from truthgate_eval.errors import GateError
-from truthgate_eval.inference.kv_cache import KeyStore
-from truthgate_eval.inference.packing import Batch, Positions, make_batch
-from truthgate_eval.inference.prefix_plan import Group, Row
-from truthgate_eval.inference.self_check import Trial, alone_and_rounding, attempt, difference, drawn, plainly
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.packing import PackedBatch, PositionIds, make_batch
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
+from truthgate_eval.inference.self_check import (
+    ReferenceLogits,
+    find_mismatch,
+    logits_and_rounding,
+    make_test_prompts,
+    reference_logits,
+    run_safely,
+)
 
 if TYPE_CHECKING:
-    from truthgate_eval.inference.lower_layer_cache import Below
+    from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +57,7 @@ class TokenBudget:
         self.tokens = tokens
 
     @classmethod
-    def of(
+    def for_batch_size(
         cls, batch_size: int | str, sequences: Sequence[Sequence[int]], device: torch.device
     ) -> TokenBudget:
         """What `batch_size` of the longest sequences have; `auto` starts with what keeps a device busy."""
@@ -58,16 +65,18 @@ class TokenBudget:
             return cls(batch_size * max(map(len, sequences), default=1))
         return cls(4096 if device.type == "cpu" else 16384)
 
-    def take(self, rows: Sequence[Row], extra: int = 0) -> int:
+    def next_batch_size(self, rows: Sequence[PackedPrompt], extra: int = 0) -> int:
         """How many of these rows, longest first, make the next batch; at least one."""
         tokens = 0
         for count, row in enumerate(rows):
-            tokens += len(row) + len(row.branches) * extra
+            tokens += len(row) + len(row.suffixes) * extra
             if tokens > self.tokens:
                 return max(1, count)
         return len(rows)
 
-    def run(self, rows: Sequence[Row], run: Callable[[list[Row]], None], *, extra: int = 0) -> None:
+    def run_batches(
+        self, rows: Sequence[PackedPrompt], run: Callable[[list[PackedPrompt]], None], *, extra: int = 0
+    ) -> None:
         """Run all rows in batches; a batch that does not fit in memory is tried again in halves.
 
         Args:
@@ -77,11 +86,11 @@ class TokenBudget:
         """
         todo = sorted(rows, key=lambda row: -len(row))
         while todo:
-            batch = todo[: self.take(todo, extra)]
+            batch = todo[: self.next_batch_size(todo, extra)]
             try:
                 run(batch)
             except RuntimeError as error:
-                if not out_of_memory(error) or (len(batch) == 1 and len(batch[0].branches) == 1):
+                if not out_of_memory(error) or (len(batch) == 1 and len(batch[0].suffixes) == 1):
                     raise
                 torch.cuda.empty_cache()
                 if len(batch) == 1:
@@ -92,19 +101,19 @@ class TokenBudget:
             todo = todo[len(batch) :]
 
 
-class TreeForward:
+class SharedPrefixModel:
     """A model that can be run on rows.
 
     Attributes:
         shares: Whether the model can share prefixes; if not, only rows of one branch may be run.
         longest: The longest sequence, and the longest row, for which sharing is right.
-        trunk_cost: What a pass of its own costs, in tokens: see `plan`.
+        prefix_pass_cost: What a pass of its own costs, in tokens: see `plan`.
         positions: Where a sequence's tokens stand, for models that do not just count them; or None.
         below: Lower layers that run once for each batch, whatever gate is on those above; or None.
     """
 
-    positions: Positions | None = None
-    below: Below | None = None
+    position_ids: PositionIds | None = None
+    lower_layers: LowerLayerCache | None = None
 
     def __init__(self, model: Any, decoder: nn.Module | None = None) -> None:
         """Try the model on a few tokens, and say in one log line if it cannot share prefixes."""
@@ -116,48 +125,52 @@ class TreeForward:
         # Weights that are offloaded show no device until they run.
         self.device = torch.device("cpu") if weights.device.type == "meta" else weights.device
         # An accelerator is idle while a short trunk runs; a CPU works as well on few tokens as on many.
-        self.trunk_cost = 32.0 if self.device.type == "cpu" else 256.0
-        self.longest = _longest(model.config.get_text_config(decoder=True))
-        self.shares = True
+        self.prefix_pass_cost = 32.0 if self.device.type == "cpu" else 256.0
+        self.max_shared_length = _max_shared_length(model.config.get_text_config(decoder=True))
+        self.supports_sharing = True
         reason = self.check()
-        self.shares = reason is None
+        self.supports_sharing = reason is None
         if reason is not None:
             log.warning(
                 "%s shares no prefixes, every sequence runs by itself: %s", type(model).__name__, reason
             )
 
-    def batch(self, rows: Sequence[Row], trunk: KeyStore | None = None) -> Batch:
+    def pack(self, prompts: Sequence[PackedPrompt], prefix: SharedPrefixCache | None = None) -> PackedBatch:
         """These rows as the model takes them, after `trunk`."""
         return make_batch(
-            rows, trunk=() if trunk is None else trunk.trunk, dtype=self.dtype, device=self.device,
-            pack=self.shares, positions=self.positions,
+            prompts, prefix=() if prefix is None else prefix.prefix, dtype=self.dtype, device=self.device,
+            pack=self.supports_sharing, position_ids=self.position_ids,
         )  # fmt: skip
 
-    def given(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
+    def embed(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Token ids [lanes, length] as the model's argument for them."""
         return {"input_ids": tokens}
 
-    def trunk(self, group: Group) -> KeyStore | None:
+    def compute_prefix(self, group: PrefixGroup) -> SharedPrefixCache | None:
         """The keys and values of a group's trunk; None where it has none."""
-        if not group.trunk:
+        if not group.prefix:
             return None
-        store = KeyStore(group.trunk, keep=True)
-        inputs = self.given(torch.tensor([group.trunk], device=self.device))
-        if self.positions is not None:
-            places = self.positions(group.trunk)[:, None, :-1]
+        store = SharedPrefixCache(group.prefix, keep=True)
+        inputs = self.embed(torch.tensor([group.prefix], device=self.device))
+        if self.position_ids is not None:
+            places = self.position_ids(group.prefix)[:, None, :-1]
             inputs["position_ids"] = torch.from_numpy(places).to(self.device)
-        with torch.no_grad(), self._reuse(("trunk", group.trunk), store):
+        with torch.no_grad(), self._reuse(("trunk", group.prefix), store):
             self.decoder(**inputs, **{self._cache: store}, use_cache=True)
-        store.share()
+        store.freeze_prefix()
         return store
 
-    def run(self, batch: Batch, store: KeyStore | None = None) -> None:
+    def run(self, batch: PackedBatch, cache: SharedPrefixCache | None = None) -> None:
         """Run the decoder alone; what is wanted of it, the caller's hooks keep."""
-        with torch.no_grad(), self._reuse(batch.key, store):
-            self.decoder(**self._inputs(batch, store))
+        with torch.no_grad(), self._reuse(batch.cache_key, cache):
+            self.decoder(**self._inputs(batch, cache))
 
     def logits(
-        self, batch: Batch, rows: torch.Tensor, places: torch.Tensor, store: KeyStore | None = None
+        self,
+        batch: PackedBatch,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        cache: SharedPrefixCache | None = None,
     ) -> torch.Tensor:
         """Logits at some tokens of a batch; the language-model head runs on those only.
 
@@ -173,52 +186,52 @@ class TreeForward:
 
         def pick(_module: nn.Module, _args: Any, output: Any) -> Any:
             hidden = output.last_hidden_state
-            output.last_hidden_state = hidden[rows.to(hidden.device), places.to(hidden.device)][None]
+            output.last_hidden_state = hidden[rows.to(hidden.device), columns.to(hidden.device)][None]
             return output
 
         # The model's own forward, and not its head alone: some scale or cap the logits afterwards.
         hook = self.decoder.register_forward_hook(pick)
         try:
-            with torch.no_grad(), self._reuse(batch.key, store):
-                return self.model(**self._inputs(batch, store)).logits[0]
+            with torch.no_grad(), self._reuse(batch.cache_key, cache):
+                return self.model(**self._inputs(batch, cache)).logits[0]
         finally:
             hook.remove()
 
-    def step(self, store: KeyStore, tokens: Sequence[int]) -> torch.Tensor:
+    def decode_step(self, cache: SharedPrefixCache, tokens: Sequence[int]) -> torch.Tensor:
         """Logits after one more token of each sequence in the store, [n, vocabulary]."""
-        positions, mask = store.next_token(self.dtype, self.device)
+        positions, mask = cache.next_token_inputs(self.dtype, self.device)
         inputs = torch.zeros(positions.shape, dtype=torch.long)
-        inputs[store.lanes, store.slots] = torch.tensor(tokens)
-        if self.positions is not None:  # what is decoded is text, which stands alike on all axes
-            positions = positions.expand(len(self.positions([])), -1, -1)
-        batch = Batch(inputs.to(self.device), positions, mask)
-        return self.logits(batch, store.lanes, store.slots, store)
+        inputs[cache.rows, cache.slots] = torch.tensor(tokens)
+        if self.position_ids is not None:  # what is decoded is text, which stands alike on all axes
+            positions = positions.expand(len(self.position_ids([])), -1, -1)
+        batch = PackedBatch(inputs.to(self.device), positions, mask)
+        return self.logits(batch, cache.rows, cache.slots, cache)
 
     def check(self) -> str | None:
         """Compare rows with the plain model; None if they agree, else what went wrong."""
-        return attempt(lambda: difference(self))
+        return run_safely(lambda: find_mismatch(self))
 
-    def trial(self) -> Trial:
+    def make_reference(self) -> ReferenceLogits:
         """What shared prefixes are tried on."""
-        row, sequences = drawn(self.model)
+        row, sequences = make_test_prompts(self.model)
         longer = [*sequences[0], *sequences[1]]
-        found = alone_and_rounding(lambda some: plainly(self, some), sequences, longer, self.dtype)
-        return Trial(row, *found)
+        found = logits_and_rounding(lambda some: reference_logits(self, some), sequences, longer, self.dtype)
+        return ReferenceLogits(row, *found)
 
-    def shown(self) -> tuple[Hashable, ...]:
+    def input_key(self) -> tuple[Hashable, ...]:
         """What token ids mean beyond the vocabulary."""
         return ()
 
-    def _reuse(self, key: Hashable, store: KeyStore | None) -> AbstractContextManager[None]:
+    def _reuse(self, key: Hashable, store: SharedPrefixCache | None) -> AbstractContextManager[None]:
         """A pass about `key`; None for one that comes only once."""
-        if self.below is None or key is None:
+        if self.lower_layers is None or key is None:
             return nullcontext()
-        return self.below.reuse((key, self.shown()), store)
+        return self.lower_layers.reuse((key, self.input_key()), store)
 
-    def _inputs(self, batch: Batch, store: KeyStore | None) -> dict[str, Any]:
-        inputs: dict[str, Any] = {**self.given(batch.tokens), "attention_mask": batch.mask}
-        if batch.positions is not None:
-            inputs["position_ids"] = batch.positions
+    def _inputs(self, batch: PackedBatch, store: SharedPrefixCache | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {**self.embed(batch.token_ids), "attention_mask": batch.mask}
+        if batch.position_ids is not None:
+            inputs["position_ids"] = batch.position_ids
         if store is not None:
             inputs[self._cache] = store
         return {**inputs, "use_cache": store is not None}
@@ -229,7 +242,7 @@ def _cache_argument(decoder: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(decoder.forward).parameters else "past_key_values"
 
 
-def _longest(config: Any) -> float:
+def _max_shared_length(config: Any) -> float:
     """Beyond this length a token does not see all before it, or positions are turned differently."""
     limits = [
         getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")

@@ -32,7 +32,7 @@ _YES_OR_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Reading:
+class ParsedAnswer:
     """What was made of one answer.
 
     Attributes:
@@ -78,13 +78,13 @@ def parse(text: str, gold: str, parser: Parser = "official") -> Answer | None:
     return _parse_vcd(text, gold)
 
 
-def read(text: str, gold: str, parser: Parser = "official") -> Reading:
+def parse_answer(text: str, gold: str, parser: Parser = "official") -> ParsedAnswer:
     """The parsed answer beside the right one."""
     parsed = parse(text, gold, parser)
-    return Reading(gold, parsed, unparsed=parsed is None or _YES_OR_NO.search(text) is None)
+    return ParsedAnswer(gold, parsed, unparsed=parsed is None or _YES_OR_NO.search(text) is None)
 
 
-def measure(readings: Iterable[Reading]) -> dict[str, float]:
+def pope_metrics(readings: Iterable[ParsedAnswer]) -> dict[str, float]:
     """POPE's metrics, positive = yes; the yes ratio is that of the predictions."""
     readings = list(readings)
     pairs = [reading.pair for reading in readings]

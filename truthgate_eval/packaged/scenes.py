@@ -41,7 +41,7 @@ class Scene:
     """
 
     name: str
-    picture: Image.Image
+    image: Image.Image
     objects: tuple[str, ...]
 
     @property

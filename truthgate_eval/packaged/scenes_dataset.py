@@ -10,9 +10,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.data.annotations import Annotated
+from truthgate_eval.data.annotations import AnnotatedImage
 from truthgate_eval.data.poll import make_poll
-from truthgate_eval.data.store import PROVENANCE, Prepared, replacing, write_set
+from truthgate_eval.data.store import PROVENANCE, PreparedDataset, write_dataset
+from truthgate_eval.files import replace_folder
 from truthgate_eval.packaged.scenes import FEWEST, MAKE, Scene, make_scene
 from truthgate_eval.paths import data_dir
 
@@ -32,7 +33,7 @@ def scenes_file(name: str) -> Path:
     return folder / f"{name}.parquet"
 
 
-def prepare_scenes(out: Path, pictures: dict[str, int] | None = None) -> Prepared:
+def prepare_scenes(out: Path, pictures: dict[str, int] | None = None) -> PreparedDataset:
     """Draw all pictures and write `out/scenes/{random,popular,adversarial,probe}.parquet`.
 
     A split's rows are those of the poll, with `subset` (selection or evaluation) and the picture's
@@ -45,12 +46,12 @@ def prepare_scenes(out: Path, pictures: dict[str, int] | None = None) -> Prepare
     numbers = PICTURES | (pictures or {})
     scenes = {part: [make_scene(part, number) for number in range(count)] for part, count in numbers.items()}
     folder = out / FOLDER
-    with replacing(folder) as partial:
+    with replace_folder(folder) as partial:
         (partial / "pictures").mkdir()
         for some in scenes.values():
             for scene in some:
-                scene.picture.save(partial / "pictures" / f"{scene.name}.png")
-    asked = {part: questions(some) for part, some in scenes.items()}
+                scene.image.save(partial / "pictures" / f"{scene.name}.png")
+    asked = {part: make_questions(some) for part, some in scenes.items()}
     files: dict[str, list[dict[str, Any]]] = {}
     for split, rows in asked["test"].items():
         subsets = {"selection": asked["selection"][split], "evaluation": rows}
@@ -61,12 +62,12 @@ def prepare_scenes(out: Path, pictures: dict[str, int] | None = None) -> Prepare
         name: [_row(number, row, captions, folder) for number, row in enumerate(rows)]
         for name, rows in files.items()
     }
-    return write_set(folder, rows_of, source={"drawn": MAKE, "pictures": numbers})
+    return write_dataset(folder, rows_of, source={"drawn": MAKE, "pictures": numbers})
 
 
-def questions(scenes: list[Scene]) -> dict[str, list[dict[str, Any]]]:
+def make_questions(scenes: list[Scene]) -> dict[str, list[dict[str, Any]]]:
     """The poll's three splits about scenes, by its sampling rule."""
-    annotated = [Annotated(scene.name, scene.objects) for scene in scenes]
+    annotated = [AnnotatedImage(scene.name, scene.objects) for scene in scenes]
     return make_poll(annotated, per_picture=_PER_PICTURE, min_objects=FEWEST).splits
 
 

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from truthgate_eval.data.store import sha256
 from truthgate_eval.errors import ModelError
+from truthgate_eval.files import sha256
 from truthgate_eval.packaged.scenes import SIZE
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 from truthgate_eval.paths import cache_dir, shipped
 
 log = logging.getLogger(__name__)
 
-SMALL_CHILD = "smollm2-135m-scenes"
+SCENES_LLAVA = "smollm2-135m-scenes"
 # The same training, stopped where the child still errs; its weights are in the repository only.
-EARLY_CHILD = "smollm2-135m-scenes-early"
+SCENES_LLAVA_EARLY = "smollm2-135m-scenes-early"
 FILES = ("adapter.safetensors", "projector.safetensors", "tower.safetensors")
 IMAGE = "<image>"
 _PATCH = 16
@@ -40,13 +40,13 @@ _TEMPLATE = (
 )
 
 
-def resolve_child(name: str) -> str:
+def resolve_scenes_llava(name: str) -> str:
     """A model's name as transformers takes it; `smollm2-135m-scenes` and its early state turn into folders.
 
     Raises:
         ModelError: The base model, or the weights, are not there.
     """
-    if name not in (SMALL_CHILD, EARLY_CHILD):
+    if name not in (SCENES_LLAVA, SCENES_LLAVA_EARLY):
         return name
     folder = cache_dir() / "models" / name
     weights = shipped("packaged_weights") / name
@@ -56,7 +56,7 @@ def resolve_child(name: str) -> str:
     return str(folder)
 
 
-def new_child() -> tuple[Any, Any]:
+def new_scenes_llava() -> tuple[Any, Any]:
     """The untrained child and its processor.
 
     Returns:
@@ -65,7 +65,7 @@ def new_child() -> tuple[Any, Any]:
     """
     import transformers as hf
 
-    base = resolve_pretrained(SMALL_MODEL)
+    base = resolve_smollm2(SMOLLM2)
     words = hf.AutoTokenizer.from_pretrained(base)
     words.add_special_tokens({"additional_special_tokens": [IMAGE]})
     words.padding_side = "left"
@@ -175,7 +175,7 @@ def assemble(weights: Path, folder: Path) -> None:
     Raises:
         ModelError: The weights are missing or do not fit.
     """
-    model, processor = new_child()
+    model, processor = new_scenes_llava()
     model = add_adapter(model)
     load_weights(model, weights)
     folder.parent.mkdir(parents=True, exist_ok=True)

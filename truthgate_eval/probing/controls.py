@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.probing.dataset import Answers, ProbingSequences
+from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
 from truthgate_eval.probing.surface import FEATURES, surface_features
 
 SURFACE, NO_CONTEXT, SWAPPED, SHUFFLED = "surface", "no-context", "swapped-context", "shuffled-labels"
@@ -28,7 +28,7 @@ CONTEXT_CONTROLS = (NO_CONTEXT, SWAPPED)
 
 Key = TypeVar("Key", bound=Hashable)
 # From the knowledge of the probed documents to what is shown in the place of any.
-KnowledgeChange = Callable[[Iterable[str]], Callable[[str], str]]
+ContextChange = Callable[[Iterable[str]], Callable[[str], str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Control:
     """
 
     name: str
-    sequences: ProbingSequences | Answers | None = None
+    sequences: TokenizedDataset | ProbeDataset | None = None
     features: NDArray[np.float32] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ def derangement(n: int, seed: int) -> NDArray[np.int64]:
             return order
 
 
-def exchange(keys: Iterable[Key], *, seed: int) -> dict[Key, Key]:
+def swap_within(keys: Iterable[Key], *, seed: int) -> dict[Key, Key]:
     """For each distinct key another one, each given once: documents that share a key keep sharing one."""
     distinct = list(dict.fromkeys(keys))
     return {
@@ -79,7 +79,7 @@ def exchange(keys: Iterable[Key], *, seed: int) -> dict[Key, Key]:
     }
 
 
-def knowledge_change(name: str, seed: int) -> KnowledgeChange:
+def context_change(name: str, seed: int) -> ContextChange:
     """What a control of the context does to the documents' knowledge, where that is text.
 
     Knowledge of documents that are not probed (few-shot examples may be such) is taken out, but not
@@ -89,13 +89,13 @@ def knowledge_change(name: str, seed: int) -> KnowledgeChange:
         return lambda _: lambda _text: ""
 
     def swapped(texts: Iterable[str]) -> Callable[[str], str]:
-        other = exchange(texts, seed=seed)
+        other = swap_within(texts, seed=seed)
         return lambda text: other.get(text, text)
 
     return swapped
 
 
-def swap_pictures(answers: Answers, seed: int) -> Answers:
+def swap_images(answers: ProbeDataset, seed: int) -> ProbeDataset:
     """The same answers, each about the pictures of another document.
 
     Documents with the same picture stay together, so that none keeps its own.
@@ -103,9 +103,9 @@ def swap_pictures(answers: Answers, seed: int) -> Answers:
     Raises:
         ProbeError: All are about one picture.
     """
-    other = exchange((item.picture for item in answers.items), seed=seed)
-    pictures = {item.picture: item.pictures for item in answers.items}
-    items = [dataclasses.replace(item, pictures=pictures[other[item.picture]]) for item in answers.items]
+    other = swap_within((item.image_key for item in answers.examples), seed=seed)
+    pictures = {item.image_key: item.load_images for item in answers.examples}
+    items = [dataclasses.replace(item, pictures=pictures[other[item.image_key]]) for item in answers.examples]
     return dataclasses.replace(answers, items=items)
 
 
@@ -131,7 +131,11 @@ def shuffled_labels(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: 
 
 
 def make_controls(
-    names: Iterable[str], answers: Answers, changed: Callable[[str], ProbingSequences | Answers], *, seed: int
+    names: Iterable[str],
+    answers: ProbeDataset,
+    changed: Callable[[str], TokenizedDataset | ProbeDataset],
+    *,
+    seed: int,
 ) -> list[Control]:
     """The named controls of some answers, each once.
 
@@ -144,7 +148,7 @@ def make_controls(
     made = []
     for name in dict.fromkeys(names):
         if name == SURFACE:
-            features = surface_features([item.answer for item in answers.items])
+            features = surface_features([item.answer for item in answers.examples])
             made.append(Control(name, features=features, settings={"features": list(FEATURES)}))
         elif name in CONTEXT_CONTROLS:
             made.append(Control(name, changed(name), settings={"seed": seed} if name == SWAPPED else {}))

@@ -63,7 +63,7 @@ class ProbeResult:
     settings: dict[str, Any]
 
 
-def probe_heads(
+def cross_validate_heads(
     activations: Features,
     labels: Any,
     groups: Any,
@@ -93,14 +93,14 @@ def probe_heads(
     Raises:
         ProbeError: A setting does not exist, or the data cannot be probed.
     """
-    (result,) = probe_label_sets(
+    (result,) = cross_validate_label_sets(
         activations, [labels], groups, seeds=[seed], solver=solver, folds=folds, split=split,
         device=device, progress=progress, **options,
     )  # fmt: skip
     return result
 
 
-def probe_label_sets(
+def cross_validate_label_sets(
     activations: Features,
     label_sets: Sequence[Any],
     groups: Any,
@@ -113,7 +113,7 @@ def probe_label_sets(
     progress: Callable[[int], None] | None = None,
     **options: float,
 ) -> list[ProbeResult]:
-    """`probe_heads` for several labels of the same activations, which are read once for all of them.
+    """`cross_validate_heads` for several labels of the same activations, which are read once for all of them.
 
     Args:
         activations: As there, and so are the others.

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from truthgate_eval.data.author_sequences import read_sequences
+from truthgate_eval.data.images import ImageFolders, describe_missing, open_image
+from truthgate_eval.errors import DataError
+
 # Decodes a document's pictures, when they are needed.
-Pictures = Callable[[], Sequence[Any]]
+ImageLoader = Callable[[], Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class Answered:
+class ProbeExample:
     """One answer to one question, before any tokenizer.
 
     Attributes:
@@ -32,12 +38,12 @@ class Answered:
     answer: str
     truthful: bool
     group: int
-    pictures: Pictures | None = None
-    picture: Hashable = None
+    load_images: ImageLoader | None = None
+    image_key: Hashable = None
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class ProbeDataset:
     """All answers of some tasks, and where they come from.
 
     Attributes:
@@ -49,32 +55,32 @@ class Answers:
             write what introduces the answer, such as "Answer:", themselves.
     """
 
-    items: list[Answered]
+    examples: list[ProbeExample]
     rows: dict[str, list[int]]
     settings: dict[str, Any]
-    bare: bool = False
+    bare_questions: bool = False
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.examples)
 
     @property
     def labels(self) -> NDArray[np.int64]:
         """Labels, int [n]: 1 where the answer is truthful."""
-        return np.array([item.truthful for item in self.items], dtype=np.int64)
+        return np.array([item.truthful for item in self.examples], dtype=np.int64)
 
     @property
     def groups(self) -> NDArray[np.int64]:
         """Documents, int [n]: the one that each answer belongs to."""
-        return np.array([item.group for item in self.items], dtype=np.int64)
+        return np.array([item.group for item in self.examples], dtype=np.int64)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 over texts and labels, in order; pictures do not count."""
-        return text_fingerprint([(item.context + item.answer, int(item.truthful)) for item in self.items])
+        return text_fingerprint([(item.context + item.answer, int(item.truthful)) for item in self.examples])
 
 
 @dataclass(frozen=True, eq=False)
-class ProbingSequences:
+class TokenizedDataset:
     """Context + answer, once for every answer of every document.
 
     Attributes:
@@ -97,7 +103,7 @@ class ProbingSequences:
         return len(self.tokens)
 
 
-def within(limit: float | None, available: int) -> int:
+def apply_limit(limit: float | None, available: int) -> int:
     """How many of the available documents a limit leaves: a number, or a fraction below 1, as in lm-eval."""
     if limit is None:
         return available
@@ -111,3 +117,42 @@ def text_fingerprint(texts: list[tuple[str, int]]) -> str:
         digest.update(f"{len(text)}:{label}:".encode())
         digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
+
+
+def load_author_dataset(
+    path: Path, folders: ImageFolders, *, limit: float | None = None, allow_missing: bool = False
+) -> ProbeDataset:
+    """The answers of such a file, with their pictures.
+
+    Sequences with one question and one picture are one document: they belong on one side of a split.
+
+    Args:
+        path: See `read_sequences`.
+        folders: Where the pictures are.
+        limit: The first so many lines, or a fraction of them below 1.
+        allow_missing: Leave sequences whose picture is missing out instead of refusing.
+
+    Raises:
+        DataError: The file is not in that format, or pictures are missing.
+    """
+    rows = read_sequences(path, folders)
+    rows = rows[: apply_limit(limit, len(rows))]
+    found, missing = folders.find_all(row["image"] for row in rows)
+    if missing and not (allow_missing and found):
+        hint = "; --allow-missing leaves their sequences out" if found else ", so none of them was found"
+        raise DataError(describe_missing(missing, folders.folders) + hint)
+    kept = [row for row in rows if row["image"] in found]
+    groups: dict[Hashable, int] = {}
+    items = []
+    for row in kept:
+        group = groups.setdefault((row["image"], row["question"]), len(groups))
+        file = found[row["image"]]
+        pictures = functools.partial(_open, file)
+        answer, truthful = row["choices"][0], bool(row["target"])
+        items.append(ProbeExample(row["question"], answer, truthful, group, pictures, file))
+    settings = {"task": path.name, "missing_pictures": len(missing)}
+    return ProbeDataset(items, {path.stem: [row["row"] for row in kept]}, settings, bare_questions=True)
+
+
+def _open(path: Path) -> list[Any]:
+    return [open_image(path)]

@@ -14,23 +14,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from truthgate_eval.gating.attention_layout import Anatomy, find_anatomy
-from truthgate_eval.probing.activations import Writer
-from truthgate_eval.probing.capture import LastToken
-from truthgate_eval.probing.dataset import Answered, Answers
-from truthgate_eval.probing.image_conditions import write
+from truthgate_eval.gating.attention_layout import AttentionLayout, find_attention_layout
+from truthgate_eval.probing.activations import ActivationWriter
+from truthgate_eval.probing.capture import LastTokenHooks
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
+from truthgate_eval.probing.image_conditions import write_prompt
 from truthgate_eval.vision.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)
 
 
-def capture_pictured(
+def capture_with_images(
     vlm: VisionLanguageModel,
-    answers: Answers,
+    answers: ProbeDataset,
     *,
     site: str = "post",
     batch_size: int = 8,
-    anatomy: Anatomy | None = None,
+    anatomy: AttentionLayout | None = None,
     progress: Callable[[int], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -40,7 +40,7 @@ def capture_pictured(
 
     Args:
         vlm: The model, without a gate.
-        answers: Each with its pictures (see `under_condition`).
+        answers: Each with its pictures (see `apply_image_condition`).
         site: `post` reads the attention output projection's output, `pre` its input.
         batch_size: Sequences to a batch.
         anatomy: The model's anatomy, if it is known already.
@@ -53,22 +53,23 @@ def capture_pictured(
     Raises:
         DataError: A picture cannot be read; the message names its document.
     """
-    anatomy = anatomy or find_anatomy(vlm.model)
-    items = answers.items
+    anatomy = anatomy or find_attention_layout(vlm.model)
+    items = answers.examples
     shape = (len(items), anatomy.num_layers, anatomy.num_heads, anatomy.head_width(site))
     result = np.empty(shape, dtype=np.float32) if out is None else out
-    writer = Writer(result)
+    writer = ActivationWriter(result)
     order = sorted(range(len(items)), key=lambda i: -len(items[i].context + items[i].answer))
     done = 0
     while done < len(order):
         batch = order[done : done + batch_size]
         shown = [_decode(items[i]) for i in batch]
         texts = [
-            write(vlm, items[i], len(some), bare=answers.bare) for i, some in zip(batch, shown, strict=True)
+            write_prompt(vlm, items[i], len(some), bare=answers.bare_questions)
+            for i, some in zip(batch, shown, strict=True)
         ]
         try:
-            inputs, last = vlm.read(texts, shown)
-            with LastToken(anatomy, last, site) as kept:
+            inputs, last = vlm.prepare_scoring(texts, shown)
+            with LastTokenHooks(anatomy, last, site) as kept:
                 vlm.run(inputs)
         except torch.OutOfMemoryError:
             if batch_size == 1:
@@ -85,5 +86,5 @@ def capture_pictured(
     return result
 
 
-def _decode(item: Answered) -> Sequence[Any]:
-    return item.pictures() if item.pictures is not None else []
+def _decode(item: ProbeExample) -> Sequence[Any]:
+    return item.load_images() if item.load_images is not None else []

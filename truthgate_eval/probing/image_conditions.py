@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from truthgate_eval.errors import DataError, TaskError
-from truthgate_eval.probing.dataset import Answered, Answers
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.vision.model import VisionLanguageModel
 
 DOCUMENT, NONE, BLACK = "document", "none", "black"
@@ -28,7 +28,7 @@ def check_condition(image: str) -> None:
         raise TaskError(f"--image {image} is none of {', '.join(CONDITIONS)}")
 
 
-def under_condition(answers: Answers, image: str) -> Answers:
+def apply_image_condition(answers: ProbeDataset, image: str) -> ProbeDataset:
     """The same answers, each with the pictures of a condition.
 
     Args:
@@ -40,19 +40,19 @@ def under_condition(answers: Answers, image: str) -> Answers:
         DataError: `document`, and an answer has no pictures.
     """
     check_condition(image)
-    if image == DOCUMENT and any(item.pictures is None for item in answers.items):
+    if image == DOCUMENT and any(item.load_images is None for item in answers.examples):
         raise DataError(
             f"the task {answers.settings.get('task')} has no pictures: say --image none (text alone) or "
             "--image black (a picture that says nothing)"
         )
-    items = answers.items
+    items = answers.examples
     if image != DOCUMENT:
         pictures = list if image == NONE else _black
         items = [dataclasses.replace(item, pictures=pictures) for item in items]
     return dataclasses.replace(answers, items=items, settings={**answers.settings, "image": image})
 
 
-def write(vlm: VisionLanguageModel, item: Answered, pictures: int, *, bare: bool) -> str:
+def write_prompt(vlm: VisionLanguageModel, item: ProbeExample, pictures: int, *, bare: bool) -> str:
     """A whole sequence: the pictures' placeholders, the context and the answer.
 
     Args:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.probing.activations import Features
-from truthgate_eval.probing.cross_validation import ProbeResult, probe_label_sets
+from truthgate_eval.probing.cross_validation import ProbeResult, cross_validate_label_sets
 from truthgate_eval.probing.statistics import influence_stderr, mean_of_known
 
 
 @dataclass(frozen=True, eq=False)
-class Repeats:
+class RepeatedCV:
     """The results of several seeds.
 
     Attributes:
@@ -33,34 +33,34 @@ class Repeats:
     auroc: NDArray[np.float32]
 
 
-def probe_repeats(
+def repeat_cross_validation(
     activations: Features,
     *labels: Sequence[NDArray[np.int64]],
     groups: Any,
     seed: int = 42,
     **options: Any,
-) -> list[Repeats]:
+) -> list[RepeatedCV]:
     """Fit and judge every head's probe once for each of the seeds `seed`, `seed` + 1, ...
 
     Args:
-        activations: As in `probe_heads`; read once for all that is fitted.
+        activations: As in `cross_validate_heads`; read once for all that is fitted.
         *labels: For each answer, one array for each seed: the same each time, or shuffled anew.
-        groups: As in `probe_heads`.
+        groups: As in `cross_validate_heads`.
         seed: Chooses the folds of the first.
-        **options: As in `probe_heads`.
+        **options: As in `cross_validate_heads`.
     """
     sets = [truth for some in labels for truth in some]
     seeds = [seed + number for some in labels for number in range(len(some))]
-    results = iter(probe_label_sets(activations, sets, groups, seeds=seeds, **options))
+    results = iter(cross_validate_label_sets(activations, sets, groups, seeds=seeds, **options))
     return [_together(list(itertools.islice(results, len(some))), groups) for some in labels]
 
 
-def _together(results: list[ProbeResult], groups: Any) -> Repeats:
+def _together(results: list[ProbeResult], groups: Any) -> RepeatedCV:
     """One answer's results of all seeds."""
     first = results[0]
     accuracy, areas = (np.stack([getattr(r, name) for r in results]) for name in ("scores", "auroc"))
     if len(results) == 1:
-        return Repeats(first, accuracy, areas)
+        return RepeatedCV(first, accuracy, areas)
     influence = np.mean([result.influence for result in results], axis=0)
     area_errors = np.stack([result.auroc_stderr for result in results])
     mean = dataclasses.replace(
@@ -73,7 +73,7 @@ def _together(results: list[ProbeResult], groups: Any) -> Repeats:
         train_accuracy=np.mean([result.train_accuracy for result in results], axis=0),
         influence=influence,
     )
-    return Repeats(mean, accuracy, areas)
+    return RepeatedCV(mean, accuracy, areas)
 
 
 def difference_stderr(influence: NDArray[Any], groups: Any) -> NDArray[np.float32]:

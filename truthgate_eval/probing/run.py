@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from truthgate_eval import __version__
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.gating.attention_layout import Anatomy, find_anatomy
+from truthgate_eval.gating.attention_layout import AttentionLayout, find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.inference.shared_prefix import TreeForward
-from truthgate_eval.probing.activations import make_room
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.probing.activations import allocate_activations
 from truthgate_eval.probing.capture import capture
 from truthgate_eval.probing.controls import NO_CONTEXT, SHUFFLED, Control, shuffled_labels
-from truthgate_eval.probing.dataset import Answers, ProbingSequences
-from truthgate_eval.probing.image_capture import capture_pictured
-from truthgate_eval.probing.repeats import Repeats, difference_stderr, probe_repeats
+from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
+from truthgate_eval.probing.image_capture import capture_with_images
+from truthgate_eval.probing.repeats import RepeatedCV, difference_stderr, repeat_cross_validation
 from truthgate_eval.vision.model import VisionLanguageModel
 
 Progress = Callable[[int], None]
@@ -38,9 +38,9 @@ def check_score(score: str) -> None:
         raise ProbeError(f"unknown score {score!r}: expected one of {', '.join(SCORES)}")
 
 
-def probe_model(
+def run_probing(
     model: Any,
-    sequences: ProbingSequences,
+    sequences: TokenizedDataset,
     *,
     name: str,
     site: str = "post",
@@ -61,12 +61,12 @@ def probe_model(
         memory: GiB above which activations go to a file, see `activations.make_room`.
         scratch: The folder of that file.
         capture_progress: Called with the number of sequences that were run.
-        **options: Those of `score_heads`.
+        **options: Those of `score_activations`.
     """
-    anatomy = find_anatomy(model)
-    forward = TreeForward(model, anatomy.decoder)  # tried once, however many controls are captured
+    anatomy = find_attention_layout(model)
+    forward = SharedPrefixModel(model, anatomy.decoder)  # tried once, however many controls are captured
 
-    def run(chosen: ProbingSequences) -> NDArray[Any]:
+    def run(chosen: TokenizedDataset) -> NDArray[Any]:
         return capture(
             model,
             chosen.tokens,
@@ -75,17 +75,17 @@ def probe_model(
             anatomy=anatomy,
             forward=forward,
             progress=capture_progress,
-            out=make_room(
+            out=allocate_activations(
                 (len(chosen), *anatomy.shape, anatomy.head_width(site)), memory=memory, folder=scratch
             ),
         )
 
-    return score_heads(run, sequences, described=_describe(model, name, anatomy, site), **options)
+    return score_activations(run, sequences, described=_describe(model, name, anatomy, site), **options)
 
 
-def probe_vlm(
+def run_image_probing(
     vlm: VisionLanguageModel,
-    answers: Answers,
+    answers: ProbeDataset,
     *,
     site: str = "post",
     batch_size: int = 8,
@@ -98,35 +98,35 @@ def probe_vlm(
 
     Args:
         vlm: The model, without a gate; its chat format writes the sequences.
-        answers: Each with its pictures (see `under_condition`).
-        site: As in `probe_model`, and so are the others.
+        answers: Each with its pictures (see `apply_image_condition`).
+        site: As in `run_probing`, and so are the others.
         batch_size: As there.
         memory: As there.
         scratch: As there.
         capture_progress: As there.
         **options: As there.
     """
-    anatomy = find_anatomy(vlm.model)
+    anatomy = find_attention_layout(vlm.model)
 
-    def run(chosen: Answers) -> NDArray[Any]:
-        return capture_pictured(
+    def run(chosen: ProbeDataset) -> NDArray[Any]:
+        return capture_with_images(
             vlm,
             chosen,
             site=site,
             batch_size=batch_size,
             anatomy=anatomy,
             progress=capture_progress,
-            out=make_room(
+            out=allocate_activations(
                 (len(chosen), *anatomy.shape, anatomy.head_width(site)), memory=memory, folder=scratch
             ),
         )
 
-    return score_heads(run, answers, described=_describe(vlm.model, vlm.name, anatomy, site), **options)
+    return score_activations(run, answers, described=_describe(vlm.model, vlm.name, anatomy, site), **options)
 
 
-def score_heads(
+def score_activations(
     run: Capture,
-    sequences: ProbingSequences | Answers,
+    sequences: TokenizedDataset | ProbeDataset,
     *,
     described: dict[str, Any],
     solver: str = "adamw",
@@ -162,7 +162,7 @@ def score_heads(
     if seeds < 1:
         raise ProbeError(f"seeds={seeds}: expected 1 or more")
     fit = partial(
-        probe_repeats,
+        repeat_cross_validation,
         groups=sequences.groups,
         seed=seed,
         solver=solver,
@@ -187,11 +187,11 @@ def score_heads(
 
 def _measure(
     run: Capture,
-    sequences: ProbingSequences | Answers,
+    sequences: TokenizedDataset | ProbeDataset,
     controls: Sequence[Control],
-    fit: Callable[..., list[Repeats]],
+    fit: Callable[..., list[RepeatedCV]],
     seeds: range,
-) -> tuple[Repeats, dict[str, Repeats]]:
+) -> tuple[RepeatedCV, dict[str, RepeatedCV]]:
     """The probes of the sequences themselves, and of each control by its name."""
     labels = [sequences.labels] * len(seeds)
     # Shuffled labels need the same activations: fitted with them, they read these once.
@@ -207,7 +207,7 @@ def _measure(
     return own, {control.name: measured[control.name] for control in controls}
 
 
-def _data(sequences: ProbingSequences | Answers) -> dict[str, Any]:
+def _data(sequences: TokenizedDataset | ProbeDataset) -> dict[str, Any]:
     """What the artifact says of the data."""
     return {
         **sequences.settings,
@@ -219,7 +219,7 @@ def _data(sequences: ProbingSequences | Answers) -> dict[str, Any]:
     }
 
 
-def _arrays(score: str, own: Repeats, measured: dict[str, Repeats], groups: Any) -> dict[str, Any]:
+def _arrays(score: str, own: RepeatedCV, measured: dict[str, RepeatedCV], groups: Any) -> dict[str, Any]:
     """The artifact's arrays, with the chosen score in the first place."""
     mean = own.mean
     controls = {name: repeats.mean.scores for name, repeats in measured.items()}
@@ -248,7 +248,7 @@ def _arrays(score: str, own: Repeats, measured: dict[str, Repeats], groups: Any)
     }
 
 
-def _summary(repeats: Repeats, settings: dict[str, Any]) -> dict[str, Any]:
+def _summary(repeats: RepeatedCV, settings: dict[str, Any]) -> dict[str, Any]:
     """What the metadata says of a control."""
     mean = repeats.mean
     return {
@@ -260,7 +260,7 @@ def _summary(repeats: Repeats, settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _describe(model: Any, name: str, anatomy: Anatomy, site: str) -> dict[str, Any]:
+def _describe(model: Any, name: str, anatomy: AttentionLayout, site: str) -> dict[str, Any]:
     """What the artifact says of the model."""
     return {
         "model": name,

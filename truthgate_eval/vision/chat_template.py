@@ -16,20 +16,20 @@ _PROBE = "a text to try the template with"
 
 
 @dataclass(frozen=True, eq=False)
-class ChatFormat:
+class ChatTemplate:
     """A chat template that is known to show pictures.
 
     Attributes:
         processor: The processor that renders it.
         template: Jinja source, or None for no template at all (`chat_template=plain`).
-        takes_parts: Whether a message's content is a list of parts, or one string.
+        takes_content_parts: Whether a message's content is a list of parts, or one string.
         picture: How a picture is written where a message is one string.
     """
 
     processor: Any
     template: str | None
-    takes_parts: bool
-    picture: str
+    takes_content_parts: bool
+    image_placeholder: str
 
     def prompt(self, text: str, pictures: int) -> str:
         """See `VisionLanguageModel.prompt`."""
@@ -40,19 +40,19 @@ class ChatFormat:
             raise DataError(
                 f"the text has {text.count(token)} placeholders {token} and the document {pictures} pictures"
             )
-        if self.takes_parts:
+        if self.takes_content_parts:
             return self._render(_parts(pieces if placed else [*[""] * pictures, text]))
         if placed:
-            text = self.picture.join(pieces)
+            text = self.image_placeholder.join(pieces)
         elif pictures:
-            text = " ".join([self.picture] * pictures) + "\n" + text
+            text = " ".join([self.image_placeholder] * pictures) + "\n" + text
         return text if self.template is None else self._render(text)
 
     def _render(self, content: Any) -> str:
         return _render(self.processor, str(self.template), content)
 
 
-def find_chat_format(processor: Any, chosen: str | None, name: str) -> ChatFormat:
+def find_chat_template(processor: Any, chosen: str | None, name: str) -> ChatTemplate:
     """The processor's own chat template, or the one that the user chose.
 
     Args:
@@ -65,7 +65,7 @@ def find_chat_format(processor: Any, chosen: str | None, name: str) -> ChatForma
     """
     picture = _framed(processor)
     if chosen == PLAIN:
-        return ChatFormat(processor, None, takes_parts=False, picture=picture)
+        return ChatTemplate(processor, None, takes_content_parts=False, image_placeholder=picture)
     template = _read(chosen) if chosen else _own_template(processor)
     if template is None:
         raise ModelError(
@@ -74,9 +74,9 @@ def find_chat_format(processor: Any, chosen: str | None, name: str) -> ChatForma
         )
     try:
         if _shows(processor, template, [{"type": "image"}, {"type": "text", "text": _PROBE}]):
-            return ChatFormat(processor, template, takes_parts=True, picture=picture)
+            return ChatTemplate(processor, template, takes_content_parts=True, image_placeholder=picture)
         if _shows(processor, template, f"{picture}\n{_PROBE}"):
-            return ChatFormat(processor, template, takes_parts=False, picture=picture)
+            return ChatTemplate(processor, template, takes_content_parts=False, image_placeholder=picture)
     except TemplateSyntaxError as error:
         raise ModelError(f"the chat template of {name} is not valid Jinja: {error}") from error
     raise ModelError(f"the chat template of {name} shows no picture: give another with chat_template=FILE")

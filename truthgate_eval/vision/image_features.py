@@ -23,12 +23,12 @@ _QUESTION = "x"
 _MEMORY = 2 << 30
 
 
-class UnlikePlainError(Exception):
+class ImageMismatchError(Exception):
     """A model treats pictures in a way that cannot be taken apart; the message says how."""
 
 
 @dataclass(frozen=True, eq=False)
-class SeenPicture:
+class ImageFeatures:
     """One picture's part of the text decoder's input.
 
     Attributes:
@@ -39,7 +39,7 @@ class SeenPicture:
     """
 
     features: torch.Tensor
-    places: NDArray[np.int64] | None
+    position_ids: NDArray[np.int64] | None
     advance: int
 
     def __len__(self) -> int:
@@ -51,12 +51,12 @@ class SeenPicture:
         return self.features.numel() * self.features.element_size()
 
 
-def picture_key(picture: Image.Image) -> Hashable:
+def image_key(picture: Image.Image) -> Hashable:
     """What tells a picture from others: its pixels."""
     return picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
 
 
-class SeenPictures:
+class ImageFeatureCache:
     """The pictures seen last, by key; the longest unused are dropped where memory is bounded.
 
     What a model has seen holds as long as the model and its active adapters stay what they are.
@@ -66,10 +66,10 @@ class SeenPictures:
         self.memory = memory
         self._model: Any = None
         self._adapters: Hashable = None
-        self._seen: dict[Hashable, SeenPicture] = {}
+        self._seen: dict[Hashable, ImageFeatures] = {}
         self._held = 0
 
-    def of(self, model: Any) -> SeenPictures:
+    def for_model(self, model: Any) -> ImageFeatureCache:
         """These, if this model saw them; else emptied."""
         adapters = _adapters(model)
         if model is not self._model or adapters != self._adapters:
@@ -78,14 +78,14 @@ class SeenPictures:
             self._held = 0
         return self
 
-    def get(self, key: Hashable) -> SeenPicture | None:
+    def get(self, key: Hashable) -> ImageFeatures | None:
         """A picture that is still here, now the last used."""
         found = self._seen.pop(key, None)
         if found is not None:
             self._seen[key] = found
         return found
 
-    def add(self, key: Hashable, seen: SeenPicture) -> None:
+    def add(self, key: Hashable, seen: ImageFeatures) -> None:
         """Keep one more."""
         self._seen[key] = seen
         self._held += seen.memory
@@ -101,7 +101,9 @@ def _adapters(model: Any) -> Hashable:
         return ()
 
 
-def look(vlm: VisionLanguageModel, decoder: nn.Module, pictures: Sequence[Image.Image]) -> list[SeenPicture]:
+def encode_images(
+    vlm: VisionLanguageModel, decoder: nn.Module, pictures: Sequence[Image.Image]
+) -> list[ImageFeatures]:
     """What the model's own forward hands to its text decoder for each of these pictures.
 
     Args:
@@ -110,48 +112,48 @@ def look(vlm: VisionLanguageModel, decoder: nn.Module, pictures: Sequence[Image.
         pictures: One batch.
 
     Raises:
-        UnlikePlainError: The decoder's input is not one run of embeddings for each picture.
+        ImageMismatchError: The decoder's input is not one run of embeddings for each picture.
     """
     prompt = vlm.prompt(_QUESTION, 1)
     inputs = vlm.encode([prompt] * len(pictures), [[picture] for picture in pictures])
     taken = _input_of(decoder, vlm.model, inputs)
     embedded, positions = taken.get("inputs_embeds"), taken.get("position_ids")
     if embedded is None or embedded.shape[:2] != inputs["input_ids"].shape:
-        raise UnlikePlainError("its text decoder does not take one embedding for each token")
+        raise ImageMismatchError("its text decoder does not take one embedding for each token")
     seen = []
     for row, (tokens, mask) in enumerate(
         zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     ):
         own = tokens[mask]
-        at = (own == image_token(vlm)).nonzero()[:, 0]
+        at = (own == find_image_token(vlm)).nonzero()[:, 0]
         start, count = int(at[0]) if len(at) else 0, len(at)
-        expected = expand(vlm.tokens(prompt), image_token(vlm), [range(-count, 0)])
-        expected = [image_token(vlm) if token < 0 else token for token in expected]
+        expected = expand_images(vlm.tokens(prompt), find_image_token(vlm), [range(-count, 0)])
+        expected = [find_image_token(vlm) if token < 0 else token for token in expected]
         if count == 0 or own.tolist() != expected:
-            raise UnlikePlainError("its processor writes more than one run of picture tokens for a picture")
+            raise ImageMismatchError("its processor writes more than one run of picture tokens for a picture")
         places, advance = None, count
         if positions is not None and positions.ndim == 3:
             places = positions[:, row, mask.to(positions.device)].long().cpu().numpy()
             free = int(places[:, start - 1].max()) + 1 if start else 0
             advance = int(places[0, start + count]) - free
             places = places[:, start : start + count] - free
-        seen.append(SeenPicture(embedded[row][mask][at].cpu(), places, advance))
+        seen.append(ImageFeatures(embedded[row][mask][at].cpu(), places, advance))
     return seen
 
 
-def image_token(vlm: VisionLanguageModel) -> int:
+def find_image_token(vlm: VisionLanguageModel) -> int:
     """The id of a picture's placeholder."""
     return int(vlm.processor.tokenizer.convert_tokens_to_ids(vlm.processor.image_token))
 
 
-def expand(tokens: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:
+def expand_images(tokens: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:
     """Tokens with the placeholders replaced by one run each, in order.
 
     Raises:
-        UnlikePlainError: There are not as many placeholders as runs.
+        ImageMismatchError: There are not as many placeholders as runs.
     """
     if tokens.count(placeholder) != len(runs):
-        raise UnlikePlainError(f"a prompt has {tokens.count(placeholder)} placeholders, not {len(runs)}")
+        raise ImageMismatchError(f"a prompt has {tokens.count(placeholder)} placeholders, not {len(runs)}")
     rest = iter(runs)
     return [new for token in tokens for new in (next(rest) if token == placeholder else (token,))]
 
@@ -176,4 +178,4 @@ def _input_of(decoder: nn.Module, model: Any, inputs: Any) -> dict[str, Any]:
         return taken
     finally:
         hook.remove()
-    raise UnlikePlainError("its forward does not reach its text decoder")
+    raise ImageMismatchError("its forward does not reach its text decoder")

@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from truthgate_eval.errors import ModelError
-from truthgate_eval.packaged.scenes_llava import resolve_child
-from truthgate_eval.vision.chat_template import find_chat_format
+from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
+from truthgate_eval.vision.chat_template import find_chat_template
 from truthgate_eval.vision.model import VisionLanguageModel
 
 
@@ -56,7 +56,7 @@ class LoadOptions:
             raise ModelError("device and device_map exclude each other: device_map places the whole model")
 
     @classmethod
-    def read(cls, arguments: Mapping[str, Any]) -> LoadOptions:
+    def parse(cls, arguments: Mapping[str, Any]) -> LoadOptions:
         """Options from arguments that may be texts, numbers or "None", as hosts parse them.
 
         Raises:
@@ -81,11 +81,11 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     # Everything small comes before the weights: a mistake should not cost the minutes they take.
     device = find_device(options.device)
     dtype = _dtype(options.dtype)
-    name, options = options.pretrained, replace(options, pretrained=resolve_child(options.pretrained))
+    name, options = options.pretrained, replace(options, pretrained=resolve_scenes_llava(options.pretrained))
     quantization = _quantization(options, dtype)
     config = _load_config(options)
     processor = _load_processor(options)
-    chat = find_chat_format(processor, options.chat_template, options.pretrained)
+    chat = find_chat_template(processor, options.chat_template, options.pretrained)
     if options.peft:
         _check_adapter(options)
     place = options.device_map or ({"": device} if quantization else None)

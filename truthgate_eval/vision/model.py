@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from truthgate_eval.errors import DataError
-from truthgate_eval.vision.chat_template import ChatFormat
+from truthgate_eval.vision.chat_template import ChatTemplate
 
-Pictures = Sequence[Image.Image]
+Images = Sequence[Image.Image]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class VisionLanguageModel:
 
     model: Any
     processor: Any
-    chat: ChatFormat
+    chat: ChatTemplate
     name: str
 
     @property
@@ -52,9 +52,7 @@ class VisionLanguageModel:
         """
         return self.chat.prompt(text, pictures)
 
-    def encode(
-        self, texts: Sequence[str], pictures: Sequence[Pictures], *, padding_side: str = "left"
-    ) -> Any:
+    def encode(self, texts: Sequence[str], pictures: Sequence[Images], *, padding_side: str = "left") -> Any:
         """Model inputs of a batch, on the model's device.
 
         Args:
@@ -81,7 +79,7 @@ class VisionLanguageModel:
         bos = self.processor.tokenizer.bos_token
         return bos is None or not all(text.startswith(bos) for text in texts)
 
-    def generate(self, prompts: Sequence[str], pictures: Sequence[Pictures], **options: Any) -> list[str]:
+    def generate(self, prompts: Sequence[str], pictures: Sequence[Images], **options: Any) -> list[str]:
         """Each prompt's answer; `options` are those of transformers' `generate`."""
         inputs = self.encode(prompts, pictures)
         with torch.no_grad():
@@ -89,7 +87,7 @@ class VisionLanguageModel:
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def read(self, texts: Sequence[str], pictures: Sequence[Pictures]) -> tuple[Any, torch.Tensor]:
+    def prepare_scoring(self, texts: Sequence[str], pictures: Sequence[Images]) -> tuple[Any, torch.Tensor]:
         """Inputs of whole sequences, and where each one's last token is, pictures' tokens counted.
 
         An end-of-sequence token that the tokenizer adds is no part of the answer.
@@ -108,7 +106,7 @@ class VisionLanguageModel:
             self._logits(inputs, 1)
 
     def losses(
-        self, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Pictures]
+        self, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Images]
     ) -> list[tuple[float, bool]]:
         """Each answer's mean negative log-likelihood per token, and whether greedy decoding gives it.
 

@@ -14,18 +14,18 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from truthgate_eval.inference.greedy import end_tokens, greedy
-from truthgate_eval.inference.loglikelihood import Scored, log_likelihoods
+from truthgate_eval.inference.greedy import decode_greedily, end_tokens
+from truthgate_eval.inference.loglikelihood import ScoringRequest, log_likelihoods
 from truthgate_eval.inference.shared_prefix import TokenBudget, out_of_memory
 from truthgate_eval.vision.image_features import (
-    SeenPicture,
-    SeenPictures,
-    UnlikePlainError,
-    look,
-    picture_key,
+    ImageFeatureCache,
+    ImageFeatures,
+    ImageMismatchError,
+    encode_images,
+    image_key,
 )
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 log = logging.getLogger(__name__)
 
@@ -39,41 +39,41 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class ImagePrompt:
     """One question.
 
     Attributes:
         prompt: In the model's chat format, up to where the answer begins.
-        keys: Its pictures, in the order of their placeholders: see `SharedAnswers.note`.
+        keys: Its pictures, in the order of their placeholders: see `ImageQuestionEngine.note`.
         pictures: Decodes them.
         answer: What is rated, for losses.
     """
 
     prompt: str
-    keys: tuple[Hashable, ...]
-    pictures: Callable[[], Sequence[Image.Image]]
+    image_keys: tuple[Hashable, ...]
+    load_images: Callable[[], Sequence[Image.Image]]
     answer: str = ""
 
 
-class SharedAnswers:
+class ImageQuestionEngine:
     """A vision-language model that is asked many questions at a time.
 
     Attributes:
         seen: The pictures seen before; no gate changes them.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, forward: PicturedForward) -> None:
+    def __init__(self, vlm: VisionLanguageModel, forward: SharedPrefixVLM) -> None:
         """Share what `forward` shares."""
         self.vlm, self.forward = vlm, forward
-        self.seen = SeenPictures()
+        self.seen = ImageFeatureCache()
         self._decoded: dict[Hashable, Image.Image] = {}
         self._held = 0
         self._tokens = functools.lru_cache(maxsize=1 << 16)(vlm.tokens)
 
-    def note(self, pictures: Sequence[Image.Image]) -> tuple[Hashable, ...]:
+    def register_images(self, pictures: Sequence[Image.Image]) -> tuple[Hashable, ...]:
         """The keys of a question's pictures, for `Asked`; equal pixels have one key."""
-        keys = tuple(map(picture_key, pictures))
-        seen = self.seen.of(self.vlm.model)
+        keys = tuple(map(image_key, pictures))
+        seen = self.seen.for_model(self.vlm.model)
         for key, picture in zip(keys, pictures, strict=True):
             if seen.get(key) is None and key not in self._decoded and self._held < _DECODED:
                 self._decoded[key] = picture
@@ -82,7 +82,7 @@ class SharedAnswers:
 
     def generate(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[ImagePrompt],
         *,
         max_new_tokens: int,
         batch_size: int | str,
@@ -97,13 +97,15 @@ class SharedAnswers:
             progress: Called with the number of questions answered since the last call.
         """
         answers: list[str | None] = [None] * len(asked)
-        for part, forward, numbers in self._parts(asked, batch_size):
+        for part, forward, numbers in self._split_by_memory(asked, batch_size):
             found = self._expanded(part, asked, forward, numbers, [asked[i].prompt for i in part])
-            fits = {i: own for i, own in found.items() if len(own) + max_new_tokens <= forward.longest}
-            budget = TokenBudget.of(batch_size, list(fits.values()), forward.device)
+            fits = {
+                i: own for i, own in found.items() if len(own) + max_new_tokens <= forward.max_shared_length
+            }
+            budget = TokenBudget.for_batch_size(batch_size, list(fits.values()), forward.device)
             if isinstance(batch_size, int):
                 budget.tokens += batch_size * max_new_tokens
-            tokens = greedy(
+            tokens = decode_greedily(
                 forward, list(fits.values()), max_new_tokens=max_new_tokens, budget=budget,
                 eos=end_tokens(self.vlm.model.generation_config), progress=progress,
             )  # fmt: skip
@@ -113,7 +115,7 @@ class SharedAnswers:
         return answers
 
     def losses(
-        self, asked: Sequence[Asked], *, batch_size: int | str, progress: Progress = lambda _: None
+        self, asked: Sequence[ImagePrompt], *, batch_size: int | str, progress: Progress = lambda _: None
     ) -> list[tuple[float, bool] | None]:
         """Each answer's mean loss per token and whether it is the greedy one; None as in `generate`.
 
@@ -121,14 +123,16 @@ class SharedAnswers:
             DataError: An answer has no token of its own.
         """
         losses: list[tuple[float, bool] | None] = [None] * len(asked)
-        for part, forward, numbers in self._parts(asked, batch_size):
+        for part, forward, numbers in self._split_by_memory(asked, batch_size):
             whole = [asked[i].prompt + asked[i].answer for i in part]
-            requests: dict[int, Scored] = {}
+            requests: dict[int, ScoringRequest] = {}
             for i, tokens in self._expanded(part, asked, forward, numbers, whole).items():
                 count = self.vlm.new_tokens(asked[i].prompt, asked[i].answer)
-                if count < len(tokens) <= forward.longest:
+                if count < len(tokens) <= forward.max_shared_length:
                     requests[i] = tokens[:-1], tokens[-count:]
-            budget = TokenBudget.of(batch_size, [own for own, _ in requests.values()], forward.device)
+            budget = TokenBudget.for_batch_size(
+                batch_size, [own for own, _ in requests.values()], forward.device
+            )
             found = log_likelihoods(
                 forward,
                 list(requests.values()),
@@ -140,40 +144,42 @@ class SharedAnswers:
                 losses[i] = -value / len(answer), likeliest
         return losses
 
-    def _parts(
-        self, asked: Sequence[Asked], batch_size: int | str
-    ) -> Iterator[tuple[list[int], PicturedForward, dict[Hashable, int]]]:
+    def _split_by_memory(
+        self, asked: Sequence[ImagePrompt], batch_size: int | str
+    ) -> Iterator[tuple[list[int], SharedPrefixVLM, dict[Hashable, int]]]:
         """(questions, a forward pass that shows their pictures, these pictures' numbers in it), in turn."""
         groups: dict[tuple[Hashable, ...], list[int]] = {}
         for i, one in enumerate(asked):
-            if len(one.keys) < 2 or self.forward.several:
-                groups.setdefault(one.keys, []).append(i)
+            if len(one.image_keys) < 2 or self.forward.supports_multi_image:
+                groups.setdefault(one.image_keys, []).append(i)
         part: list[int] = []
-        shown: dict[Hashable, SeenPicture] = {}
+        shown: dict[Hashable, ImageFeatures] = {}
         size = batch_size if isinstance(batch_size, int) else _LOOK
         order = list(groups.values())
         for start in range(0, len(order), size):
             some = order[start : start + size]
-            shown |= self._see([asked[own[0]] for own in some], shown)
+            shown |= self._features_of([asked[own[0]] for own in some], shown)
             part += [i for own in some for i in own]
             last = start + size >= len(order)
             if last or sum(picture.memory for picture in shown.values()) > _PART:
                 numbers = {key: number for number, key in enumerate(shown)}
-                yield part, self.forward.showing(list(shown.values())), numbers
+                yield part, self.forward.with_images(list(shown.values())), numbers
                 part, shown = [], {}
 
-    def _see(self, asked: Sequence[Asked], shown: dict[Hashable, SeenPicture]) -> dict[Hashable, SeenPicture]:
+    def _features_of(
+        self, asked: Sequence[ImagePrompt], shown: dict[Hashable, ImageFeatures]
+    ) -> dict[Hashable, ImageFeatures]:
         """These questions' pictures; those that are new are looked at, all in one batch."""
-        seen, new = self.seen.of(self.vlm.model), dict[Hashable, Image.Image]()
-        found: dict[Hashable, SeenPicture] = {}
+        seen, new = self.seen.for_model(self.vlm.model), dict[Hashable, Image.Image]()
+        found: dict[Hashable, ImageFeatures] = {}
         for one in asked:
-            for place, key in enumerate(one.keys):
+            for place, key in enumerate(one.image_keys):
                 known = shown.get(key) or seen.get(key)
                 if known is not None:
                     found[key] = known
                 elif key not in new:
-                    new[key] = self._decoded.get(key) or one.pictures()[place]
-        for key, picture in zip(new, self._look(list(new.values())), strict=True):
+                    new[key] = self._decoded.get(key) or one.load_images()[place]
+        for key, picture in zip(new, self._encode(list(new.values())), strict=True):
             if picture is not None:
                 found[key] = picture
                 seen.add(key, picture)
@@ -182,12 +188,12 @@ class SharedAnswers:
                 self._held -= waiting.width * waiting.height * len(waiting.getbands())
         return found
 
-    def _look(self, pictures: list[Image.Image]) -> list[SeenPicture | None]:
+    def _encode(self, pictures: list[Image.Image]) -> list[ImageFeatures | None]:
         if not pictures:
             return []
         try:
-            return list(look(self.vlm, self.forward.decoder, pictures))
-        except UnlikePlainError as error:
+            return list(encode_images(self.vlm, self.forward.decoder, pictures))
+        except ImageMismatchError as error:
             if len(pictures) == 1:
                 log.warning("a picture takes the model's plain path: %s", error)
                 return [None]
@@ -196,19 +202,19 @@ class SharedAnswers:
                 raise
             torch.cuda.empty_cache()
         half = len(pictures) // 2
-        return self._look(pictures[:half]) + self._look(pictures[half:])
+        return self._encode(pictures[:half]) + self._encode(pictures[half:])
 
     def _expanded(
-        self, part: list[int], asked: Sequence[Asked], forward: PicturedForward,
+        self, part: list[int], asked: Sequence[ImagePrompt], forward: SharedPrefixVLM,
         numbers: dict[Hashable, int], texts: list[str],
     ) -> dict[int, list[int]]:  # fmt: skip
         """Each question's text as tokens, its pictures' included; without those that cannot be written so."""
         found: dict[int, list[int]] = {}
         for i, text in zip(part, texts, strict=True):
-            keys = asked[i].keys
+            keys = asked[i].image_keys
             if all(key in numbers for key in keys):
                 try:
                     found[i] = forward.expand(self._tokens(text), [numbers[key] for key in keys])
-                except UnlikePlainError as error:
+                except ImageMismatchError as error:
                     log.warning("a question takes the model's plain path: %s", error)
         return found

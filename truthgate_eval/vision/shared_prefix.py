@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from truthgate_eval.inference.prefix_plan import Row
-from truthgate_eval.inference.self_check import Trial, alone_and_rounding, attempt, too_far
-from truthgate_eval.inference.shared_prefix import TreeForward
-from truthgate_eval.vision.image_features import SeenPicture, expand, image_token, look
+from truthgate_eval.inference.prefix_plan import PackedPrompt
+from truthgate_eval.inference.self_check import ReferenceLogits, logits_and_rounding, mismatch, run_safely
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.vision.image_features import ImageFeatures, encode_images, expand_images, find_image_token
 from truthgate_eval.vision.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _Tried = tuple[str, list[int]]  # a question, the numbers of its pictures
 
 
-class PicturedForward(TreeForward):
+class SharedPrefixVLM(SharedPrefixModel):
     """A vision-language model that can be run on rows.
 
     Attributes:
@@ -39,32 +39,34 @@ class PicturedForward(TreeForward):
     def __init__(self, vlm: VisionLanguageModel, decoder: nn.Module) -> None:
         """Try the model on two small pictures, and say in one log line what it cannot share."""
         self.vlm = vlm
-        self.placeholder = image_token(vlm)
+        self.placeholder = find_image_token(vlm)
         self.embedding = vlm.model.get_input_embeddings()
         self.beyond = int(self.embedding.weight.shape[0])
         self.axes = 0
-        self._show([])
+        self._set_images([])
         super().__init__(vlm.model, decoder)
-        reason = attempt(self._several) if self.shares else None
-        self.several = self.shares and reason is None
+        reason = run_safely(self._several) if self.supports_sharing else None
+        self.supports_multi_image = self.supports_sharing and reason is None
         if reason is not None:
             log.warning(
                 "%s: questions about several pictures share no prefixes: %s", type(vlm.model).__name__, reason
             )
-        self._show([])
+        self._set_images([])
 
-    def showing(self, pictures: Sequence[SeenPicture]) -> PicturedForward:
+    def with_images(self, pictures: Sequence[ImageFeatures]) -> SharedPrefixVLM:
         """The same model, with these pictures' tokens as the ids beyond its vocabulary."""
         other = copy.copy(self)
-        other._show(pictures)
+        other._set_images(pictures)
         return other
 
-    def _show(self, pictures: Sequence[SeenPicture]) -> None:
+    def _set_images(self, pictures: Sequence[ImageFeatures]) -> None:
         self.pictures = list(pictures)
         self.starts = self.beyond + np.cumsum([0, *map(len, pictures)])
         self.features = torch.cat([picture.features for picture in pictures] or [torch.zeros(0)])
-        self.axes = next((len(seen.places) for seen in pictures if seen.places is not None), self.axes)
-        self.positions = self._positions if self.axes else None
+        self.axes = next(
+            (len(seen.position_ids) for seen in pictures if seen.position_ids is not None), self.axes
+        )
+        self.position_ids = self._positions if self.axes else None
 
     def shown(self) -> tuple[Hashable, ...]:
         """The pictures: a picture that is looked at again is another one."""
@@ -78,10 +80,10 @@ class PicturedForward(TreeForward):
             pictures: For each placeholder, the number of its picture in `showing`.
 
         Raises:
-            UnlikePlainError: There are not as many placeholders.
+            ImageMismatchError: There are not as many placeholders.
         """
         runs = [range(int(self.starts[n]), int(self.starts[n + 1])) for n in pictures]
-        return expand(tokens, self.placeholder, runs)
+        return expand_images(tokens, self.placeholder, runs)
 
     def given(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         """Embeddings [lanes, length, hidden]."""
@@ -99,24 +101,24 @@ class PicturedForward(TreeForward):
         places = np.tile(np.arange(count + 1), (self.axes, 1))
         for start in np.flatnonzero(np.isin(ids, self.starts[:-1])).tolist():
             picture = self.pictures[int(np.searchsorted(self.starts, ids[start]))]
-            assert picture.places is not None
+            assert picture.position_ids is not None
             end = min(start + len(picture), count)  # a prefix may end within a picture
             free = int(places[0, start])
-            places[:, start:end] = free + picture.places[:, : end - start]
+            places[:, start:end] = free + picture.position_ids[:, : end - start]
             places[:, end:] = free + picture.advance + np.arange(count + 1 - end)
         return places
 
-    def trial(self) -> Trial:
-        """As in `TreeForward`, about the second of two pictures."""
+    def trial(self) -> ReferenceLogits:
+        """As in `SharedPrefixModel`, about the second of two pictures."""
         noise = np.random.default_rng(0).integers(0, 256, (2, 80, 80, 3), dtype=np.uint8)
         self.samples = [Image.fromarray(noise[0, :, :56]), Image.fromarray(noise[1, :56])]
-        self._show(look(self.vlm, self.decoder, self.samples))
+        self._set_images(encode_images(self.vlm, self.decoder, self.samples))
         asked = [("Is there a small dog?", [1]), ("Which colour has it?", [1])]
         first, second = self._tokens(asked)
         shared = next(i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
-        row = Row(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])), (0, 1))
+        row = PackedPrompt(tuple(first[:shared]), (tuple(first[shared:]), tuple(second[shared:])), (0, 1))
         longer = ("Is there a small dog to the left of the tree, or is there none?", [1])
-        return Trial(row, *alone_and_rounding(self._plainly, asked, longer, self.dtype))
+        return ReferenceLogits(row, *logits_and_rounding(self._plainly, asked, longer, self.dtype))
 
     def _tokens(self, asked: Sequence[_Tried]) -> list[list[int]]:
         """Questions as the decoder's tokens."""
@@ -141,7 +143,7 @@ class PicturedForward(TreeForward):
         """How logits about two pictures, in either order, are not the plain model's; None if they are."""
         asked = [("Which one?", [0, 1]), ("Which one?", [1, 0])]
         longer = ("Which one of the two is it?", [0, 1])
-        plain, rounding = alone_and_rounding(self._plainly, asked, longer, self.dtype)
-        rows = [Row((), (tuple(tokens),), (i,)) for i, tokens in enumerate(self._tokens(asked))]
-        batch = self.batch(rows)
-        return too_far(self.logits(batch, *batch.lasts(rows)), plain, rounding, self.dtype)
+        plain, rounding = logits_and_rounding(self._plainly, asked, longer, self.dtype)
+        rows = [PackedPrompt((), (tuple(tokens),), (i,)) for i, tokens in enumerate(self._tokens(asked))]
+        batch = self.pack(rows)
+        return mismatch(self.logits(batch, *batch.last_tokens(rows)), plain, rounding, self.dtype)

@@ -214,11 +214,11 @@ def test_simple_evaluate_needs_nothing_but_the_models_name() -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_on_the_real_model_scores_none_is_hf_sample_for_sample() -> None:
-    from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+    from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
     texts = []
     for model, arguments in (
-        ("hf", {"pretrained": resolve_pretrained(SMALL_MODEL)}),
+        ("hf", {"pretrained": resolve_smollm2(SMOLLM2)}),
         ("gated_hf", {"scores": "none"}),
     ):
         run = lm_eval.simple_evaluate(

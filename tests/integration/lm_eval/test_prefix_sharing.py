@@ -140,15 +140,15 @@ def test_batch_size_auto_needs_no_search(
 @pytest.mark.real
 @pytest.mark.slow
 def test_on_the_real_model_200_varied_texts_are_those_of_hf() -> None:
-    from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+    from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
-    questions = [row["question"] for row in itertools.islice(halueval.read("qa"), 200)]
+    questions = [row["question"] for row in itertools.islice(halueval.read_records("qa"), 200)]
     shared = "Answer each question in one short sentence.\n\n"
     asked = [
         f"{shared if i % 3 else ''}Question: {question}\nAnswer:" for i, question in enumerate(questions)
     ]
     generation = {"until": ["\n\n"], "max_gen_toks": 16, "do_sample": False}
-    expected = HFLM(resolve_pretrained(SMALL_MODEL), batch_size=8, device="cpu").generate_until(
+    expected = HFLM(resolve_smollm2(SMOLLM2), batch_size=8, device="cpu").generate_until(
         requests(asked, generation), disable_tqdm=True
     )
     lm = GatedHF(scores="none", batch_size=8, device="cpu")

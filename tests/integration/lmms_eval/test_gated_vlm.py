@@ -16,7 +16,7 @@ from helpers.tiny_vision_models import HEADS, LAYERS
 from torch import nn
 
 from truthgate_eval.errors import ScoresError
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.probing.capture import capture
@@ -48,7 +48,7 @@ class ScaledByHand(nn.Module):
 
 
 def language_layers(model: Any) -> Any:
-    """The language half's blocks, by their place in the class and not by `find_anatomy`."""
+    """The language half's blocks, by their place in the class and not by `find_attention_layout`."""
     return model.model.language_model.layers
 
 
@@ -162,7 +162,9 @@ def test_a_base_models_artifact_fits_its_child_and_does_the_same_to_text(
     same = logits(base, {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]})
     torch.testing.assert_close(logits(child.vlm.model, inputs), same, atol=2e-5, rtol=1e-4)
     assert not torch.allclose(same, ungated, atol=1e-2)
-    assert find_anatomy(base).shape == find_anatomy(child.vlm.model).shape == (LAYERS, HEADS)
+    assert (
+        find_attention_layout(base).shape == find_attention_layout(child.vlm.model).shape == (LAYERS, HEADS)
+    )
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])

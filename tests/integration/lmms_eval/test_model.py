@@ -19,7 +19,7 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval import model as host
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.registry import MODELS
-from truthgate_eval.packaged.scenes_llava import SMALL_CHILD
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 
 Folder = Callable[[str], str]
 
@@ -41,7 +41,7 @@ def test_models_are_found_by_their_names_with_their_defaults() -> None:
         assert (found.model_id, found.is_simple) == (name, True)
     assert host.GatedLlavaNext.default_pretrained == "llava-hf/llava-v1.6-vicuna-7b-hf"
     assert host.GatedQwen25Omni.default_pretrained == "Qwen/Qwen2.5-Omni-7B"
-    assert host.GatedVLM.default_pretrained == SMALL_CHILD
+    assert host.GatedVLM.default_pretrained == SCENES_LLAVA
 
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)

@@ -17,8 +17,8 @@ from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.question_engine import SharedAnswers
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.question_engine import ImageQuestionEngine
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 Folder = Callable[[str], str]
 
@@ -200,7 +200,7 @@ def test_a_model_that_cannot_share_is_found_and_takes_the_plain_path(
 def test_several_pictures_take_the_plain_path_where_the_model_mixes_them(
     vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PicturedForward, "_several", lambda _: "they differ")
+    monkeypatch.setattr(SharedPrefixVLM, "_several", lambda _: "they differ")
     docs = kit.documents(tmp_path)
     texts = kit.generate(load(vlm_checkpoint("llava")), docs)
     assert plain_path == [1] * sum(len(doc["pictures"]) == 2 for doc in docs)
@@ -216,7 +216,7 @@ def test_where_the_shared_pass_fails_the_plain_path_answers_or_names_the_documen
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("something inside\nwith details")
 
-    monkeypatch.setattr(SharedAnswers, "generate", fail)
+    monkeypatch.setattr(ImageQuestionEngine, "generate", fail)
     assert kit.generate(model, docs) == expected and plain_path == [1, 1, 1]
     monkeypatch.setitem(model.vlm.__dict__, "encode", fail)
     with pytest.raises(ModelError, match=r"document \d failed: RuntimeError: something inside"):
@@ -228,7 +228,7 @@ def test_the_vision_tower_runs_once_for_each_picture_of_a_sweep(
     name: str, vlm_checkpoint: Folder, tmp_path: Path, scores: str
 ) -> None:
     """One loaded model, gate after gate, two tasks' questions: the pictures stay what they were."""
-    from truthgate_eval.gating.gate_config import GateSettings
+    from truthgate_eval.gating.gate_config import GateConfig
 
     model, docs = load(vlm_checkpoint(name), batch_size=2), polls(tmp_path)
     assert model.shared is not None  # which tries itself on pictures of its own
@@ -237,7 +237,7 @@ def test_the_vision_tower_runs_once_for_each_picture_of_a_sweep(
     tower.register_forward_hook(lambda *_: runs.append(1))
     answers = []
     for lam in (0.5, 3.0, 0.5):
-        handle = GateSettings.read(scores, lam=lam, norm="minmax").apply(model.vlm.model, "m")
+        handle = GateConfig.parse(scores, lam=lam, norm="minmax").apply(model.vlm.model, "m")
         answers.append((kit.generate(model, docs), rate(model, docs)))
         assert handle is not None
         handle.remove()

@@ -13,7 +13,7 @@ from helpers.command_line import truthgate
 
 from truthgate_eval.analysis.runs.run import read_run
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.packaged.scenes_llava import SMALL_CHILD, resolve_child
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, resolve_scenes_llava
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ BASE = "smollm2-135m-instruct__halueval-qa"
 @pytest.fixture(scope="module")
 def model() -> str:
     """Its folder as model arguments; bfloat16 is what it was trained in."""
-    return f"pretrained={resolve_child(SMALL_CHILD)},dtype=bfloat16"
+    return f"pretrained={resolve_scenes_llava(SCENES_LLAVA)},dtype=bfloat16"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def answers(folder: Path, name: str, *arguments: str) -> tuple[Path, dict[Any, A
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     [task] = read_run(folder / name).tasks.values()
-    return folder / name, {key: record.answer for key, record in task.records.items()}
+    return folder / name, {key: record.answer for key, record in task.samples.items()}
 
 
 def test_its_scores_are_its_own_and_as_many_as_its_bases(own: Path) -> None:

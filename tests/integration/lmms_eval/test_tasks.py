@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from truthgate_eval.data.store import COMMANDS, write_set
+from truthgate_eval.data.store import COMMANDS, write_dataset
 from truthgate_eval.errors import DataError, TaskError
 from truthgate_eval.harness import command_line as lmms_eval_errors
 from truthgate_eval.harness.lmms_eval import tasks as lmms_eval_tasks
-from truthgate_eval.harness.lmms_eval.tasks import judge, on_load
-from truthgate_eval.inference.deduplication import ask_once, question_key
-from truthgate_eval.metrics.pope import METRICS, SOURCES, SPLITS, measure, read
+from truthgate_eval.harness.lmms_eval.tasks import on_load, score_answer
+from truthgate_eval.inference.deduplication import answer_distinct, request_key
+from truthgate_eval.metrics.pope import METRICS, SOURCES, SPLITS, parse_answer, pope_metrics
 from truthgate_eval.paths import shipped
 
 lmms_eval = pytest.importorskip("lmms_eval")
@@ -52,8 +52,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every POPE and poll file, with six questions."""
     rows = questions(tmp_path, "one.png")
     pope = {name.removeprefix("pope_"): rows for name in POPE}
-    write_set(tmp_path / "data" / "pope", pope, source={})
-    write_set(tmp_path / "data" / "poll", dict.fromkeys(SPLITS, rows), source={})
+    write_dataset(tmp_path / "data" / "pope", pope, source={})
+    write_dataset(tmp_path / "data" / "poll", dict.fromkeys(SPLITS, rows), source={})
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "data"
@@ -97,7 +97,7 @@ def test_every_task_loads_from_the_data_folder(manager: Any, data: Path) -> None
 def test_a_data_set_that_is_prepared_again_is_read_again(manager: Any, data: Path) -> None:
     assert len(load(manager, "poll_random")["poll_random"].test_docs()) == 6
     rows = questions(data.parent, "two.png", number=4)
-    write_set(data / "poll", dict.fromkeys(SPLITS, rows), source={})
+    write_dataset(data / "poll", dict.fromkeys(SPLITS, rows), source={})
     docs = load(manager, "poll_random")["poll_random"].test_docs()
     assert [doc["image"] for doc in docs] == ["two.png"] * 4
 
@@ -128,7 +128,7 @@ def test_the_parser_comes_from_the_environment(
 
 def test_the_parsed_answer_is_kept_beside_the_right_one() -> None:
     doc = {"question_id": 3, "image": "a.jpg", "answer": "no"}
-    parts = judge(doc, ["not sure"])
+    parts = score_answer(doc, ["not sure"])
     assert set(parts) == set(METRICS)
     expected = {"score": 1.0, "parsed": "no", "gold": "no", "image": "a.jpg", "question_id": 3}
     assert parts["acc"] == expected
@@ -148,11 +148,11 @@ class Recorder:
             is_simple = True
 
             def generate_until(self, requests: list[Any]) -> list[str]:
-                return ask_once(requests, self.key, outer.answer)
+                return answer_distinct(requests, self.key, outer.answer)
 
             def key(self, request: Any) -> Any:
                 prompt, generation, _, doc_id, task, split = request.args
-                return question_key([self.task_dict[task][split][doc_id]["image_path"]], prompt, generation)
+                return request_key([self.task_dict[task][split][doc_id]["image_path"]], prompt, generation)
 
             def loglikelihood(self, requests: list[Any]) -> list[Any]:
                 raise NotImplementedError
@@ -177,14 +177,14 @@ def test_an_evaluation_counts_as_from_scratch_and_asks_no_question_twice(manager
         {**row, "question": f"Is there a thing {n}?"} for n, row in enumerate(questions(data.parent, "a.png"))
     ]
     pope = {name.removeprefix("pope_"): rows for name in POPE}
-    write_set(data / "pope", {**pope, "coco_random": rows[:3]}, source={})
+    write_dataset(data / "pope", {**pope, "coco_random": rows[:3]}, source={})
     results = simple_evaluate(
         model=recorder.model, tasks=["pope_coco"], task_manager=manager, bootstrap_iters=0
     )
     assert recorder.calls == [6]  # 15 requests in one call
     said = list(zip(ANSWERS, [row["answer"] for row in rows], strict=True))
-    split = measure(read(*pair) for pair in said)
-    short = measure(read(*pair) for pair in said[:3])
+    split = pope_metrics(parse_answer(*pair) for pair in said)
+    short = pope_metrics(parse_answer(*pair) for pair in said[:3])
     for metric in METRICS:
         found = {
             name: results["results"][name][f"{metric},none"] for name in ("pope_coco", *sorted(POPE)[3:6])
@@ -253,9 +253,9 @@ def test_only_the_hosts_own_program_is_ended(
     program: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
-    assert lmms_eval_errors.on_command_line() is expected
+    assert lmms_eval_errors.is_command_line() is expected
     with pytest.raises(SystemExit if expected else DataError, match="nothing there"):
-        lmms_eval_errors.refuse(DataError("nothing there"))
+        lmms_eval_errors.exit_with_error(DataError("nothing there"))
 
 
 def test_every_prepared_set_has_a_name_for_task_files(
@@ -263,7 +263,7 @@ def test_every_prepared_set_has_a_name_for_task_files(
 ) -> None:
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
     for folder in COMMANDS:
-        write_set(tmp_path / folder, {"some_file": [{"x": 1}]}, source={})
+        write_dataset(tmp_path / folder, {"some_file": [{"x": 1}]}, source={})
         path = str(tmp_path / folder / "some_file.parquet")
         assert on_load(f"data_{folder}_some_file") == {"data_files": {"test": path}}
     with pytest.raises(AttributeError):

@@ -126,7 +126,7 @@ def test_the_data_folder_comes_before_the_package(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("TRUTHGATE_DATA", str(folder))
     (folder / "halueval").mkdir()
     (folder / "qa_data.jsonl").rename(folder / "halueval" / "qa_data.jsonl")
-    assert halueval.locate("qa") == folder / "halueval" / "qa_data.jsonl"
+    assert halueval.find_file("qa") == folder / "halueval" / "qa_data.jsonl"
 
 
 @pytest.mark.real

@@ -13,14 +13,14 @@ from helpers.tiny_models import tiny_tokenizer, tiny_vision_model
 from PIL import Image
 
 from truthgate_eval.data.minimal_pairs import (
-    Pair,
+    AnswerPair,
     align_ending,
-    judge_pair,
+    check_pair,
     prepare_minimal_pairs,
     rewrite_pairs,
 )
 from truthgate_eval.data.rewriters import endpoint_rewriter, instruction, local_rewriter
-from truthgate_eval.data.store import read_rows, write_set
+from truthgate_eval.data.store import read_rows, write_dataset
 from truthgate_eval.errors import DataError, ModelError
 
 
@@ -45,12 +45,12 @@ from truthgate_eval.errors import DataError, ModelError
 def test_pairs_are_kept_only_if_their_last_words_alone_differ(
     chosen: str, rejected: str, verdict: str
 ) -> None:
-    assert judge_pair(chosen, rejected) == verdict
+    assert check_pair(chosen, rejected) == verdict
 
 
 def test_the_number_of_last_words_can_be_chosen() -> None:
-    assert judge_pair("A big red cat.", "A big blue dog.", last_words=1) == "earlier"
-    assert judge_pair("A big red cat.", "A small blue dog.", last_words=3) == "kept"
+    assert check_pair("A big red cat.", "A big blue dog.", last_words=1) == "earlier"
+    assert check_pair("A big red cat.", "A small blue dog.", last_words=3) == "kept"
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,10 @@ def test_the_ending_is_that_of_the_chosen_answer(rejected: str, expected: str) -
 
 
 def test_a_run_that_broke_off_goes_on_from_its_journal(tmp_path: Path) -> None:
-    pairs = [Pair(n, f"What is {n}?", f"It is {n}.", "No idea!") for n in range(4)]
+    pairs = [AnswerPair(n, f"What is {n}?", f"It is {n}.", "No idea!") for n in range(4)]
     asked: list[int] = []
 
-    def rewriter(pair: Pair) -> str:
+    def rewriter(pair: AnswerPair) -> str:
         if len(asked) == 2:
             raise ModelError("gone")
         asked.append(pair.row)
@@ -80,8 +80,8 @@ def test_a_run_that_broke_off_goes_on_from_its_journal(tmp_path: Path) -> None:
 
 def test_an_answer_in_the_journal_is_not_used_for_another_question(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
-    rewrite_pairs([Pair(0, "What?", "A cat.", "A dog.")], lambda _: "A cow", journal=journal)
-    other = rewrite_pairs([Pair(0, "Who?", "A cat.", "A dog.")], lambda _: "A hen", journal=journal)
+    rewrite_pairs([AnswerPair(0, "What?", "A cat.", "A dog.")], lambda _: "A cow", journal=journal)
+    other = rewrite_pairs([AnswerPair(0, "Who?", "A cat.", "A dog.")], lambda _: "A hen", journal=journal)
     assert other[0].rejected == "A hen."
 
 
@@ -89,7 +89,7 @@ def source(folder: Path, pairs: list[tuple[str, str]]) -> Path:
     rows = [
         {"row": n, "question": "What?", "choices": list(pair), "target": 0} for n, pair in enumerate(pairs)
     ]
-    write_set(folder / "rlhf_v", {"qa": rows}, source={})
+    write_dataset(folder / "rlhf_v", {"qa": rows}, source={})
     return folder / "rlhf_v" / "qa.parquet"
 
 
@@ -154,7 +154,7 @@ def test_an_endpoint_is_sent_the_picture_and_both_answers(tmp_path: Path) -> Non
     with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         rewrite = endpoint_rewriter("m", base_url=f"http://127.0.0.1:{server.server_port}/v1")
-        answer = rewrite(Pair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png")))
+        answer = rewrite(AnswerPair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png")))
         server.shutdown()
     assert answer == "The cat is white."
     picture, text = Endpoint.received[0]["messages"][0]["content"]  # type: ignore[index]
@@ -197,7 +197,7 @@ def save_tiny_llava(folder: Path) -> tuple[Any, Any]:
 def test_a_local_model_is_shown_the_picture_and_decodes_greedily(tmp_path: Path) -> None:
     Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "cat.png")
     model, processor = save_tiny_llava(tmp_path / "model")
-    pair = Pair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png"))
+    pair = AnswerPair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png"))
     prompt = f"[user] <image>{instruction(pair)}\n[assistant] "
     inputs = processor(text=prompt, images=Image.open(tmp_path / "cat.png"), return_tensors="pt")
     with torch.no_grad():

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from truthgate_eval.data.annotations import Annotated, read_annotations
-from truthgate_eval.data.poll import ask_about, make_poll, prepare_poll
+from truthgate_eval.data.annotations import AnnotatedImage, read_annotations
+from truthgate_eval.data.poll import make_poll, prepare_poll, question_text
 from truthgate_eval.data.store import read_rows
 from truthgate_eval.errors import DataError
 from truthgate_eval.metrics.pope import SPLITS
@@ -19,10 +19,10 @@ from truthgate_eval.metrics.pope import SPLITS
 NAMES = [f"thing {letter}" for letter in "abcdefghij"]
 collections = st.lists(
     st.lists(st.sampled_from(NAMES), unique=True, max_size=8).map(tuple), min_size=1, max_size=12
-).map(lambda drawn: [Annotated(f"{place}.jpg", objects) for place, objects in enumerate(drawn)])
+).map(lambda drawn: [AnnotatedImage(f"{place}.jpg", objects) for place, objects in enumerate(drawn)])
 
 
-def poll_or_none(pictures: list[Annotated], **settings: Any) -> Any:
+def poll_or_none(pictures: list[AnnotatedImage], **settings: Any) -> Any:
     try:
         return make_poll(pictures, **settings)
     except DataError:
@@ -31,7 +31,7 @@ def poll_or_none(pictures: list[Annotated], **settings: Any) -> Any:
 
 @given(collections, st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
 def test_every_split_is_balanced_true_and_without_duplicates(
-    pictures: list[Annotated], per_picture: int, min_objects: int, seed: int
+    pictures: list[AnnotatedImage], per_picture: int, min_objects: int, seed: int
 ) -> None:
     poll = poll_or_none(pictures, per_picture=per_picture, min_objects=min_objects, seed=seed)
     if poll is None:
@@ -51,7 +51,7 @@ def test_every_split_is_balanced_true_and_without_duplicates(
 
 
 @given(collections, st.integers(0, 3))
-def test_the_yes_questions_are_the_same_in_all_splits(pictures: list[Annotated], seed: int) -> None:
+def test_the_yes_questions_are_the_same_in_all_splits(pictures: list[AnnotatedImage], seed: int) -> None:
     poll = poll_or_none(pictures, min_objects=1, seed=seed)
     if poll is None:
         return
@@ -63,8 +63,10 @@ def test_the_yes_questions_are_the_same_in_all_splits(pictures: list[Annotated],
 
 
 @given(collections, st.integers(0, 3))
-def test_a_seed_fixes_a_pictures_questions_whatever_the_order(pictures: list[Annotated], seed: int) -> None:
-    def questions(order: list[Annotated]) -> Any:
+def test_a_seed_fixes_a_pictures_questions_whatever_the_order(
+    pictures: list[AnnotatedImage], seed: int
+) -> None:
+    def questions(order: list[AnnotatedImage]) -> Any:
         poll = poll_or_none(order, min_objects=1, seed=seed)
         return poll and {
             split: sorted((q["image"], q["object"], q["answer"]) for q in asked)
@@ -75,13 +77,13 @@ def test_a_seed_fixes_a_pictures_questions_whatever_the_order(pictures: list[Ann
 
 
 def test_another_seed_draws_other_questions() -> None:
-    pictures = [Annotated(f"{place}.jpg", tuple(NAMES[place : place + 4])) for place in range(6)]
+    pictures = [AnnotatedImage(f"{place}.jpg", tuple(NAMES[place : place + 4])) for place in range(6)]
     drawn = [make_poll(pictures, seed=seed).splits["random"] for seed in range(4)]
     assert any(one != drawn[0] for one in drawn[1:])
 
 
 @given(collections)
-def test_every_picture_is_asked_about_or_reported(pictures: list[Annotated]) -> None:
+def test_every_picture_is_asked_about_or_reported(pictures: list[AnnotatedImage]) -> None:
     poll = poll_or_none(pictures)
     if poll is None:
         return
@@ -92,10 +94,10 @@ def test_every_picture_is_asked_about_or_reported(pictures: list[Annotated]) -> 
 
 def test_popular_asks_for_the_most_frequent_absent_objects() -> None:
     pictures = [
-        Annotated("0", ("cat",)),
-        *[Annotated(f"dog {n}", ("dog",)) for n in range(5)],
-        *[Annotated(f"car {n}", ("car",)) for n in range(3)],
-        Annotated("bus", ("bus",)),
+        AnnotatedImage("0", ("cat",)),
+        *[AnnotatedImage(f"dog {n}", ("dog",)) for n in range(5)],
+        *[AnnotatedImage(f"car {n}", ("car",)) for n in range(3)],
+        AnnotatedImage("bus", ("bus",)),
     ]
     questions = make_poll(pictures, per_picture=1).splits["popular"]
     assert [q["object"] for q in questions if q["image"] == "0"] == ["cat", "dog"]
@@ -104,9 +106,9 @@ def test_popular_asks_for_the_most_frequent_absent_objects() -> None:
 
 def test_adversarial_asks_for_the_objects_seen_together_with_the_present_ones() -> None:
     pictures = [
-        Annotated("target", ("fork",)),
-        *[Annotated(f"pair {n}", ("fork", "knife")) for n in range(2)],
-        *[Annotated(f"dog {n}", ("dog",)) for n in range(9)],
+        AnnotatedImage("target", ("fork",)),
+        *[AnnotatedImage(f"pair {n}", ("fork", "knife")) for n in range(2)],
+        *[AnnotatedImage(f"dog {n}", ("dog",)) for n in range(9)],
     ]
     poll = make_poll(pictures, per_picture=1)
     no = {
@@ -118,18 +120,18 @@ def test_adversarial_asks_for_the_objects_seen_together_with_the_present_ones() 
 
 
 def test_an_object_never_seen_with_another_still_gets_a_no_question() -> None:
-    poll = make_poll([Annotated("0", ("cat",)), Annotated("1", ("dog",))], per_picture=1)
+    poll = make_poll([AnnotatedImage("0", ("cat",)), AnnotatedImage("1", ("dog",))], per_picture=1)
     assert [q["object"] for q in poll.splits["adversarial"]] == ["cat", "dog", "dog", "cat"]
 
 
 def test_a_limit_draws_that_many_pictures() -> None:
-    pictures = [Annotated(f"{place}.jpg", tuple(NAMES[place : place + 4])) for place in range(6)]
+    pictures = [AnnotatedImage(f"{place}.jpg", tuple(NAMES[place : place + 4])) for place in range(6)]
     assert len(make_poll(pictures, limit=2).pictures) == 2
 
 
 def test_pictures_that_cannot_be_asked_about_are_counted_in_the_error() -> None:
     with pytest.raises(DataError, match=r"of 2 pictures, 1 are annotated and 0 have at least 3 objects"):
-        make_poll([Annotated("0", ()), Annotated("1", ("cat",))])
+        make_poll([AnnotatedImage("0", ()), AnnotatedImage("1", ("cat",))])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_pictures_that_cannot_be_asked_about_are_counted_in_the_error() -> None:
     ],
 )  # fmt: skip
 def test_articles_go_by_sound(name: str, article: str) -> None:
-    assert ask_about(name) == f"Is there {article} {name} in the image?"
+    assert question_text(name) == f"Is there {article} {name} in the image?"
 
 
 def test_coco_instances_and_json_lines_give_the_same_pictures(tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_coco_instances_and_json_lines_give_the_same_pictures(tmp_path: Path) ->
     (tmp_path / "instances.json").write_text(json.dumps(coco))
     lines = [{"image": "1.jpg", "objects": ["dog", "cat"]}, {"image": "2.jpg", "objects": []}]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    expected = [Annotated("1.jpg", ("dog", "cat")), Annotated("2.jpg", ())]
+    expected = [AnnotatedImage("1.jpg", ("dog", "cat")), AnnotatedImage("2.jpg", ())]
     assert read_annotations(tmp_path / "instances.json") == expected
     assert read_annotations(tmp_path / "lines.jsonl") == expected
 

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 from truthgate_eval.cli.data import data_app
 from truthgate_eval.data import phd
 from truthgate_eval.data.author_sequences import read_sequences
-from truthgate_eval.data.halueval import documents
-from truthgate_eval.data.images import PictureFolders, open_picture
-from truthgate_eval.data.releases import prepare_halueval, prepare_phd, prepare_pope
+from truthgate_eval.data.halueval import documents, prepare_halueval
+from truthgate_eval.data.images import ImageFolders, open_image
+from truthgate_eval.data.phd import prepare_phd
+from truthgate_eval.data.pope import prepare_pope
 from truthgate_eval.data.rlhf_v import prepare_rlhf_v
-from truthgate_eval.data.store import MISSING, PROVENANCE, prepared_file, read_rows, write_set
+from truthgate_eval.data.store import MISSING, PROVENANCE, prepared_file, read_rows, write_dataset
 from truthgate_eval.errors import DataError
 from truthgate_eval.metrics.pope import SOURCES, SPLITS
 
@@ -112,7 +113,7 @@ def test_real_pope_with_pictures_of_those_names(shared_data: Path, tmp_path: Pat
 
 def test_a_coco_picture_is_found_under_the_names_of_all_releases(tmp_path: Path) -> None:
     draw(tmp_path / "000000310196.jpg")
-    folders = PictureFolders([tmp_path])
+    folders = ImageFolders([tmp_path])
     for name in ("COCO_val2014_000000310196.jpg", "000000310196.jpg", "310196", "train/000000310196.jpg"):
         assert folders.find(name) == tmp_path / "000000310196.jpg", name
     assert folders.find("310197") is None
@@ -123,9 +124,9 @@ def test_a_coco_picture_is_found_under_the_names_of_all_releases(tmp_path: Path)
 def test_a_broken_picture_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.jpg").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read the picture .*broken\.jpg"):
-        open_picture(tmp_path / "broken.jpg")
+        open_image(tmp_path / "broken.jpg")
     with pytest.raises(DataError, match=r"no picture at .*gone\.jpg"):
-        open_picture(tmp_path / "gone.jpg")
+        open_image(tmp_path / "gone.jpg")
 
 
 def test_phd_asks_about_the_picture_and_not_about_the_context(tmp_path: Path) -> None:
@@ -204,7 +205,7 @@ def test_the_authors_sequences_find_pictures_by_name_or_by_coco_number(tmp_path:
         for n, (path, number) in enumerate([("jpg_1.jpg", "000000000009"), ("jpg_2.jpg", "000000000025")])
     ]
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = read_sequences(tmp_path / "lines.jsonl", PictureFolders([tmp_path / "images"]))
+    rows = read_sequences(tmp_path / "lines.jsonl", ImageFolders([tmp_path / "images"]))
     assert [row["image"] for row in rows] == ["jpg_1.jpg", "000000000025"]
 
 
@@ -222,9 +223,9 @@ def test_halueval_is_found_by_its_tasks_after_preparation(
 
 
 def test_a_failed_preparation_leaves_the_older_data_set_alone(tmp_path: Path) -> None:
-    write_set(tmp_path / "set", {"a": [{"x": 1}]}, source={})
+    write_dataset(tmp_path / "set", {"a": [{"x": 1}]}, source={})
     with pytest.raises(pyarrow.ArrowException):
-        write_set(tmp_path / "set", {"a": [{"x": 2}], "b": [{"x": 1}, {"x": "one"}]}, source={})
+        write_dataset(tmp_path / "set", {"a": [{"x": 2}], "b": [{"x": 1}, {"x": "one"}]}, source={})
     assert read_rows(tmp_path / "set" / "a.parquet") == [{"x": 1}]
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["a.parquet", PROVENANCE]
 

@@ -9,7 +9,7 @@ import transformers as hf
 from helpers import tiny_models as factories
 
 from truthgate_eval.errors import AnatomyError, GateError
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 
 NAMES = {
     "llama": "layers.1.self_attn.o_proj", "qwen2": "layers.1.self_attn.o_proj",
@@ -23,7 +23,7 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_projection_is_found_whatever_it_is_called(name: str) -> None:
-    anatomy = find_anatomy(factories.tiny_model(name))
+    anatomy = find_attention_layout(factories.tiny_model(name))
     assert anatomy.shape == (3, 4)
     assert anatomy.projections[1].name == NAMES[name]
     assert anatomy.head_width("post") == 8
@@ -32,7 +32,7 @@ def test_the_output_projection_is_found_whatever_it_is_called(name: str) -> None
 
 def test_the_vision_tower_is_never_taken_for_the_decoder() -> None:
     model = factories.tiny_vision_model()  # its tower has as many layers and heads as its decoder
-    anatomy = find_anatomy(model)
+    anatomy = find_attention_layout(model)
     text = {id(module) for module in model.get_decoder().modules()}
     assert all(id(projection.module) in text for projection in anatomy.projections)
     assert anatomy.head_width("post") == 8
@@ -40,13 +40,13 @@ def test_the_vision_tower_is_never_taken_for_the_decoder() -> None:
 
 def test_a_lora_wrapper_is_found_and_not_the_layer_inside_it() -> None:
     config = peft.LoraConfig(target_modules=["o_proj", "q_proj"], r=2)
-    anatomy = find_anatomy(peft.get_peft_model(factories.tiny_model("llama"), config))
+    anatomy = find_attention_layout(peft.get_peft_model(factories.tiny_model("llama"), config))
     assert isinstance(anatomy.projections[0].module, peft.tuners.lora.Linear)
 
 
 def test_the_dry_pass_leaves_no_hook_and_no_mode_behind() -> None:
     model = factories.tiny_model("llama").train()
-    find_anatomy(model)
+    find_attention_layout(model)
     assert model.training
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -54,14 +54,14 @@ def test_the_dry_pass_leaves_no_hook_and_no_mode_behind() -> None:
 def test_an_encoder_decoder_is_refused() -> None:
     config = hf.T5Config(d_model=16, num_layers=1, num_heads=2, d_ff=16, d_kv=8, vocab_size=32)
     with pytest.raises(AnatomyError, match="encoder-decoder"):
-        find_anatomy(hf.T5ForConditionalGeneration(config))
+        find_attention_layout(hf.T5ForConditionalGeneration(config))
 
 
 def test_layers_without_attention_are_named() -> None:
     config = hf.MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=32, state_size=4)
     config.num_attention_heads = 2
     with pytest.raises(AnatomyError, match=r"expected 2 layers .* found layers: 0 of 2"):
-        find_anatomy(hf.MambaForCausalLM(config))
+        find_attention_layout(hf.MambaForCausalLM(config))
 
 
 def test_features_that_do_not_divide_into_heads_close_that_site_only() -> None:
@@ -69,7 +69,7 @@ def test_features_that_do_not_divide_into_heads_close_that_site_only() -> None:
         hidden_size=30, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         intermediate_size=16, vocab_size=32,
     )  # fmt: skip
-    anatomy = find_anatomy(hf.Qwen3ForCausalLM(config))
+    anatomy = find_attention_layout(hf.Qwen3ForCausalLM(config))
     assert anatomy.head_width("pre") == 8
     with pytest.raises(GateError, match="30 features and 4 heads"):
         anatomy.head_width("post")
@@ -84,4 +84,4 @@ def test_a_model_on_two_devices_is_read_where_it_is() -> None:
                   "lm_head": "cpu"}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         dispatched = dispatch_model(model, device_map, main_device="cpu", offload_dir=folder)
-        assert find_anatomy(dispatched).shape == (3, 4)
+        assert find_attention_layout(dispatched).shape == (3, 4)

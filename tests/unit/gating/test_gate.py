@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional
 
 from truthgate_eval.errors import GateError
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.gating.gate import Gate, attach, fold, make_gate, normalise, random_gate
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate import Gate, attach, fold, make_gate, normalize, random_gate
 from truthgate_eval.gating.scores import TruthScores
 
 SITES = ("post", "pre")
@@ -51,7 +51,7 @@ class FromScratch(nn.Module):
 
 
 def gate_from_scratch(model: Any, gate: Gate) -> Any:
-    anatomy = find_anatomy(model)
+    anatomy = find_attention_layout(model)
     for layer, projection in enumerate(anatomy.projections):
         path, _, name = projection.name.rpartition(".")
         setattr(
@@ -227,13 +227,13 @@ def test_only_the_layers_asked_for_are_gated() -> None:
 
 def test_norms_are_the_formulas_within_each_layer() -> None:
     scores = np.array([[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]])
-    np.testing.assert_allclose(normalise(scores, "minmax"), [[0, 0.5, 1], [0, 0, 0]], atol=1e-5)
-    np.testing.assert_allclose(normalise(scores, "centered"), [[-0.2, 0, 0.2], [0, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(normalise(scores, "zscore")[0], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-12)
-    np.testing.assert_allclose(normalise(scores, "zscore")[1], 0)
-    np.testing.assert_allclose(normalise(scores, "none"), scores)
+    np.testing.assert_allclose(normalize(scores, "minmax"), [[0, 0.5, 1], [0, 0, 0]], atol=1e-5)
+    np.testing.assert_allclose(normalize(scores, "centered"), [[-0.2, 0, 0.2], [0, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(normalize(scores, "zscore")[0], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-12)
+    np.testing.assert_allclose(normalize(scores, "zscore")[1], 0)
+    np.testing.assert_allclose(normalize(scores, "none"), scores)
     with pytest.raises(GateError, match="unknown norm 'max'"):
-        normalise(scores, "max")
+        normalize(scores, "max")
 
 
 def test_on_the_authors_arrays_the_gates_are_their_formula(shared_data) -> None:

@@ -10,7 +10,7 @@ from helpers import tiny_models as factories
 
 from truthgate_eval.errors import GateError, ScoresError
 from truthgate_eval.gating.gate import attach, make_gate, random_gate
-from truthgate_eval.gating.gate_config import GateSettings
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
 
 SCORES = TruthScores(np.random.default_rng(0).uniform(size=(3, 4)), metadata={"site": "post"})
@@ -19,8 +19,8 @@ RECOMMENDED = TruthScores(
 )
 
 
-def read(**arguments: Any) -> GateSettings:
-    return GateSettings.read(arguments.pop("scores", SCORES), **arguments)
+def read(**arguments: Any) -> GateConfig:
+    return GateConfig.parse(arguments.pop("scores", SCORES), **arguments)
 
 
 @pytest.mark.parametrize("lam", [0.3, "0.3", np.float32(0.3)])

@@ -8,10 +8,10 @@ from helpers import tiny_models as factories
 from helpers.prompts import prompts
 
 from truthgate_eval.inference import kv_cache as key_store
-from truthgate_eval.inference.greedy import greedy
-from truthgate_eval.inference.kv_cache import KeyStore
-from truthgate_eval.inference.prefix_plan import plan
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+from truthgate_eval.inference.greedy import decode_greedily
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.prefix_plan import plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
 EOS = 2
 
@@ -34,19 +34,19 @@ def generated(name: str) -> list[list[int]]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
 def test_answers_are_those_of_generate_on_each_prompt_alone(name: str, budget: int) -> None:
     model = factories.tiny_model(name)
-    forward = TreeForward(model)
-    assert forward.shares and any(group.trunk for group in plan(prompts()).groups)
-    found = greedy(forward, prompts(), max_new_tokens=36, budget=TokenBudget(budget), eos={EOS, 7})
+    forward = SharedPrefixModel(model)
+    assert forward.supports_sharing and any(group.prefix for group in plan_prefixes(prompts()).groups)
+    found = decode_greedily(forward, prompts(), max_new_tokens=36, budget=TokenBudget(budget), eos={EOS, 7})
     assert found == generated(name)
     assert len({tuple(answer) for answer in found}) > 3
 
 
 def test_an_answer_ends_where_it_is_told_to() -> None:
-    forward = TreeForward(factories.tiny_model("llama"))
-    free = greedy(forward, prompts(), max_new_tokens=12, budget=TokenBudget(500))
+    forward = SharedPrefixModel(factories.tiny_model("llama"))
+    free = decode_greedily(forward, prompts(), max_new_tokens=12, budget=TokenBudget(500))
     assert {len(answer) for answer in free} == {12}
     done: list[int] = []
-    ended = greedy(
+    ended = decode_greedily(
         forward, prompts(), max_new_tokens=12, budget=TokenBudget(500),
         stopped=lambda tokens: tokens[-1] % 3 == 0, progress=done.append,
     )  # fmt: skip
@@ -63,16 +63,16 @@ def test_answers_are_the_same_in_shared_lanes_and_in_lanes_of_their_own(
     """Fifty questions on one prefix stay together; as answers end, they move apart."""
     draw = torch.randint(3, 90, (400,), generator=torch.Generator().manual_seed(8)).tolist()
     asked = [draw[:60] + draw[60 + 5 * i : 64 + 5 * i + i % 3] for i in range(50)]
-    forward, ways = TreeForward(factories.tiny_model("llama")), []
-    plain = KeyStore.spread
+    forward, ways = SharedPrefixModel(factories.tiny_model("llama")), []
+    plain = SharedPrefixCache.unpack
 
-    def spread(self: KeyStore) -> None:
-        ways.append(len(self.lanes))
+    def spread(self: SharedPrefixCache) -> None:
+        ways.append(len(self.rows))
         plain(self)
 
-    monkeypatch.setattr(key_store, "_FILLED", 0.0 if together else 2.0)
-    monkeypatch.setattr(KeyStore, "spread", spread)
-    found = greedy(
+    monkeypatch.setattr(key_store, "_MIN_SLOT_OCCUPANCY", 0.0 if together else 2.0)
+    monkeypatch.setattr(SharedPrefixCache, "unpack", spread)
+    found = decode_greedily(
         forward, asked, max_new_tokens=10, budget=TokenBudget(10_000),
         stopped=lambda tokens: tokens[-1] % 5 == 0,
     )  # fmt: skip

@@ -5,8 +5,8 @@ import torch
 from helpers import tiny_models as factories
 
 from truthgate_eval.inference.loglikelihood import log_likelihoods
-from truthgate_eval.inference.prefix_plan import plan
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
+from truthgate_eval.inference.prefix_plan import plan_prefixes
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
 
 def requests() -> list[tuple[list[int], list[int]]]:
@@ -29,8 +29,8 @@ def requests() -> list[tuple[list[int], list[int]]]:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
 def test_they_are_those_of_each_request_alone(name: str, budget: int) -> None:
     model = factories.tiny_model(name)
-    forward, done = TreeForward(model), []
-    assert any(group.trunk for group in plan([context for context, _ in requests()]).groups)
+    forward, done = SharedPrefixModel(model), []
+    assert any(group.prefix for group in plan_prefixes([context for context, _ in requests()]).groups)
     inputs = [((context + continuation)[:-1], continuation) for context, continuation in requests()]
     found = log_likelihoods(forward, inputs, budget=TokenBudget(budget), progress=done.append)
     for (tokens, continuation), (value, greedy) in zip(inputs, found, strict=True):
@@ -47,6 +47,6 @@ def test_the_likeliest_continuation_is_called_so() -> None:
     model = factories.tiny_model("llama")
     best = int(model(torch.tensor([[5, 6, 7]])).logits[0, -1].argmax())
     found = log_likelihoods(
-        TreeForward(model), [([5, 6, 7], [best]), ([5, 6, 7], [best - 1])], budget=TokenBudget(100)
+        SharedPrefixModel(model), [([5, 6, 7], [best]), ([5, 6, 7], [best - 1])], budget=TokenBudget(100)
     )
     assert [greedy for _, greedy in found] == [True, False] and found[0][0] > found[1][0]

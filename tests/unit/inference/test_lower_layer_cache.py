@@ -13,22 +13,22 @@ from helpers import tiny_models as factories
 from helpers.prompts import asked, prompts
 from torch import nn
 
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach, random_gate
 from truthgate_eval.inference import lower_layer_cache as below
-from truthgate_eval.inference.greedy import greedy
+from truthgate_eval.inference.greedy import decode_greedily
 from truthgate_eval.inference.loglikelihood import log_likelihoods
-from truthgate_eval.inference.lower_layer_cache import keep_below
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward
-from truthgate_eval.vision.image_features import SeenPictures
+from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
+from truthgate_eval.vision.image_features import ImageFeatureCache
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
-from truthgate_eval.vision.question_engine import SharedAnswers
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.question_engine import ImageQuestionEngine
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 
-def answers(forward: TreeForward) -> list[Any]:
+def answers(forward: SharedPrefixModel) -> list[Any]:
     """Generated tokens and log-likelihoods of the same prompts, exactly."""
-    found: list[Any] = greedy(forward, prompts(), max_new_tokens=6, budget=TokenBudget(300))
+    found: list[Any] = decode_greedily(forward, prompts(), max_new_tokens=6, budget=TokenBudget(300))
     scored = [(prompt, prompt[-1:]) for prompt in prompts()]
     return [*found, *log_likelihoods(forward, scored, budget=TokenBudget(300))]
 
@@ -43,9 +43,9 @@ def tokens_through(module: nn.Module) -> list[int]:
 @pytest.mark.parametrize("name", factories.CONFIGS)
 def test_every_gate_on_upper_layers_answers_as_without_keeping(name: str) -> None:
     model = factories.tiny_model(name)
-    anatomy = find_anatomy(model)
-    plain, keeping = TreeForward(model), TreeForward(model)
-    kept = keep_below(keeping, anatomy.layers[:2])
+    anatomy = find_attention_layout(model)
+    plain, keeping = SharedPrefixModel(model), SharedPrefixModel(model)
+    kept = cache_lower_layers(keeping, anatomy.layers[:2])
     assert kept is not None
     distinct = set()
     for seed in (None, 1, 2, None):
@@ -60,9 +60,9 @@ def test_every_gate_on_upper_layers_answers_as_without_keeping(name: str) -> Non
 
 def test_lower_layers_see_a_prompt_once_and_upper_ones_every_time() -> None:
     model = factories.tiny_model("llama")
-    anatomy = find_anatomy(model)
-    forward = TreeForward(model)
-    keep_below(forward, anatomy.layers[:2])
+    anatomy = find_attention_layout(model)
+    forward = SharedPrefixModel(model)
+    cache_lower_layers(forward, anatomy.layers[:2])
     seen = [tokens_through(projection.module) for projection in anatomy.projections]
     scored = [(prompt, prompt[-1:]) for prompt in prompts()]
     log_likelihoods(forward, scored, budget=TokenBudget(300))
@@ -76,12 +76,12 @@ def test_nothing_is_kept_beyond_the_memory_and_what_is_not_kept_is_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = factories.tiny_model("llama")
-    expected = answers(TreeForward(model))
+    expected = answers(SharedPrefixModel(model))
     counts = []
     for free in (1 << 30, 400_000):
         monkeypatch.setattr(below, "_free", lambda _, free=free: free)
-        forward = TreeForward(model)
-        kept = keep_below(forward, find_anatomy(model).layers[:2])
+        forward = SharedPrefixModel(model)
+        kept = cache_lower_layers(forward, find_attention_layout(model).layers[:2])
         assert kept is not None
         assert answers(forward) == answers(forward) == expected
         counts.append(kept.again)
@@ -121,11 +121,11 @@ def test_a_model_that_cannot_be_cut_is_run_whole_and_one_line_says_so(
     trouble: Callable[[Any], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = factories.tiny_model("llama")
-    forward = TreeForward(model)
+    forward = SharedPrefixModel(model)
     trouble(model)
     with caplog.at_level(logging.WARNING):
-        assert keep_below(forward, find_anatomy(model).layers[:2]) is None
-    assert forward.below is None
+        assert cache_lower_layers(forward, find_attention_layout(model).layers[:2]) is None
+    assert forward.lower_layers is None
     [line] = [record.getMessage() for record in caplog.records]
     assert line.startswith("layers below the first gated one run anew for every gate of Llama")
 
@@ -136,9 +136,9 @@ def test_questions_about_pictures_are_answered_as_without_keeping(
 ) -> None:
     """Also where other pictures stand under the same ids, and where one is looked at again."""
     vlm = load_vlm(LoadOptions(vlm_checkpoint(name), device="cpu"))
-    anatomy = find_anatomy(vlm.model)
-    plain, keeping = (SharedAnswers(vlm, PicturedForward(vlm, anatomy.decoder)) for _ in range(2))
-    kept = keep_below(keeping.forward, anatomy.layers[:1])
+    anatomy = find_attention_layout(vlm.model)
+    plain, keeping = (ImageQuestionEngine(vlm, SharedPrefixVLM(vlm, anatomy.decoder)) for _ in range(2))
+    kept = cache_lower_layers(keeping.forward, anatomy.layers[:1])
     assert kept is not None
     distinct = set()
     for part in (slice(None), slice(0, 4), slice(4, 8)):
@@ -150,20 +150,20 @@ def test_questions_about_pictures_are_answered_as_without_keeping(
                 )
             assert found == expected
             distinct.add(str(found))
-        keeping.seen = SeenPictures()
+        keeping.seen = ImageFeatureCache()
     assert len(distinct) > 4 and kept.again > 3
 
 
 def test_without_lower_layers_or_a_shared_pass_nothing_is_kept() -> None:
-    forward = TreeForward(factories.tiny_model("llama"))
-    assert keep_below(forward, ()) is None and forward.below is None
-    assert keep_below(None, find_anatomy(forward.model).layers) is None
+    forward = SharedPrefixModel(factories.tiny_model("llama"))
+    assert cache_lower_layers(forward, ()) is None and forward.lower_layers is None
+    assert cache_lower_layers(None, find_attention_layout(forward.model).layers) is None
 
 
 def test_a_replaced_forward_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerate's, which fetches offloaded weights."""
     model = factories.tiny_model("llama")
-    first = find_anatomy(model).layers[0]
+    first = find_attention_layout(model).layers[0]
     plain, calls = first.forward, []
 
     def fetching(*args: Any, **kwargs: Any) -> Any:
@@ -171,9 +171,9 @@ def test_a_replaced_forward_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(*args, **kwargs)
 
     first.forward = fetching  # type: ignore[method-assign]
-    forward = TreeForward(model)
-    keep_below(forward, find_anatomy(model).layers[:2])
+    forward = SharedPrefixModel(model)
+    cache_lower_layers(forward, find_attention_layout(model).layers[:2])
     before = np.sum(calls)
     assert answers(forward) == answers(forward)
     assert first.forward is fetching and np.sum(calls) > before
-    assert "forward" not in find_anatomy(model).layers[1].__dict__
+    assert "forward" not in find_attention_layout(model).layers[1].__dict__

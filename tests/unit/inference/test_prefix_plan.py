@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truthgate_eval.inference.prefix_plan import Plan, plan
+from truthgate_eval.inference.prefix_plan import PrefixPlan, plan_prefixes
 
 # A small alphabet and a few long stems, so that sequences share prefixes in every way.
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -19,24 +19,24 @@ STEMS = st.sampled_from([[], [7] * 40, [7] * 40 + [8] * 30, [9] * 300])
 SEQUENCES = st.lists(st.builds(lambda stem, own: stem + own, STEMS, TOKENS), min_size=0, max_size=30)
 
 
-def expand(found: Plan) -> dict[int, tuple[list[int], list[int], list[list[int]]]]:
+def expand(found: PrefixPlan) -> dict[int, tuple[list[int], list[int], list[list[int]]]]:
     """For each distinct sequence its tokens, positions, and the tokens that each of its tokens sees."""
     sequences = {}
     for group in found.groups:
-        for row in group.rows:
-            tokens, segments, positions = row.tokens, row.segments, row.positions
+        for row in group.prompts:
+            tokens, segments, positions = row.token_ids, row.segment_ids, row.position_ids
             assert len(tokens) == len(segments) == len(positions) == len(row)
-            for branch, member in enumerate(row.members):
-                places = row.places(branch).tolist()
+            for branch, member in enumerate(row.sequence_ids):
+                places = row.columns(branch).tolist()
                 seen = [
                     [tokens[k] for k in range(len(row)) if k <= q and segments[k] in (0, segments[q])]
                     for q in places
                 ]
                 assert member not in sequences
                 sequences[member] = (
-                    [*group.trunk, *(tokens[place] for place in places)],
-                    [*range(len(group.trunk)), *(len(group.trunk) + positions[place] for place in places)],
-                    [[*group.trunk, *tokens_seen] for tokens_seen in seen],
+                    [*group.prefix, *(tokens[place] for place in places)],
+                    [*range(len(group.prefix)), *(len(group.prefix) + positions[place] for place in places)],
+                    [[*group.prefix, *tokens_seen] for tokens_seen in seen],
                 )
     return sequences
 
@@ -44,59 +44,61 @@ def expand(found: Plan) -> dict[int, tuple[list[int], list[int], list[list[int]]
 @settings(max_examples=300, deadline=None)
 @given(SEQUENCES, st.booleans())
 def test_the_plan_gives_back_every_sequence(sequences: list[list[int]], share: bool) -> None:
-    found = plan(sequences, share=share)
+    found = plan_prefixes(sequences, share=share)
     expanded = expand(found)
-    assert len(expanded) == found.distinct == len(set(map(tuple, sequences)))
-    for sequence, kind in zip(sequences, found.kinds, strict=True):
+    assert len(expanded) == found.num_distinct == len(set(map(tuple, sequences)))
+    for sequence, kind in zip(sequences, found.distinct_ids, strict=True):
         tokens, positions, seen = expanded[kind]
         assert tokens == sequence and positions == list(range(len(sequence)))
         trunk = len(sequence) - len(seen)
         assert seen == [sequence[: trunk + i + 1] for i in range(len(seen))]
-    assert found.tokens <= sum(map(len, set(map(tuple, sequences))))
+    assert found.num_tokens <= sum(map(len, set(map(tuple, sequences))))
 
 
 @settings(max_examples=100, deadline=None)
 @given(SEQUENCES, st.data())
 def test_a_trunk_ends_before_the_first_position_that_is_read(sequences: list[list[int]], data) -> None:
     read_from = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
-    found = plan(sequences, read_from=read_from)
-    trunks = {m: len(g.trunk) for g in found.groups for row in g.rows for m in row.members}
-    assert all(trunks[kind] <= first for kind, first in zip(found.kinds, read_from, strict=True))
+    found = plan_prefixes(sequences, first_read_positions=read_from)
+    trunks = {m: len(g.prefix) for g in found.groups for row in g.prompts for m in row.sequence_ids}
+    assert all(trunks[kind] <= first for kind, first in zip(found.distinct_ids, read_from, strict=True))
 
 
 def test_a_sequence_asked_twice_is_read_from_the_earlier_position() -> None:
     prompts = [[1] * 200 + [2 + i] * 40 for i in range(100)]
     last = [len(prompt) - 1 for prompt in prompts]
-    assert [len(group.trunk) for group in plan(prompts, read_from=last).groups] == [200]
-    twice = plan([*prompts, prompts[7]], read_from=[*last, 150])
-    assert [len(group.trunk) for group in twice.groups] == [150] and twice.distinct == 100
+    assert [len(group.prefix) for group in plan_prefixes(prompts, first_read_positions=last).groups] == [200]
+    twice = plan_prefixes([*prompts, prompts[7]], first_read_positions=[*last, 150])
+    assert [len(group.prefix) for group in twice.groups] == [150] and twice.num_distinct == 100
 
 
 def test_every_sequence_keeps_a_token_of_its_own() -> None:
     long = list(range(500))
-    found = plan([long[: 100 + i] for i in range(20)])
-    assert all(row.branches and all(row.branches) for group in found.groups for row in group.rows)
+    found = plan_prefixes([long[: 100 + i] for i in range(20)])
+    assert all(row.suffixes and all(row.suffixes) for group in found.groups for row in group.prompts)
 
 
 def test_pairs_share_a_row_and_many_prompts_a_trunk() -> None:
     instruction = list(range(1000, 1500))
     pairs = [[i] * 100 + [5, answer] for i in range(30) for answer in (1, 2)]
-    found = plan(pairs)
-    assert found.tokens == 30 * 103 and {len(row.branches) for g in found.groups for row in g.rows} == {2}
-    behind = plan([instruction + pair for pair in pairs])
-    assert [len(group.trunk) for group in behind.groups] == [500]
-    assert behind.tokens == 500 + 30 * 103
+    found = plan_prefixes(pairs)
+    assert found.num_tokens == 30 * 103 and {
+        len(row.suffixes) for g in found.groups for row in g.prompts
+    } == {2}
+    behind = plan_prefixes([instruction + pair for pair in pairs])
+    assert [len(group.prefix) for group in behind.groups] == [500]
+    assert behind.num_tokens == 500 + 30 * 103
 
 
 def test_questions_on_one_long_prefix_are_cut_into_rows_of_bounded_length() -> None:
-    found = plan([[1] * 100 + [2 + i] * 20 for i in range(50)])
-    rows = [row for group in found.groups for row in group.rows]
-    assert found.tokens < 0.35 * 50 * 120 and max(len(row) for row in rows) < 1000
+    found = plan_prefixes([[1] * 100 + [2 + i] * 20 for i in range(50)])
+    rows = [row for group in found.groups for row in group.prompts]
+    assert found.num_tokens < 0.35 * 50 * 120 and max(len(row) for row in rows) < 1000
 
 
 def test_an_empty_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="sequence 1 is empty"):
-        plan([[1], []])
+        plan_prefixes([[1], []])
 
 
 @pytest.mark.parametrize("kind", ["nested", "pairs", "equal"])
@@ -114,7 +116,7 @@ def test_planning_is_about_linear(kind: str) -> None:
         times = []
         for _ in range(3):  # the smallest: a busy machine only ever adds
             start = time.process_time()
-            plan(sequences)
+            plan_prefixes(sequences)
             times.append(time.process_time() - start)
         return min(times)
 
@@ -133,16 +135,16 @@ def test_ten_thousand_halueval_documents_are_planned_in_seconds(shared_data: Pat
         context = f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer: "
         sequences += [list((context + row[key]).encode()) for key in ("right_answer", "hallucinated_answer")]
     start = time.process_time()
-    found = plan(sequences)
+    found = plan_prefixes(sequences)
     spent = time.process_time() - start
     assert len(sequences) == 20_000 and spent < 30
-    assert found.tokens < 0.65 * sum(map(len, sequences))
+    assert found.num_tokens < 0.65 * sum(map(len, sequences))
 
 
 def test_a_trunk_is_made_where_a_pass_of_its_own_costs_little() -> None:
     """Eighteen questions about a picture of 576 tokens: a row on an accelerator, a trunk on a CPU."""
     prompts = [[*range(100, 680), *range(20 * i, 20 * i + 20)] for i in range(18)]
-    assert [len(group.trunk) for group in plan(prompts, trunk_cost=256).groups] == [0]
-    assert [len(group.trunk) for group in plan(prompts, trunk_cost=32).groups] == [580]
+    assert [len(group.prefix) for group in plan_prefixes(prompts, prefix_pass_cost=256).groups] == [0]
+    assert [len(group.prefix) for group in plan_prefixes(prompts, prefix_pass_cost=32).groups] == [580]
     few = [[*range(100, 120), *range(20 * i, 20 * i + 20)] for i in range(12)]
-    assert [len(group.trunk) for group in plan(few, trunk_cost=32).groups] == [0]
+    assert [len(group.prefix) for group in plan_prefixes(few, prefix_pass_cost=32).groups] == [0]

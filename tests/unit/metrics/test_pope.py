@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgate_eval.errors import TaskError
-from truthgate_eval.metrics.pope import PARSERS, check_parser, mean_over_splits, measure, parse, read
+from truthgate_eval.metrics.pope import (
+    PARSERS,
+    check_parser,
+    mean_over_splits,
+    parse,
+    parse_answer,
+    pope_metrics,
+)
 
 ANSWERS = ["Yes.", "yes, there is", "No", "not sure", "", "know"]
 
@@ -44,22 +51,23 @@ def test_the_official_parser_keeps_the_quirks_of_popes_script(text: str, expecte
 
 @pytest.mark.parametrize("parser", PARSERS)
 def test_answers_that_say_neither_count_as_unparsed_with_every_parser(parser: str) -> None:
-    neither = [read(text, "no", check_parser(parser)).unparsed for text in ["not sure", "", "know"]]
+    neither = [parse_answer(text, "no", check_parser(parser)).unparsed for text in ["not sure", "", "know"]]
     assert neither == [True, True, True]
-    assert not read("no", "no", check_parser(parser)).unparsed
+    assert not parse_answer("no", "no", check_parser(parser)).unparsed
 
 
 def test_strict_counts_an_answer_with_more_than_the_word_as_unparsed() -> None:
-    assert read("Yes.", "yes", "strict").unparsed
-    assert not read("Yes.", "yes", "official").unparsed
+    assert parse_answer("Yes.", "yes", "strict").unparsed
+    assert not parse_answer("Yes.", "yes", "official").unparsed
 
 
 def test_metrics_agree_with_a_count_by_hand() -> None:
     readings = [
-        read(text, gold) for text, gold in zip(ANSWERS, ["yes", "no", "no", "yes", "no", "yes"], strict=True)
+        parse_answer(text, gold)
+        for text, gold in zip(ANSWERS, ["yes", "no", "no", "yes", "no", "yes"], strict=True)
     ]
     # official: yes yes no no yes yes -> 2 true and 2 false positives, 1 true and 1 false negative
-    assert measure(readings) == pytest.approx(
+    assert pope_metrics(readings) == pytest.approx(
         {
             "acc": 3 / 6,
             "precision": 2 / 4,
@@ -85,7 +93,7 @@ def test_metrics_agree_with_a_count_from_scratch(said: list[tuple[str, str]], pa
         fp += gold == "no" and answer == "yes"
         tn += gold == "no" and answer == "no"
         predicted_yes += answer == "yes"
-    metrics = measure(read(text, gold, name) for text, gold in said)
+    metrics = pope_metrics(parse_answer(text, gold, name) for text, gold in said)
     assert metrics["acc"] == pytest.approx((tp + tn) / len(said))
     assert metrics["precision"] == pytest.approx(tp / (tp + fp) if tp + fp else 0)
     assert metrics["recall"] == pytest.approx(tp / (tp + fn) if tp + fn else 0)
@@ -94,12 +102,12 @@ def test_metrics_agree_with_a_count_from_scratch(said: list[tuple[str, str]], pa
 
 
 def test_the_yes_ratio_is_that_of_the_predictions() -> None:
-    readings = [read("yes", gold) for gold in ["yes", "no", "yes", "no"]]
-    assert measure(readings)["yes_ratio"] == 1
+    readings = [parse_answer("yes", gold) for gold in ["yes", "no", "yes", "no"]]
+    assert pope_metrics(readings)["yes_ratio"] == 1
 
 
 def test_the_mean_over_splits_gives_each_split_the_same_weight() -> None:
-    splits = [measure([read("yes", "yes")]), measure([read("no", "yes")] * 9)]
+    splits = [pope_metrics([parse_answer("yes", "yes")]), pope_metrics([parse_answer("no", "yes")] * 9)]
     assert mean_over_splits(splits)["acc"] == 0.5
 
 

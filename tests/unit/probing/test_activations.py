@@ -13,12 +13,12 @@ import torch
 from helpers import tiny_models as factories
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.probing import activations
-from truthgate_eval.probing.activations import drop_pages, head_blocks, make_room, row_chunks
+from truthgate_eval.probing.activations import allocate_activations, drop_pages, head_blocks, row_chunks
 from truthgate_eval.probing.capture import capture
-from truthgate_eval.probing.dataset import ProbingSequences
-from truthgate_eval.probing.run import probe_model
+from truthgate_eval.probing.dataset import TokenizedDataset
+from truthgate_eval.probing.run import run_probing
 
 SHAPE = (50, 3, 4, 8)
 
@@ -29,9 +29,9 @@ def filled(array: np.ndarray) -> np.ndarray:
 
 
 def test_a_file_is_made_where_the_limit_is_passed_and_goes_with_the_array(tmp_path: Path) -> None:
-    small = make_room(SHAPE, memory=1.0, folder=tmp_path)
+    small = allocate_activations(SHAPE, memory=1.0, folder=tmp_path)
     assert not isinstance(small, np.memmap) and small.shape == SHAPE
-    large = make_room(SHAPE, memory=0, folder=tmp_path)
+    large = allocate_activations(SHAPE, memory=0, folder=tmp_path)
     assert isinstance(large, np.memmap) and large.shape == SHAPE and large.dtype == np.float32
     assert large[:, 1].flags.c_contiguous  # layer by layer
     assert not list(tmp_path.iterdir())  # without a name even now: no interrupt can leave it behind
@@ -43,15 +43,15 @@ def test_a_file_is_made_where_the_limit_is_passed_and_goes_with_the_array(tmp_pa
 def test_by_default_half_of_the_free_memory_is_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 4 * np.prod(SHAPE)
     monkeypatch.setattr(activations, "free_memory", lambda: 2 * size)
-    assert not isinstance(make_room(SHAPE), np.memmap)
+    assert not isinstance(allocate_activations(SHAPE), np.memmap)
     monkeypatch.setattr(activations, "free_memory", lambda: 2 * size - 2)
-    assert isinstance(make_room(SHAPE), np.memmap)
+    assert isinstance(allocate_activations(SHAPE), np.memmap)
     monkeypatch.undo()
     assert 2**20 < activations.free_memory() < 2**60
 
 
 def test_dropped_pages_keep_what_was_written(tmp_path: Path) -> None:
-    mapped = make_room(SHAPE, memory=0, folder=tmp_path)
+    mapped = allocate_activations(SHAPE, memory=0, folder=tmp_path)
     expected = filled(np.empty(SHAPE, dtype=np.float32))
     filled(mapped)
     drop_pages(mapped)
@@ -70,7 +70,7 @@ def test_blocks_are_the_same_of_arrays_files_and_tensors(
 ) -> None:
     monkeypatch.setattr(activations, "_HELD", 4000)  # a few rows at once
     x = filled(np.empty(SHAPE, dtype=np.float32))
-    mapped = filled(make_room(SHAPE, memory=0, folder=tmp_path))
+    mapped = filled(allocate_activations(SHAPE, memory=0, folder=tmp_path))
     expected = x.reshape(50, 12, 8).transpose(1, 0, 2)
     for array in (x, mapped, torch.from_numpy(x)):
         blocks = list(head_blocks(array, torch.device("cpu"), block_bytes))
@@ -87,11 +87,11 @@ def test_probing_through_a_file_gives_the_same_artifact_bit_for_bit(solver: str,
     rng = np.random.default_rng(0)
     tokens = [rng.integers(3, factories.VOCABULARY, size=n).tolist() for n in rng.integers(2, 9, size=60)]
     groups = np.repeat(np.arange(30), 2)
-    sequences = ProbingSequences(tokens, np.tile([1, 0], 30), groups, {}, "0")
+    sequences = TokenizedDataset(tokens, np.tile([1, 0], 30), groups, {}, "0")
     model = factories.tiny_model("llama")
     options = {"name": "tiny", "solver": solver}
-    inside = probe_model(model, sequences, memory=1.0, **options)
-    through = probe_model(model, sequences, memory=0, scratch=tmp_path, **options)
+    inside = run_probing(model, sequences, memory=1.0, **options)
+    through = run_probing(model, sequences, memory=0, scratch=tmp_path, **options)
     for name in ("scores", "stderr", "auroc", "train_accuracy", "probe_weight", "probe_bias"):
         np.testing.assert_array_equal(getattr(through, name), getattr(inside, name))
     assert not list(tmp_path.iterdir())
@@ -103,16 +103,16 @@ def test_capture_fills_a_file_with_the_same_activations(
     monkeypatch.setattr(activations, "_HELD", 1)  # dropped after every sequence
     model = factories.tiny_model("llama")
     tokens = [[3, 4, 5], [6, 7], [3, 4, 5], [3, 4, 9, 8]]
-    anatomy = find_anatomy(model)
-    mapped = make_room((4, *anatomy.shape, anatomy.head_width("post")), memory=0, folder=tmp_path)
+    anatomy = find_attention_layout(model)
+    mapped = allocate_activations((4, *anatomy.shape, anatomy.head_width("post")), memory=0, folder=tmp_path)
     np.testing.assert_array_equal(capture(model, tokens, out=mapped), capture(model, tokens))
 
 
 MEASURED = """
 import sys, numpy as np, torch
 from pathlib import Path
-from truthgate_eval.probing.activations import Writer, make_room
-from truthgate_eval.probing.cross_validation import probe_heads
+from truthgate_eval.probing.activations import Writer, allocate_activations
+from truthgate_eval.probing.cross_validation import cross_validate_heads
 torch.set_num_threads(1)
 memory = float(sys.argv[1])
 shape = (1000, 16, 32, 128)  # 256 MiB
@@ -122,12 +122,12 @@ def fit(shape, room):
     for i in range(shape[0]):
         writer.put([i], rng.standard_normal(shape[1:], dtype=np.float32))
     writer.drop()
-    return probe_heads(room, np.arange(shape[0]) % 2, np.arange(shape[0]) // 2, solver="newton")
-fit((100, 1, 2, 128), make_room((100, 1, 2, 128), memory=1))  # libraries are loaded
+    return cross_validate_heads(room, np.arange(shape[0]) % 2, np.arange(shape[0]) // 2, solver="newton")
+fit((100, 1, 2, 128), allocate_activations((100, 1, 2, 128), memory=1))  # libraries are loaded
 status = lambda name: int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 Path("/proc/self/clear_refs").write_text("5")
 start = status("VmRSS")
-fit(shape, make_room(shape, memory=memory, folder=sys.argv[2]))
+fit(shape, allocate_activations(shape, memory=memory, folder=sys.argv[2]))
 print((status("VmHWM") - start) // 1024)
 """
 
@@ -149,9 +149,9 @@ def test_fitting_through_a_file_takes_a_fraction_of_the_activations_memory(tmp_p
 )
 def test_a_limit_must_be_a_number(options: dict, message: str) -> None:
     with pytest.raises(ProbeError, match=message):
-        make_room(SHAPE, **options)
+        allocate_activations(SHAPE, **options)
 
 
 def test_a_full_disk_is_one_line_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match=r"GiB of activations fit neither in memory .* nor in .*--memory"):
-        make_room((10**6, 10**3, 32, 128), memory=0, folder=tmp_path)
+        allocate_activations((10**6, 10**3, 32, 128), memory=0, folder=tmp_path)

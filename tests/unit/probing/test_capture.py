@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import tiny_models as factories
 
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.inference.packing import Batch
-from truthgate_eval.inference.shared_prefix import TreeForward
-from truthgate_eval.probing.capture import LastToken, capture
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.packing import PackedBatch
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.probing.capture import LastTokenHooks, capture
 
 
 def sequences() -> list[list[int]]:
@@ -26,7 +26,7 @@ def by_hand(model, tokens: list[int], site: str) -> np.ndarray:
         projection.module.register_forward_hook(
             lambda _, args, output: seen.append((output if site == "post" else args[0])[0, -1])
         )
-        for projection in find_anatomy(model).projections
+        for projection in find_attention_layout(model).projections
     ]
     with torch.no_grad():
         model(torch.tensor([tokens]))
@@ -67,12 +67,12 @@ def test_shared_tokens_run_once() -> None:
     model, seen = factories.tiny_model("llama"), []
     capture(model, [])  # nothing to do is no error
     hook = model.get_decoder().embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0]))
-    forward = TreeForward(model)
+    forward = SharedPrefixModel(model)
     before = sum(tokens.numel() for tokens in seen)
     seen.clear()
-    capture(model, related(), anatomy=find_anatomy(model), batch_size=1)
+    capture(model, related(), anatomy=find_attention_layout(model), batch_size=1)
     hook.remove()
-    assert forward.shares
+    assert forward.supports_sharing
     extra = before + 2  # the trial, and the anatomy's two tokens
     assert sum(tokens.numel() for tokens in seen) - extra < 0.5 * sum(map(len, related()))
 
@@ -80,16 +80,19 @@ def test_shared_tokens_run_once() -> None:
 @pytest.mark.parametrize("site", ["post", "pre"])
 def test_nothing_runs_behind_the_last_projection(site: str) -> None:
     model, ran = factories.tiny_model("llama"), []
-    anatomy, layers = find_anatomy(model), model.get_decoder().layers
-    TreeForward(model)  # its trial runs whole passes
+    anatomy, layers = find_attention_layout(model), model.get_decoder().layers
+    SharedPrefixModel(model)  # its trial runs whole passes
     hooks = [layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(layers)]
-    with torch.no_grad(), LastToken(anatomy, torch.tensor([2]), site) as kept:
+    with torch.no_grad(), LastTokenHooks(anatomy, torch.tensor([2]), site) as kept:
         model(torch.tensor([[3, 4, 5]]))
     assert ran == [0, 1] and kept.stacked().shape[:2] == (1, 3)
     for hook in hooks:
         hook.remove()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    with pytest.raises(IndexError), LastToken(anatomy, torch.tensor([9]), site):  # other errors come through
+    with (
+        pytest.raises(IndexError),
+        LastTokenHooks(anatomy, torch.tensor([9]), site),
+    ):  # other errors come through
         model(torch.tensor([[3, 4, 5]]))
 
 
@@ -126,16 +129,16 @@ def test_progress_counts_every_sequence_once() -> None:
 def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tried = factories.tiny_model("llama"), []
     expected = capture(model, related(), batch_size=1)
-    run = TreeForward.run
+    run = SharedPrefixModel.run
 
-    def small_memory(self: TreeForward, batch: Batch, store: Any = None) -> None:
-        tried.append(batch.tokens.shape)
-        if batch.tokens.numel() > 11:
+    def small_memory(self: SharedPrefixModel, batch: PackedBatch, store: Any = None) -> None:
+        tried.append(batch.token_ids.shape)
+        if batch.token_ids.numel() > 11:
             raise torch.OutOfMemoryError
         run(self, batch, store)
 
-    monkeypatch.setattr(TreeForward, "run", small_memory)
-    monkeypatch.setattr(TreeForward, "check", lambda _: None)
+    monkeypatch.setattr(SharedPrefixModel, "run", small_memory)
+    monkeypatch.setattr(SharedPrefixModel, "check", lambda _: None)
     found = capture(model, related()[:-9], batch_size=7)
     np.testing.assert_allclose(found, expected[:-9], atol=1e-5)
     assert tried[0][0] > 2 and tried[-1].numel() <= 11

@@ -18,25 +18,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lm_eval.tasks import TaskManager
 
-from truthgate_eval.analysis.heads.control_report import verdicts
+from truthgate_eval.analysis.heads.control_report import control_verdicts
 from truthgate_eval.errors import ProbeError, TaskError
 from truthgate_eval.gating.gate import make_gate
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.lm_eval.probing import task_answers
+from truthgate_eval.harness.lm_eval.probing import load_dataset
 from truthgate_eval.probing.controls import (
     CONTROLS,
     Control,
+    context_change,
     derangement,
-    exchange,
-    knowledge_change,
     make_controls,
     shuffled_labels,
-    swap_pictures,
+    swap_images,
+    swap_within,
 )
-from truthgate_eval.probing.cross_validation import probe_heads
-from truthgate_eval.probing.dataset import Answered, Answers
-from truthgate_eval.probing.repeats import difference_stderr, probe_repeats
-from truthgate_eval.probing.run import score_heads
+from truthgate_eval.probing.cross_validation import cross_validate_heads
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
+from truthgate_eval.probing.repeats import difference_stderr, repeat_cross_validation
+from truthgate_eval.probing.run import score_activations
 from truthgate_eval.probing.statistics import clustered_stderr
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,7 +115,7 @@ def artifacts(tasks: Path, checkpoint: str) -> dict[str, TruthScores]:
 
 def test_where_the_answers_length_decides_the_surface_explains_it(artifacts: dict[str, TruthScores]) -> None:
     scores = artifacts["length_decides"]
-    verdict = {verdict.name: verdict for verdict in verdicts(scores)}
+    verdict = {verdict.name: verdict for verdict in control_verdicts(scores)}
     assert scores.scores[0].min() > 0.8 and scores.controls["surface"][0, 0] > 0.99  # layer 0 counts best
     # No knowledge is needed to count letters, so the controls of the context explain it as well.
     assert all(verdict[name].explains for name in ("surface", "no-context", "swapped-context"))
@@ -124,7 +124,7 @@ def test_where_the_answers_length_decides_the_surface_explains_it(artifacts: dic
 
 def test_where_the_context_decides_nothing_is_left_without_it(artifacts: dict[str, TruthScores]) -> None:
     scores = artifacts["context_decides"]
-    verdict = {verdict.name: verdict for verdict in verdicts(scores)}
+    verdict = {verdict.name: verdict for verdict in control_verdicts(scores)}
     assert scores.scores.mean() > 0.9
     for name in CONTROLS:
         assert abs(scores.controls[name].mean() - 0.5) < 0.12, name
@@ -178,7 +178,7 @@ def test_derangements_are_drawn_evenly() -> None:
     st.integers(0, 99),
 )
 def test_documents_that_share_knowledge_share_anothers(keys: list[str], seed: int) -> None:
-    other = exchange(keys, seed=seed)
+    other = swap_within(keys, seed=seed)
     assert set(other) == set(other.values()) == set(keys)
     assert all(key != value for key, value in other.items())
 
@@ -207,18 +207,18 @@ def test_shuffled_labels_are_independent_of_the_labels(answers: int) -> None:
     assert abs(agreed.mean() - 0.5) < 0.03 and agreed.std() > 0.005
 
 
-def contexts(folder: str, **options: Any) -> tuple[Answers, list[str]]:
-    found = task_answers(["probe_halueval_qa"], limit=12, metadata={"halueval_path": folder}, **options)
-    return found, [item.context for item in found.items]
+def contexts(folder: str, **options: Any) -> tuple[ProbeDataset, list[str]]:
+    found = load_dataset(["probe_halueval_qa"], limit=12, metadata={"halueval_path": folder}, **options)
+    return found, [item.context for item in found.examples]
 
 
 def test_the_knowledge_is_changed_and_nothing_else(halueval_folder: str) -> None:
     own, shown = contexts(halueval_folder)
     knowledge = [f"{n} and {n} are {2 * n}." for n in range(12)]
-    without, bare = contexts(halueval_folder, change=knowledge_change("no-context", 1))
-    swapped, other = contexts(halueval_folder, change=knowledge_change("swapped-context", 1))
+    without, bare = contexts(halueval_folder, change=context_change("no-context", 1))
+    swapped, other = contexts(halueval_folder, change=context_change("swapped-context", 1))
     for changed in (without, swapped):
-        assert [item.answer for item in changed.items] == [item.answer for item in own.items]
+        assert [item.answer for item in changed.examples] == [item.answer for item in own.examples]
         np.testing.assert_array_equal(changed.labels, own.labels)
         assert changed.rows == own.rows and changed.fingerprint != own.fingerprint
     for number in range(24):
@@ -230,8 +230,8 @@ def test_the_knowledge_is_changed_and_nothing_else(halueval_folder: str) -> None
 
 
 def test_examples_are_changed_too_and_never_are_the_document_itself(halueval_folder: str) -> None:
-    found, shown = contexts(halueval_folder, change=knowledge_change("no-context", 1), num_fewshot=3)
-    for item, text in zip(found.items, shown, strict=True):
+    found, shown = contexts(halueval_folder, change=context_change("no-context", 1), num_fewshot=3)
+    for item, text in zip(found.examples, shown, strict=True):
         assert text.count("Context:\n\n") == 4
         assert text.count(f"much are {item.group} and {item.group}?") == 1
 
@@ -251,17 +251,17 @@ def test_a_task_whose_knowledge_is_not_known_is_refused(metadata: str, message: 
     ]
     write_task(tmp_path, "told", docs, metadata)
     with pytest.raises(TaskError, match=message):
-        task_answers(["told"], include_path=str(tmp_path), change=knowledge_change("no-context", 0))
+        load_dataset(["told"], include_path=str(tmp_path), change=context_change("no-context", 0))
 
 
 def test_the_field_can_be_named_for_any_task(tmp_path: Path) -> None:
     docs = [{"knowledge": f"k{n}", "question": "q", "choices": ["a", "b"], "target": 0} for n in range(3)]
     write_task(tmp_path, "named", docs, "{version: 1}")
-    found = task_answers(
+    found = load_dataset(
         ["named"], include_path=str(tmp_path), metadata={"context_field": "knowledge"},
-        change=knowledge_change("no-context", 0),
+        change=context_change("no-context", 0),
     )  # fmt: skip
-    assert [item.context.strip() for item in found.items] == ["q"] * 6
+    assert [item.context.strip() for item in found.examples] == ["q"] * 6
 
 
 def test_equally_long_answers_are_looked_for_before_the_limit(tmp_path: Path) -> None:
@@ -272,23 +272,23 @@ def test_equally_long_answers_are_looked_for_before_the_limit(tmp_path: Path) ->
     ]  # fmt: skip
     (tmp_path / "qa_data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     options: dict[str, Any] = {"metadata": {"halueval_path": str(tmp_path)}, "surface_matched": True}
-    found = task_answers(["probe_halueval_qa"], limit=6, **options)
+    found = load_dataset(["probe_halueval_qa"], limit=6, **options)
     assert found.rows == {"halueval/qa": [3, 7, 11, 15, 19, 23]}
-    assert [item.answer for item in found.items[:4]] == [" r 3", " h 3", " r 7", " h 7"]
-    assert len(task_answers(["probe_halueval_qa"], limit=0.5, **options)) == 10
-    swapped = task_answers(
-        ["probe_halueval_qa"], limit=6, change=knowledge_change("swapped-context", 0), **options
+    assert [item.answer for item in found.examples[:4]] == [" r 3", " h 3", " r 7", " h 7"]
+    assert len(load_dataset(["probe_halueval_qa"], limit=0.5, **options)) == 10
+    swapped = load_dataset(
+        ["probe_halueval_qa"], limit=6, change=context_change("swapped-context", 0), **options
     )
     used = {f"k{row}" for row in found.rows["halueval/qa"]}
-    assert {item.context.split("\n")[1] for item in swapped.items} == used and swapped.rows == found.rows
+    assert {item.context.split("\n")[1] for item in swapped.examples} == used and swapped.rows == found.rows
 
 
 def test_documents_without_a_row_number_are_counted_in_their_file(tmp_path: Path) -> None:
     choices = [["a", "b b b"], ["a", "b."], ["a", "b b b"], ["a", "b"]]
     docs = [{"knowledge": f"k{n}", "question": "q", "choices": c, "target": 0} for n, c in enumerate(choices)]
     write_task(tmp_path, "unnumbered", docs)
-    found = task_answers(["unnumbered"], include_path=str(tmp_path), surface_matched=True)
-    assert found.rows == {"unnumbered": [1, 3]} and found.items[0].context == "k1 q"
+    found = load_dataset(["unnumbered"], include_path=str(tmp_path), surface_matched=True)
+    assert found.rows == {"unnumbered": [1, 3]} and found.examples[0].context == "k1 q"
 
 
 def test_no_equally_long_answers_is_one_line(halueval_folder: str) -> None:
@@ -296,14 +296,16 @@ def test_no_equally_long_answers_is_one_line(halueval_folder: str) -> None:
         contexts(halueval_folder, surface_matched=True)
 
 
-def planted(n: int = 200, context: float = 1.0, surface: float = 0.0) -> tuple[Answers, Callable[[Any], Any]]:
+def planted(
+    n: int = 200, context: float = 1.0, surface: float = 0.0
+) -> tuple[ProbeDataset, Callable[[Any], Any]]:
     """Answers, and a model of 1 layer x 3 heads whose first head sees what the context makes true."""
     rng = np.random.default_rng(0)
     labels = np.tile([1, 0], n // 2)
-    items = [Answered("k", " a", bool(label), i // 2) for i, label in enumerate(labels)]
-    answers, noise = Answers(items, {}, {}), rng.normal(size=(2, n, 1, 3, 4)).astype(np.float32)
+    items = [ProbeExample("k", " a", bool(label), i // 2) for i, label in enumerate(labels)]
+    answers, noise = ProbeDataset(items, {}, {}), rng.normal(size=(2, n, 1, 3, 4)).astype(np.float32)
 
-    def run(chosen: Answers) -> np.ndarray:
+    def run(chosen: ProbeDataset) -> np.ndarray:
         x = noise[int(chosen is not answers)].copy()
         x[:, 0, 0, 0] += (context if chosen is answers else 0.0) * (2 * labels - 1)
         x[:, 0, 1, 0] += surface * (2 * labels - 1)
@@ -315,9 +317,9 @@ def planted(n: int = 200, context: float = 1.0, surface: float = 0.0) -> tuple[A
 def scored(score: str, seeds: int = 1, **plant: float) -> TruthScores:
     answers, run = planted(**plant)
     controls = make_controls(
-        ["no-context", "shuffled-labels"], answers, lambda _: Answers(answers.items, {}, {}), seed=0
+        ["no-context", "shuffled-labels"], answers, lambda _: ProbeDataset(answers.examples, {}, {}), seed=0
     )
-    return score_heads(
+    return score_activations(
         run, answers, described={}, solver="newton", score=score, seeds=seeds, controls=controls
     )
 
@@ -338,32 +340,32 @@ def test_the_context_gain_is_what_the_context_adds() -> None:
         for norm in ("centered", "minmax", "zscore", "none"):
             assert np.isfinite(np.asarray(make_gate(scores, lam=1.0, norm=norm).values)).all()
     assert {s.metadata["score"] for s in (plain, gain, area)} == {"accuracy", "context-gain", "auroc"}
-    assert [v.above for v in verdicts(gain)] == [v.above for v in verdicts(plain)] == [1, 2]
+    assert [v.above for v in control_verdicts(gain)] == [v.above for v in control_verdicts(plain)] == [1, 2]
 
 
 def test_a_control_that_changes_nothing_differs_by_nothing_for_certain() -> None:
     answers, run = planted(context=0.5)
     same = [Control("no-context", sequences=answers)]
-    scores = score_heads(run, answers, described={}, solver="newton", controls=same)
+    scores = score_activations(run, answers, described={}, solver="newton", controls=same)
     np.testing.assert_array_equal(scores.controls["no-context"], scores.scores)
     assert not scores.control_stderr["no-context"].any() and scores.stderr is not None
     assert scores.stderr.min() > 0.01
-    assert [verdict.explains for verdict in verdicts(scores)] == [True]
+    assert [verdict.explains for verdict in control_verdicts(scores)] == [True]
 
 
 def test_a_context_gain_needs_its_control() -> None:
     answers, run = planted()
     with pytest.raises(ProbeError, match="context-gain is measured against the control no-context"):
-        score_heads(run, answers, described={}, score="context-gain")
+        score_activations(run, answers, described={}, score="context-gain")
     with pytest.raises(ProbeError, match="unknown score 'f1': expected one of accuracy, auroc"):
-        score_heads(run, answers, described={}, score="f1")
+        score_activations(run, answers, described={}, score="f1")
 
 
 def test_seeds_are_runs_with_other_folds() -> None:
     answers, run = planted(context=0.5)
     x, labels, groups = run(answers), answers.labels, answers.groups
-    (repeats,) = probe_repeats(x, [labels] * 3, groups=groups, seed=7, solver="newton")
-    alone = [probe_heads(x, labels, groups, seed=seed, solver="newton") for seed in (7, 8, 9)]
+    (repeats,) = repeat_cross_validation(x, [labels] * 3, groups=groups, seed=7, solver="newton")
+    alone = [cross_validate_heads(x, labels, groups, seed=seed, solver="newton") for seed in (7, 8, 9)]
     np.testing.assert_array_equal(repeats.accuracy, np.stack([result.scores for result in alone]))
     assert len({result.scores.tobytes() for result in alone}) == 3
     single = np.mean([result.stderr for result in alone], axis=0)
@@ -376,7 +378,7 @@ def test_the_error_of_a_difference_is_paired(folds: int) -> None:
     """Two heads of equal features differ by nothing for certain, however uncertain each is alone."""
     answers, run = planted(context=0.5)
     x, labels, groups = run(answers), answers.labels, answers.groups
-    result = probe_heads(x, labels, groups, solver="newton", folds=folds)
+    result = cross_validate_heads(x, labels, groups, solver="newton", folds=folds)
     np.testing.assert_allclose(difference_stderr(result.influence, groups), result.stderr, rtol=1e-5)
     assert not difference_stderr(result.influence - result.influence, groups).any()
     first, second = (result.influence[:, [head]] for head in (0, 2))
@@ -386,22 +388,22 @@ def test_the_error_of_a_difference_is_paired(folds: int) -> None:
     np.testing.assert_allclose(difference_stderr(first - second, groups)[0], expected, rtol=1e-4)
 
 
-def pictured(count: int) -> Answers:
+def pictured(count: int) -> ProbeDataset:
     items = [
-        Answered("q", f" {answer}", answer == "yes", n, lambda n=n: [n % count], f"picture {n % count}")
+        ProbeExample("q", f" {answer}", answer == "yes", n, lambda n=n: [n % count], f"picture {n % count}")
         for n in range(6)
         for answer in ("yes", "no")
     ]
-    return Answers(items, {}, {"task": "t"}, bare=True)
+    return ProbeDataset(items, {}, {"task": "t"}, bare_questions=True)
 
 
 def test_swapped_pictures_are_others() -> None:
     answers = pictured(3)
-    for item, before in zip(swap_pictures(answers, 0).items, answers.items, strict=True):
-        assert item.pictures is not None and before.pictures is not None
-        assert item.pictures() != before.pictures() and item.answer == before.answer
+    for item, before in zip(swap_images(answers, 0).examples, answers.examples, strict=True):
+        assert item.load_images is not None and before.load_images is not None
+        assert item.load_images() != before.load_images() and item.answer == before.answer
     with pytest.raises(ProbeError, match="different knowledge"):
-        swap_pictures(pictured(1), 0)
+        swap_images(pictured(1), 0)
 
 
 def test_a_vision_language_model_is_probed_without_and_with_other_pictures(

@@ -14,7 +14,11 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.probing.cross_validation import ProbeResult, probe_heads, probe_label_sets
+from truthgate_eval.probing.cross_validation import (
+    ProbeResult,
+    cross_validate_heads,
+    cross_validate_label_sets,
+)
 from truthgate_eval.probing.folds import make_folds
 from truthgate_eval.probing.statistics import auroc, auroc_influence, clustered_stderr, influence_stderr
 
@@ -57,7 +61,7 @@ def their_procedure(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("n", [300, pytest.param(700, marks=pytest.mark.slow)])  # 700: two batches of 512
 def test_adamw_with_sequence_folds_is_the_released_codes_procedure(n: int) -> None:
     x, labels, groups = pairs(n=n, layers=1, heads=3, signal=0.3)
-    found = probe_heads(x, labels, groups, solver="adamw", folds=5, split="sequence", seed=42)
+    found = cross_validate_heads(x, labels, groups, solver="adamw", folds=5, split="sequence", seed=42)
     expected = [their_procedure(x[:, 0, head], labels) for head in range(3)]
     np.testing.assert_allclose(found.scores[0], expected, atol=1e-3)
     assert len(set(expected)) == 3 and min(expected) < 0.9  # different heads, not all of them certain
@@ -69,7 +73,7 @@ def test_newtons_scores_are_scikit_learns(shape: tuple[int, int, int, int], outl
     order = np.random.default_rng(1).permutation(shape[0])  # a question's sequences stand anywhere
     x, labels, groups = (array[order] for array in pairs(*shape, signal=0.5))
     x[..., 0] *= outlier
-    found = probe_heads(x, labels, groups, solver="newton")
+    found = cross_validate_heads(x, labels, groups, solver="newton")
     for layer, head in np.ndindex(found.scores.shape):
         scores, aurocs, trained, right = [], [], [], np.empty(len(x))
         features = x[:, layer, head].astype(np.float64)
@@ -95,12 +99,12 @@ def test_newtons_scores_are_scikit_learns(shape: tuple[int, int, int, int], outl
 def test_a_planted_signal_is_found_and_noise_is_chance(solver: str) -> None:
     x, labels, groups = pairs(n=400, signal=0.0)
     x[:, 1, 2, 3] += 3.0 * (2 * labels - 1) * np.abs(x[:, 1, 2, 3]).mean()
-    result = probe_heads(x, labels, groups, solver=solver)
+    result = cross_validate_heads(x, labels, groups, solver=solver)
     noise = np.delete(result.scores.ravel(), 5)
     assert result.scores[1, 2] > 0.9 and result.auroc[1, 2] > 0.95
     assert np.abs(noise - 0.5).max() < 0.12 and abs(noise.mean() - 0.5) < 0.05
     shuffled = np.random.default_rng(1).permutation(labels)
-    assert abs(probe_heads(x, shuffled, groups, solver=solver).scores[1, 2] - 0.5) < 0.12
+    assert abs(cross_validate_heads(x, shuffled, groups, solver=solver).scores[1, 2] - 0.5) < 0.12
 
 
 def test_a_question_that_gives_itself_away_does_not_help_by_question() -> None:
@@ -109,8 +113,8 @@ def test_a_question_that_gives_itself_away_does_not_help_by_question() -> None:
     groups = np.repeat(np.arange(100), 4)
     secret = rng.integers(0, 2, size=100)[groups]  # all of a question's sequences share their label
     x = np.eye(100, dtype=np.float32)[groups][:, None, None, :] * 50
-    by_sequence = probe_heads(x, secret, groups, solver="newton", split="sequence").scores[0, 0]
-    by_question = probe_heads(x, secret, groups, solver="newton", split="question").scores[0, 0]
+    by_sequence = cross_validate_heads(x, secret, groups, solver="newton", split="sequence").scores[0, 0]
+    by_question = cross_validate_heads(x, secret, groups, solver="newton", split="question").scores[0, 0]
     assert by_sequence > 0.95 and by_question < 0.7
 
 
@@ -119,31 +123,35 @@ def test_the_same_call_gives_the_same_arrays_whatever_the_blocks(
     solver: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     x, labels, groups = pairs()
-    whole = probe_heads(x, labels, groups, solver=solver)
-    same(whole, probe_heads(x, labels, groups, solver=solver))
+    whole = cross_validate_heads(x, labels, groups, solver=solver)
+    same(whole, cross_validate_heads(x, labels, groups, solver=solver))
     np.save(tmp_path / "x.npy", x)
     monkeypatch.setattr("truthgate_eval.probing.solvers._BLOCK_BYTES", {"cpu": 1})
     done: list[int] = []
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
-    same(whole, probe_heads(mapped, labels.tolist(), groups, solver=solver, progress=done.append), atol=1e-4)
+    same(
+        whole,
+        cross_validate_heads(mapped, labels.tolist(), groups, solver=solver, progress=done.append),
+        atol=1e-4,
+    )
     assert done == [1] * 6
-    same(whole, probe_heads(torch.from_numpy(x), labels, groups, solver=solver), atol=1e-4)
+    same(whole, cross_validate_heads(torch.from_numpy(x), labels, groups, solver=solver), atol=1e-4)
 
 
 @pytest.mark.parametrize("solver", ["newton", "adamw"])
 def test_several_labels_fitted_together_are_each_fitted_alone(solver: str) -> None:
     x, labels, groups = pairs()
     sets, seeds = [labels, 1 - labels, np.roll(labels, 1)], [3, 4, 3]
-    together = probe_label_sets(x, sets, groups, seeds=seeds, solver=solver)
+    together = cross_validate_label_sets(x, sets, groups, seeds=seeds, solver=solver)
     for found, truth, seed in zip(together, sets, seeds, strict=True):
-        alone = probe_heads(x, truth, groups, seed=seed, solver=solver)
+        alone = cross_validate_heads(x, truth, groups, seed=seed, solver=solver)
         same(found, alone)
         assert found.settings == alone.settings
 
 
 def test_the_kept_probes_are_fitted_on_everything() -> None:
     x, labels, groups = pairs()
-    result = probe_heads(x, labels, groups, solver="newton", C=0.5)
+    result = cross_validate_heads(x, labels, groups, solver="newton", C=0.5)
     reference = LogisticRegression(C=0.5, tol=1e-9, max_iter=1000).fit(x[:, 1, 2].astype(float), labels)
     np.testing.assert_allclose(result.probe_weight[1, 2], reference.coef_[0], rtol=1e-3)
     assert result.probe_bias[1, 2] == pytest.approx(reference.intercept_[0], rel=1e-3, abs=1e-5)
@@ -153,7 +161,7 @@ def test_the_kept_probes_are_fitted_on_everything() -> None:
 def test_one_split_is_four_to_one() -> None:
     x, labels, groups = pairs()
     ((train, validation),) = make_folds(groups, folds=1)
-    result = probe_heads(x, labels, groups, folds=1, solver="newton")
+    result = cross_validate_heads(x, labels, groups, folds=1, solver="newton")
     reference = LogisticRegression(tol=1e-8, max_iter=1000).fit(x[train, 0, 0], labels[train])
     assert result.scores[0, 0] == pytest.approx(reference.score(x[validation, 0, 0], labels[validation]))
 
@@ -164,17 +172,17 @@ def test_a_fold_validated_on_one_label_leaves_the_auroc_to_the_others() -> None:
     labels = np.zeros(40, dtype=int)
     labels[make_folds(groups)[0][1]] = [1, 0, 1, 0, 1, 0, 1, 0]
     labels[make_folds(groups)[1][1][:3]] = 1
-    result = probe_heads(x, labels, groups, solver="newton")
+    result = cross_validate_heads(x, labels, groups, solver="newton")
     assert np.isfinite(result.auroc).all() and np.isfinite(result.scores).all()
     (train, _), *_ = make_folds(groups, folds=1)
     labels[:] = 0
     labels[train[:20]] = 1
-    assert np.isnan(probe_heads(x, labels, groups, folds=1, solver="newton").auroc).all()
+    assert np.isnan(cross_validate_heads(x, labels, groups, folds=1, solver="newton").auroc).all()
 
 
 def test_the_settings_say_how_and_on_what() -> None:
     x, labels, groups = pairs()
-    found = probe_heads(x, labels, groups, solver="adamw", epochs=3, folds=2, seed=7).settings
+    found = cross_validate_heads(x, labels, groups, solver="adamw", epochs=3, folds=2, seed=7).settings
     assert json.loads(json.dumps(found)) == {
         "solver": "adamw",
         "lr": 0.01,
@@ -228,7 +236,7 @@ def test_every_mistake_is_one_line(change: dict, message: str) -> None:
     x, labels, groups = pairs()
     arguments = {"activations": x, "labels": labels, "groups": groups, **change}
     with pytest.raises(ProbeError, match=message):
-        probe_heads(**arguments)
+        cross_validate_heads(**arguments)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -237,7 +245,7 @@ def test_bad_activations_name_their_head_before_anything_is_fitted(value: float)
     x[100, 1, 2, 0] = value
     done: list[int] = []
     with pytest.raises(ProbeError, match="layer 1, head 2 has NaN or infinite"):
-        probe_heads(torch.from_numpy(x), labels, groups, progress=done.append)
+        cross_validate_heads(torch.from_numpy(x), labels, groups, progress=done.append)
     assert not done
 
 
@@ -263,7 +271,7 @@ def test_the_error_of_the_auroc_is_its_spread_over_data() -> None:
     for seed in range(30):
         _, labels, groups = pairs(n=200)
         x = np.random.default_rng(seed).normal(size=(200, 1, 2, 3)) + 0.4 * labels[:, None, None, None]
-        found.append(probe_heads(x, labels, groups, solver="newton"))
+        found.append(cross_validate_heads(x, labels, groups, solver="newton"))
     spread = np.std([result.auroc for result in found])
     mean = np.mean([result.auroc_stderr for result in found])
     assert 0.7 * spread < mean < 1.3 * spread

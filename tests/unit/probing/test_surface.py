@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from truthgate_eval.data import halueval
-from truthgate_eval.packaged.smollm2 import packaged_file
-from truthgate_eval.probing.cross_validation import probe_heads
+from truthgate_eval.paths import packaged_file
+from truthgate_eval.probing.cross_validation import cross_validate_heads
 from truthgate_eval.probing.surface import FEATURES, equally_long, surface_features, without_final_punctuation
 
 
@@ -51,7 +51,9 @@ def test_a_length_that_decides_is_found_and_one_that_does_not_is_chance(solver: 
     telling = ["w" + " w" * (n + 25 * int(label)) for n, label in zip(words, labels, strict=True)]
     silent = ["w" + " w" * n for n in words]
     found, chance = (
-        probe_heads(surface_features(answers)[:, None, None, :], labels, groups, solver=solver).scores[0, 0]
+        cross_validate_heads(
+            surface_features(answers)[:, None, None, :], labels, groups, solver=solver
+        ).scores[0, 0]
         for answers in (telling, silent)
     )
     assert found > 0.75 and abs(chance - 0.5) < 0.1
@@ -95,7 +97,7 @@ def test_stripping_leaves_something_and_nothing_more_to_strip(answer: str) -> No
 
 
 def matched(path: Path) -> list[dict]:
-    rows = list(halueval.read("qa", str(path)))
+    rows = list(halueval.read_records("qa", str(path)))
     assert len(rows) == 10_000
     return [row for row in rows if equally_long([row["right_answer"], row["hallucinated_answer"]])]
 

@@ -31,7 +31,7 @@ def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
 
 def refused(**arguments: Any) -> str:
     with pytest.raises(ModelError) as error:
-        load_vlm(LoadOptions.read({"device": "cpu", **arguments}))
+        load_vlm(LoadOptions.parse({"device": "cpu", **arguments}))
     return one_line(error)
 
 
@@ -55,7 +55,7 @@ def test_values_as_hosts_parse_them_are_read() -> None:
         "pretrained": 7, "revision": "None", "dtype": "float32", "load_in_4bit": 0, "load_in_8bit": "True",
         "max_pixels": 100.0, "min_pixels": "50", "device": "", "peft": None,
     }  # fmt: skip
-    assert LoadOptions.read(given) == LoadOptions(
+    assert LoadOptions.parse(given) == LoadOptions(
         "7", dtype="float32", load_in_8bit=True, max_pixels=100, min_pixels=50
     )
 
@@ -76,7 +76,7 @@ def test_values_as_hosts_parse_them_are_read() -> None:
 )
 def test_values_of_the_wrong_kind_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        LoadOptions.read({"pretrained": "some/model", **given})
+        LoadOptions.parse({"pretrained": "some/model", **given})
 
 
 def test_devices_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,13 @@ from helpers import tiny_vision_models as factories_vlm
 from helpers.prompts import asked, questions
 from PIL import Image
 
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.inference.shared_prefix import TreeForward
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.vision import question_engine as vlm_answers
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.question_engine import Asked, SharedAnswers
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 Folder = Callable[[str], str]
 MOST = 8
@@ -28,10 +28,10 @@ def load(folder: str) -> VisionLanguageModel:
     return load_vlm(LoadOptions(folder, device="cpu"))
 
 
-def share(vlm: VisionLanguageModel) -> SharedAnswers:
-    forward = PicturedForward(vlm, find_anatomy(vlm.model).decoder)
-    assert forward.shares and forward.several
-    return SharedAnswers(vlm, forward)
+def share(vlm: VisionLanguageModel) -> ImageQuestionEngine:
+    forward = SharedPrefixVLM(vlm, find_attention_layout(vlm.model).decoder)
+    assert forward.supports_sharing and forward.supports_multi_image
+    return ImageQuestionEngine(vlm, forward)
 
 
 @pytest.fixture(params=factories_vlm.NAMES, scope="module")
@@ -40,7 +40,7 @@ def vlm(request: pytest.FixtureRequest, vlm_checkpoint: Folder) -> VisionLanguag
 
 
 @pytest.fixture(scope="module")
-def shared(vlm: VisionLanguageModel) -> SharedAnswers:
+def shared(vlm: VisionLanguageModel) -> ImageQuestionEngine:
     return share(vlm)
 
 
@@ -55,7 +55,7 @@ def expected(vlm: VisionLanguageModel) -> list[str]:
 
 @pytest.mark.parametrize("batch_size", [1, 8, "auto"])
 def test_texts_are_those_of_the_plain_model_alone(
-    shared: SharedAnswers, expected: list[str], batch_size: int | str
+    shared: ImageQuestionEngine, expected: list[str], batch_size: int | str
 ) -> None:
     found = shared.generate(asked(shared), max_new_tokens=MOST, batch_size=batch_size)
     assert found == expected
@@ -63,7 +63,7 @@ def test_texts_are_those_of_the_plain_model_alone(
 
 
 def test_losses_are_those_of_the_plain_model_alone(
-    shared: SharedAnswers, vlm: VisionLanguageModel, expected: list[str]
+    shared: ImageQuestionEngine, vlm: VisionLanguageModel, expected: list[str]
 ) -> None:
     found = shared.losses(asked(shared, ENDINGS), batch_size=4)
     losses = [
@@ -73,23 +73,23 @@ def test_losses_are_those_of_the_plain_model_alone(
     ]
     for mine, plain in zip(found, losses, strict=True):
         assert mine == (pytest.approx(plain[0], abs=1e-4), plain[1])
-    greedy = [Asked(one.prompt, one.keys, one.pictures, text) for one, text in zip(asked(shared), expected, strict=True)]  # fmt: skip
+    greedy = [ImagePrompt(one.prompt, one.image_keys, one.load_images, text) for one, text in zip(asked(shared), expected, strict=True)]  # fmt: skip
     flags = [loss[1] for loss in shared.losses([one for one in greedy if one.answer], batch_size=4) if loss]
     assert sum(flags) > 4
 
 
 def test_texts_are_the_same_where_pictures_stand_in_trunks(
-    shared: SharedAnswers, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    shared: ImageQuestionEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trunks: list[int] = []
-    plain = TreeForward.trunk
+    plain = SharedPrefixModel.compute_prefix
 
     def trunk(self: Any, group: Any) -> Any:
         trunks.append(sum(token >= self.beyond for token in group.trunk))
         return plain(self, group)
 
-    monkeypatch.setattr(TreeForward, "trunk", trunk)
-    monkeypatch.setattr(shared.forward, "trunk_cost", -(10**6))  # however little a trunk saves
+    monkeypatch.setattr(SharedPrefixModel, "compute_prefix", trunk)
+    monkeypatch.setattr(shared.forward, "prefix_pass_cost", -(10**6))  # however little a trunk saves
     assert shared.generate(asked(shared), max_new_tokens=MOST, batch_size=8) == expected
     assert sum(pictured > 0 for pictured in trunks) > 3
 
@@ -98,49 +98,49 @@ def test_a_picture_is_looked_at_once_however_often_it_is_asked_about(
     vlm: VisionLanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
-    plain = vlm_answers.look
+    plain = vlm_answers.encode_images
 
     def look(some: Any, decoder: Any, pictures: list[Image.Image]) -> Any:
         seen.append(len(pictures))
         return plain(some, decoder, pictures)
 
     shared = share(vlm)
-    monkeypatch.setattr(vlm_answers, "look", look)
+    monkeypatch.setattr(vlm_answers, "encode_images", look)
     first = shared.generate(asked(shared), max_new_tokens=MOST, batch_size=3)
     assert sum(seen) == 5 and max(seen) == 3  # five pictures, though two questions show a copy
     assert shared.generate(asked(shared), max_new_tokens=MOST, batch_size=3) == first
     shared.losses(asked(shared, ENDINGS[:1]), batch_size=3)
     assert sum(seen) == 5
-    shared.seen.of(torch.nn.Module())  # as if another model had been put in its place
+    shared.seen.for_model(torch.nn.Module())  # as if another model had been put in its place
     shared.generate(asked(shared), max_new_tokens=MOST, batch_size=3)
     assert sum(seen) == 10
 
 
 def test_questions_about_different_pictures_run_in_one_batch(
-    shared: SharedAnswers, monkeypatch: pytest.MonkeyPatch
+    shared: ImageQuestionEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[tuple[int, int]] = []
-    plain = PicturedForward.given
+    plain = SharedPrefixVLM.embed
 
-    def given(self: PicturedForward, tokens: torch.Tensor) -> Any:
+    def given(self: SharedPrefixVLM, tokens: torch.Tensor) -> Any:
         own = tokens[tokens >= self.beyond].numpy()
         passes.append((tokens.numel(), len({int(n) for n in self.starts.searchsorted(own, "right")})))
         return plain(self, tokens)
 
-    monkeypatch.setattr(PicturedForward, "given", given)
-    few = [one for one in asked(shared) if len(one.prompt) < 200 and len(one.keys) == 1]
+    monkeypatch.setattr(SharedPrefixVLM, "embed", given)
+    few = [one for one in asked(shared) if len(one.prompt) < 200 and len(one.image_keys) == 1]
     shared.generate(few, max_new_tokens=1, batch_size="auto")
     assert max(passes)[1] == 5
 
 
 def test_parts_that_do_not_fit_in_memory_together_are_run_one_after_another(
-    shared: SharedAnswers, expected: list[str], monkeypatch: pytest.MonkeyPatch
+    shared: ImageQuestionEngine, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vlm_answers, "_PART", 1)
-    parts = list(shared._parts(asked(shared), 1))
+    parts = list(shared._split_by_memory(asked(shared), 1))
     assert len(parts) > 4 and sorted(i for part, _, _ in parts for i in part) == list(range(len(questions())))
     monkeypatch.setattr(vlm_answers, "_DECODED", 0)
-    shared.seen.of(None)
+    shared.seen.for_model(None)
     assert shared.generate(asked(shared), max_new_tokens=MOST, batch_size=1) == expected
 
 
@@ -148,7 +148,7 @@ def test_pictures_that_memory_does_not_hold_together_are_looked_at_in_halves(
     vlm: VisionLanguageModel, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    plain = vlm_answers.look
+    plain = vlm_answers.encode_images
 
     def look(some: Any, decoder: Any, pictures: list[Image.Image]) -> Any:
         sizes.append(len(pictures))
@@ -157,6 +157,6 @@ def test_pictures_that_memory_does_not_hold_together_are_looked_at_in_halves(
         return plain(some, decoder, pictures)
 
     shared = share(vlm)
-    monkeypatch.setattr(vlm_answers, "look", look)
+    monkeypatch.setattr(vlm_answers, "encode_images", look)
     assert shared.generate(asked(shared), max_new_tokens=MOST, batch_size=8) == expected
     assert sizes.count(1) == 5 and max(sizes) > 1

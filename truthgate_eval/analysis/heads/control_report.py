@@ -18,7 +18,7 @@ _STANDARD_ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ControlVerdict:
     """One control beside the accuracies that it is a control of.
 
     Attributes:
@@ -51,7 +51,7 @@ class Verdict:
         )
 
 
-def verdicts(scores: TruthScores) -> list[Verdict]:
+def control_verdicts(scores: TruthScores) -> list[ControlVerdict]:
     """One verdict for each control that the artifact holds."""
     own = scores.scores if scores.accuracy is None else scores.accuracy
     found = []
@@ -59,14 +59,16 @@ def verdicts(scores: TruthScores) -> list[Verdict]:
         margin = _STANDARD_ERRORS * scores.control_stderr[name]
         above = int((own - control > margin).sum())
         found.append(
-            Verdict(name, float(control.mean()), float(control.max()), float(own.mean()), above, own.size)
+            ControlVerdict(
+                name, float(control.mean()), float(control.max()), float(own.mean()), above, own.size
+            )
         )
     return found
 
 
 def print_controls(scores: TruthScores, console: Console) -> None:
     """Print a table of the controls, and a warning for each that explains the score; nothing without any."""
-    found = verdicts(scores)
+    found = control_verdicts(scores)
     if not found:
         return
     table = Table(title="Controls", title_justify="left")

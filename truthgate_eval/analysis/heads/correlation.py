@@ -93,7 +93,9 @@ def correlate(
         For each pair in order, each scope, each measure: one result.
     """
     stack = np.asarray(scores, dtype=np.float64)
-    values = {(scope, measure): unit_rows(stack, measure, scope) for scope in SCOPES for measure in MEASURES}
+    values = {
+        (scope, measure): standardize_rows(stack, measure, scope) for scope in SCOPES for measure in MEASURES
+    }
     p_values = _permutation_p(values, stack.shape, permutations, seed)
     pairs = list(combinations(range(len(stack)), 2))
     found: dict[tuple[int, int], list[Correlation]] = {pair: [] for pair in pairs}
@@ -111,13 +113,13 @@ def correlate(
     return [result for pair in pairs for result in found[pair]]
 
 
-def varies(scores: Any, scope: str) -> bool:
+def has_variance(scores: Any, scope: str) -> bool:
     """Whether [layers, heads] differ between heads (of a layer), so that a correlation is defined."""
     stack = np.asarray(scores, dtype=np.float64)[None]
-    return all(bool(np.isfinite(unit_rows(stack, measure, scope)).all()) for measure in MEASURES)
+    return all(bool(np.isfinite(standardize_rows(stack, measure, scope)).all()) for measure in MEASURES)
 
 
-def unit_rows(stack: Array, measure: str, scope: str) -> Array:
+def standardize_rows(stack: Array, measure: str, scope: str) -> Array:
     """Rows of unit length whose products are the coefficients.
 
     Args:
@@ -140,12 +142,12 @@ def unit_rows(stack: Array, measure: str, scope: str) -> Array:
 
 
 def _left_out(stack: Array, measure: str, scope: str) -> Array:
-    """`unit_rows` with each layer left out in turn: [arrays, layers, (layers - 1) * heads]."""
+    """`standardize_rows` with each layer left out in turn: [arrays, layers, (layers - 1) * heads]."""
     layers = stack.shape[1]
     if layers < 3:
         return np.full((len(stack), layers, 1), np.nan)
     kept = [np.delete(stack, layer, axis=1) for layer in range(layers)]
-    return np.stack([unit_rows(rest, measure, scope) for rest in kept], axis=1)
+    return np.stack([standardize_rows(rest, measure, scope) for rest in kept], axis=1)
 
 
 def _jackknife_interval(r: Array, left_out: Array, confidence: float) -> tuple[Array, Array]:

@@ -21,7 +21,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Array, Correlation, correlate, varies
+from truthgate_eval.analysis.heads.correlation import (
+    MEASURES,
+    SCOPES,
+    Array,
+    Correlation,
+    correlate,
+    has_variance,
+)
 from truthgate_eval.errors import ScoresError
 from truthgate_eval.gating.scores import TruthScores
 
@@ -31,7 +38,7 @@ _WHERE = {"all heads": "between heads", "within layers": "between the heads of a
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class FamilyMember:
     """One artifact of a comparison.
 
     Attributes:
@@ -57,7 +64,7 @@ class FamilyMatrix:
         settings: Permutations, confidence and seed.
     """
 
-    members: list[Member]
+    members: list[FamilyMember]
     correlations: list[Correlation]
     settings: dict[str, float]
 
@@ -81,7 +88,7 @@ class FamilyMatrix:
 
 
 def correlate_family(
-    members: Sequence[Member], *, permutations: int = 9999, confidence: float = 0.95, seed: int = 0
+    members: Sequence[FamilyMember], *, permutations: int = 9999, confidence: float = 0.95, seed: int = 0
 ) -> FamilyMatrix:
     """Correlate every pair of members; see `correlation.correlate` for the statistics.
 
@@ -102,7 +109,7 @@ def correlate_family(
     return FamilyMatrix(ordered, found, settings)
 
 
-def read_member(argument: str) -> Member:
+def read_member(argument: str) -> FamilyMember:
     """Read `FILE`, `NAME=FILE` or `FAMILY/NAME=FILE`; FILE is all that `TruthScores.resolve` takes.
 
     Without a name the file's own is the label, without a family the metadata's `family`, if any.
@@ -118,10 +125,10 @@ def read_member(argument: str) -> Member:
         path = Path(source)
         name = path.stem if path.suffix.lower() in _SUFFIXES else path.name
     stated = scores.metadata.get("family")
-    return Member(name, family or (stated if isinstance(stated, str) else "") or None, source, scores)
+    return FamilyMember(name, family or (stated if isinstance(stated, str) else "") or None, source, scores)
 
 
-def check_members(members: Sequence[Member]) -> None:
+def check_members(members: Sequence[FamilyMember]) -> None:
     """Raise `ScoresError` unless the members can be correlated head by head."""
     if len(members) < 2:
         raise ScoresError(f"a correlation needs two artifacts or more, got {len(members)}")
@@ -137,14 +144,14 @@ def check_members(members: Sequence[Member]) -> None:
             )
     for member in members:
         for scope in SCOPES:
-            if not varies(member.scores.scores, scope):
+            if not has_variance(member.scores.scores, scope):
                 raise ScoresError(
                     f"the scores of {member.label} do not differ {_WHERE[scope]}: "
                     "no correlation is defined; leave it out"
                 )
 
 
-def different_settings(members: Sequence[Member]) -> str | None:
+def different_settings(members: Sequence[FamilyMember]) -> str | None:
     """One line that says at which sites the members were probed, where that is not one and the same."""
     sites = [(member.label, member.scores.metadata.get("site")) for member in members]
     if len({site for _, site in sites if site}) < 2:
@@ -153,7 +160,7 @@ def different_settings(members: Sequence[Member]) -> str | None:
     return f"the artifacts were probed at different sites ({listed}): a head means another vector at each"
 
 
-def _geometry(member: Member) -> str:
+def _geometry(member: FamilyMember) -> str:
     return "{} layers x {} heads".format(*member.scores.shape)
 
 

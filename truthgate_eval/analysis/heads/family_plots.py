@@ -19,7 +19,7 @@ from truthgate_eval.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from truthgate_eval.analysis.heads.family import FamilyMatrix, Member
+    from truthgate_eval.analysis.heads.family import FamilyMatrix, FamilyMember
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # Of a matrix with more members, the cells are too small for an interval.
@@ -68,7 +68,7 @@ def _draw_matrix(axes: Any, family: FamilyMatrix, measure: str, scope: str) -> A
     return image
 
 
-def _with_family(member: Member) -> str:
+def _with_family(member: FamilyMember) -> str:
     return f"{member.label}\n({member.family} family)" if member.family else member.label
 
 
@@ -104,7 +104,7 @@ def check_two(members: int) -> None:
         raise TruthGateError(f"a scatter plot shows two artifacts, got {members}: give two, or use --plot")
 
 
-def _scores(member: Member, scope: str) -> Array:
+def _scores(member: FamilyMember, scope: str) -> Array:
     scores = member.scores.scores.astype(np.float64)
     return scores - scores.mean(axis=1, keepdims=True) if scope == "within layers" else scores
 

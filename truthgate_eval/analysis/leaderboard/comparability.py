@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from truthgate_eval.analysis.leaderboard.comparison import Part
-from truthgate_eval.analysis.runs.methods import Entry
+from truthgate_eval.analysis.leaderboard.comparison import BoardPart
+from truthgate_eval.analysis.runs.methods import RunEntry
 from truthgate_eval.analysis.runs.run import Run, RunError
-from truthgate_eval.analysis.runs.samples import Record
+from truthgate_eval.analysis.runs.samples import SampleResult
 
 _NAMED = 3
 _FEW_CLUSTERS = 20
@@ -20,7 +20,7 @@ _MANY_UNPARSED = 0.05
 
 def check_documents(baseline: Run, run: Run, task: str) -> None:
     """Raise `RunError`, naming the first documents, unless both runs judged the same ones."""
-    ours, theirs = baseline.tasks[task].records, run.tasks[task].records
+    ours, theirs = baseline.tasks[task].samples, run.tasks[task].samples
     parts = []
     for here, other, path in ((ours, theirs, baseline.path), (theirs, ours, run.path)):
         only = [record for key, record in here.items() if key not in other]
@@ -35,11 +35,11 @@ def check_documents(baseline: Run, run: Run, task: str) -> None:
         )
 
 
-def differences(baseline: Entry, others: Sequence[Entry]) -> list[str]:
+def differences(baseline: RunEntry, others: Sequence[RunEntry]) -> list[str]:
     """What besides the gate differs between the baseline and the other runs, a line each."""
     lines = []
     for entry in others:
-        ours, theirs = baseline.run.facts, entry.run.facts
+        ours, theirs = baseline.run.environment, entry.run.environment
         for name in dict.fromkeys([*ours, *theirs]):
             lines += _difference(f"different {name}", ours.get(name), theirs.get(name), baseline, entry)
         for task in baseline.run.tasks:
@@ -48,7 +48,7 @@ def differences(baseline: Entry, others: Sequence[Entry]) -> list[str]:
     return lines
 
 
-def missing_tasks(baseline: Entry, entry: Entry) -> list[str]:
+def missing_tasks(baseline: RunEntry, entry: RunEntry) -> list[str]:
     """Tasks that only one of two runs has, a line a side."""
     lines = []
     for has, lacks in ((baseline, entry), (entry, baseline)):
@@ -58,11 +58,11 @@ def missing_tasks(baseline: Entry, entry: Entry) -> list[str]:
     return lines
 
 
-def doubts(entry: Entry, tasks: Iterable[str]) -> list[str]:
+def unparsed_warnings(entry: RunEntry, tasks: Iterable[str]) -> list[str]:
     """Why a run's figures say less than they seem to: answers that are none."""
     found = []
     for task in tasks:
-        records = list(entry.run.tasks[task].records.values()) if task in entry.run.tasks else []
+        records = list(entry.run.tasks[task].samples.values()) if task in entry.run.tasks else []
         share = sum(record.unparsed for record in records) / len(records) if records else 0.0
         if share >= _MANY_UNPARSED:
             found.append(f"{share:.0%} of {task}")
@@ -71,7 +71,7 @@ def doubts(entry: Entry, tasks: Iterable[str]) -> list[str]:
     )
 
 
-def few_clusters(board: str, parts: Sequence[Part]) -> list[str]:
+def few_cluster_warnings(board: str, parts: Sequence[BoardPart]) -> list[str]:
     """A line where there are too few clusters for a bootstrap, and one where they are not known."""
     lines = []
     few = min(parts, key=lambda part: part.clusters)
@@ -85,7 +85,7 @@ def few_clusters(board: str, parts: Sequence[Part]) -> list[str]:
     return lines
 
 
-def _task_differences(task: str, baseline: Entry, entry: Entry) -> list[str]:
+def _task_differences(task: str, baseline: RunEntry, entry: RunEntry) -> list[str]:
     ours, theirs = baseline.run.tasks[task], entry.run.tasks[task]
     lines = []
     for name in ours.settings:
@@ -93,26 +93,26 @@ def _task_differences(task: str, baseline: Entry, entry: Entry) -> list[str]:
             f"{task}: different {name}", ours.settings[name], theirs.settings.get(name), baseline, entry
         )
     other = sum(
-        record.prompt != theirs.records[key].prompt
-        for key, record in ours.records.items()
-        if key in theirs.records
+        record.prompt != theirs.samples[key].prompt
+        for key, record in ours.samples.items()
+        if key in theirs.samples
     )
     if other:
         lines.append(
-            f"{task}: the prompt differs in {other} of {len(ours.records)} documents between {baseline.name} "
+            f"{task}: the prompt differs in {other} of {len(ours.samples)} documents between {baseline.name} "
             f"and {entry.name}"
         )
     return lines
 
 
-def _difference(what: str, ours: object, theirs: object, baseline: Entry, entry: Entry) -> list[str]:
+def _difference(what: str, ours: object, theirs: object, baseline: RunEntry, entry: RunEntry) -> list[str]:
     if ours == theirs:
         return []
     texts = ["not recorded" if value is None else str(value) for value in (ours, theirs)]
     return [f"{what}: {_short(texts[0])} ({baseline.name}), {_short(texts[1])} ({entry.name})"]
 
 
-def _document(record: Record) -> str:
+def _document(record: SampleResult) -> str:
     return f'{record.doc_id} ("{_short(record.question)}")' if record.question else str(record.doc_id)
 
 

@@ -12,19 +12,19 @@ from numpy.typing import NDArray
 from truthgate_eval.analysis.leaderboard.paired import (
     METRICS,
     cluster_bootstrap,
-    correct,
+    correct_p_values,
     exact_mcnemar,
     mean_metrics,
 )
-from truthgate_eval.analysis.runs.methods import Entry
-from truthgate_eval.analysis.runs.samples import Record
+from truthgate_eval.analysis.runs.methods import RunEntry
+from truthgate_eval.analysis.runs.samples import SampleResult
 
 # The level at which a difference is called one; of the intervals too.
 ALPHA = 0.05
 
 
 @dataclass(frozen=True)
-class Part:
+class BoardPart:
     """One column group of a leaderboard.
 
     Attributes:
@@ -81,8 +81,8 @@ class Comparison:
 
 
 def count_part(
-    name: str, tasks: tuple[str, ...], entries: Sequence[Entry]
-) -> tuple[NDArray[np.float64], Part]:
+    name: str, tasks: tuple[str, ...], entries: Sequence[RunEntry]
+) -> tuple[NDArray[np.float64], BoardPart]:
     """What runs did on a part, counted.
 
     Args:
@@ -94,27 +94,29 @@ def count_part(
         [runs, clusters, tasks, 5] sums (see `paired.COUNTS`), and what the part is.
     """
     base = entries[0].run
-    records = [record for task in tasks for record in base.tasks[task].records.values()]
+    records = [record for task in tasks for record in base.tasks[task].samples.values()]
     clusters = {cluster: n for n, cluster in enumerate(dict.fromkeys(record.cluster for record in records))}
     counts = np.zeros((len(entries), len(clusters), len(tasks), 5))
     for run, entry in enumerate(entries):
         for t, task in enumerate(tasks):
-            found = entry.run.tasks[task].records
-            for key, own in base.tasks[task].records.items():
+            found = entry.run.tasks[task].samples
+            for key, own in base.tasks[task].samples.items():
                 counts[run, clusters[own.cluster], t] += _count(found[key])
     yes_no = all(record.is_yes_no for record in records)
     kinds = {record.cluster_kind for record in records}
     kind = kinds.pop() if len(kinds) == 1 else "document"
-    return counts, Part(name, tasks, len(records), len(clusters), kind, METRICS if yes_no else METRICS[:1])
+    return counts, BoardPart(
+        name, tasks, len(records), len(clusters), kind, METRICS if yes_no else METRICS[:1]
+    )
 
 
-def _count(record: Record) -> tuple[int, bool, bool, bool, bool]:
+def _count(record: SampleResult) -> tuple[int, bool, bool, bool, bool]:
     said, gold = record.parsed == "yes", record.gold == "yes"
-    return 1, record.right, said and gold, said, gold
+    return 1, record.correct, said and gold, said, gold
 
 
 def compare_part(
-    part: Part, counts: NDArray[np.float64], entries: Sequence[Entry], *, resamples: int, seed: int
+    part: BoardPart, counts: NDArray[np.float64], entries: Sequence[RunEntry], *, resamples: int, seed: int
 ) -> list[Comparison]:
     """Every run against the first, on one part; `judge` gives the verdicts."""
     values = mean_metrics(counts.sum(axis=1))
@@ -125,20 +127,20 @@ def compare_part(
     ]
 
 
-def judge(comparisons: Sequence[Comparison], correction: str) -> list[Comparison]:
+def decide_verdicts(comparisons: Sequence[Comparison], correction: str) -> list[Comparison]:
     """The comparisons with their p-values corrected for all of them, and verdicts."""
-    corrected = correct([one.p for one in comparisons], correction)
+    corrected = correct_p_values([one.p for one in comparisons], correction)
     return [_judged(one, p) for one, p in zip(comparisons, corrected, strict=True)]
 
 
 def _compare(
-    part: Part, base: Entry, entry: Entry, value: NDArray[np.float64], bound: NDArray[np.float64]
+    part: BoardPart, base: RunEntry, entry: RunEntry, value: NDArray[np.float64], bound: NDArray[np.float64]
 ) -> Comparison:
     """The comparison before its p-value is corrected."""
     questions = {
-        record.identity: (entry.run.tasks[task].records[key].right, record.right)
+        record.identity: (entry.run.tasks[task].samples[key].correct, record.correct)
         for task in part.tasks
-        for key, record in base.run.tasks[task].records.items()
+        for key, record in base.run.tasks[task].samples.items()
     }
     test = exact_mcnemar(*zip(*questions.values(), strict=True))
     differences = {

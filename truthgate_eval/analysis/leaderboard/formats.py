@@ -17,8 +17,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from truthgate_eval.analysis.leaderboard.comparison import Comparison, Part
-from truthgate_eval.analysis.leaderboard.table import Board, Cell, Leaderboard, Row
+from truthgate_eval.analysis.leaderboard.comparison import BoardPart, Comparison
+from truthgate_eval.analysis.leaderboard.table import Board, Leaderboard, LeaderboardCell, LeaderboardRow
 
 NAMES = {"acc": "acc", "f1": "F1", "precision": "prec", "recall": "rec"}
 _CSV_COLUMNS = (
@@ -84,7 +84,7 @@ def _indented(name: str) -> Padding:
     return Padding(Text(name, overflow="fold"), (0, 0, 0, 2))
 
 
-def _part_heading(table: Table, part: Part) -> None:
+def _part_heading(table: Table, part: BoardPart) -> None:
     table.add_section()
     table.add_row(Text(part.name, style="bold", overflow="fold"))
 
@@ -181,7 +181,7 @@ def as_csv(leaderboard: Leaderboard) -> str:
     return text.getvalue()
 
 
-def percent(cell: Cell | None) -> str:
+def percent(cell: LeaderboardCell | None) -> str:
     """`86.9`, or `86.1 ± 0.2` for several runs."""
     if cell is None:
         return "-"
@@ -216,18 +216,18 @@ def _wide_rows(board: Board, write: Callable[[str], str]) -> list[list[str]]:
     return rows
 
 
-def _columns(board: Board) -> list[tuple[Part, str]]:
+def _columns(board: Board) -> list[tuple[BoardPart, str]]:
     """The parts' metrics; without precision where the paper's table of such questions has none."""
     about_pictures = board.name.startswith(("pope", "poll")) and len(board.parts) > 1
     left_out = "precision" if about_pictures else ""
     return [(part, metric) for part in board.parts for metric in part.metrics if metric != left_out]
 
 
-def _part_name(board: Board, part: Part) -> str:
+def _part_name(board: Board, part: BoardPart) -> str:
     return f"{_markdown_cell(part.name)} " if len(board.parts) > 1 else ""
 
 
-def _marked(row: Row) -> str:
+def _marked(row: LeaderboardRow) -> str:
     return f"published: {row.label}" if row.origin == "published" else row.label
 
 

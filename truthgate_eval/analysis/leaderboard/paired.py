@@ -54,7 +54,7 @@ def exact_mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     return McNemar(table[0][1], table[1][0], min(1.0, float(result.pvalue)))
 
 
-def correct(p_values: Sequence[float], method: str = "holm") -> list[float]:
+def correct_p_values(p_values: Sequence[float], method: str = "holm") -> list[float]:
     """P-values corrected for their number.
 
     Raises:

@@ -13,24 +13,24 @@ from numpy.typing import NDArray
 from truthgate_eval.analysis.leaderboard import comparability
 from truthgate_eval.analysis.leaderboard.comparison import (
     ALPHA,
+    BoardPart,
     Comparison,
-    Part,
     compare_part,
     count_part,
-    judge,
+    decide_verdicts,
 )
 from truthgate_eval.analysis.leaderboard.paired import CORRECTIONS, METRICS, mean_metrics
 from truthgate_eval.analysis.leaderboard.published import data_set_of, published_rows
-from truthgate_eval.analysis.runs.methods import LABELS, Entry, choose_baseline, describe_gate
+from truthgate_eval.analysis.runs.methods import LABELS, RunEntry, choose_baseline, describe_gate
 from truthgate_eval.analysis.runs.run import RunError
-from truthgate_eval.analysis.runs.task_groups import Plan, plans
+from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
 from truthgate_eval.errors import TruthGateError
 
 SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Cell:
+class LeaderboardCell:
     """A metric as a share of 1: of one run, or the mean and sample standard deviation of several."""
 
     mean: float
@@ -39,14 +39,14 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """One line of a leaderboard; `cells` by part and metric, `origin` is `measured` or `published`."""
 
     label: str
     kind: str
     origin: str
     gate: str
-    cells: dict[str, dict[str, Cell]]
+    cells: dict[str, dict[str, LeaderboardCell]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Board:
     """The leaderboard of one task or group."""
 
     name: str
-    parts: list[Part]
-    rows: list[Row]
+    parts: list[BoardPart]
+    rows: list[LeaderboardRow]
     comparisons: list[Comparison]
 
 
@@ -63,8 +63,8 @@ class Board:
 class Leaderboard:
     """All leaderboards of some runs, and what a reader should know about them."""
 
-    baseline: Entry
-    entries: list[Entry]
+    baseline: RunEntry
+    entries: list[RunEntry]
     boards: list[Board]
     warnings: list[str]
     settings: dict[str, Any]
@@ -82,7 +82,7 @@ class Leaderboard:
 
 
 def make_leaderboard(
-    entries: Sequence[Entry],
+    entries: Sequence[RunEntry],
     *,
     baseline: str | None = None,
     correction: str = "holm",
@@ -114,10 +114,10 @@ def make_leaderboard(
     warnings += [note for entry in entries for note in entry.run.notes]
     warnings += [line for entry in others for line in comparability.missing_tasks(base, entry)]
     warnings += comparability.differences(base, others)
-    warnings += [line for entry in entries for line in comparability.doubts(entry, base.run.tasks)]
+    warnings += [line for entry in entries for line in comparability.unparsed_warnings(entry, base.run.tasks)]
     paper = published_rows(base.run.model, published)
     boards = []
-    for plan in plans(base.run):
+    for plan in task_groups(base.run):
         board, lines = _board(plan, base, others, paper, (correction, resamples, seed))
         boards.append(board)
         warnings += lines
@@ -125,7 +125,7 @@ def make_leaderboard(
     return Leaderboard(base, [base, *others], boards, list(dict.fromkeys(warnings)), settings)
 
 
-def _check(base: Entry, others: Sequence[Entry]) -> None:
+def _check(base: RunEntry, others: Sequence[RunEntry]) -> None:
     for entry in others:
         common = [task for task in base.run.tasks if task in entry.run.tasks]
         if not common:
@@ -138,10 +138,14 @@ def _check(base: Entry, others: Sequence[Entry]) -> None:
 
 
 def _board(
-    plan: Plan, base: Entry, others: Sequence[Entry], paper: Sequence[Any], options: tuple[str, int, int]
+    plan: TaskGroup,
+    base: RunEntry,
+    others: Sequence[RunEntry],
+    paper: Sequence[Any],
+    options: tuple[str, int, int],
 ) -> tuple[Board, list[str]]:
     correction, resamples, seed = options
-    parts: list[Part] = []
+    parts: list[BoardPart] = []
     measured: dict[str, dict[str, NDArray[np.float64]]] = {}
     comparisons: list[Comparison] = []
     for name, tasks in plan.parts.items():
@@ -152,16 +156,18 @@ def _board(
             measured.setdefault(entry.name, {})[name] = value
         if len(present) > 1:
             comparisons += compare_part(part, counts, present, resamples=resamples, seed=seed)
-    comparisons = judge(comparisons, correction)
+    comparisons = decide_verdicts(comparisons, correction)
     entries = [entry for entry in (base, *others) if entry.name in measured]
     rows = [*_measured_rows(entries, measured, parts), *_published(paper, parts)]
-    lines = comparability.few_clusters(plan.name, parts)
+    lines = comparability.few_cluster_warnings(plan.name, parts)
     return Board(plan.name, parts, rows, comparisons), lines
 
 
 def _measured_rows(
-    entries: Sequence[Entry], measured: dict[str, dict[str, NDArray[np.float64]]], parts: Sequence[Part]
-) -> list[Row]:
+    entries: Sequence[RunEntry],
+    measured: dict[str, dict[str, NDArray[np.float64]]],
+    parts: Sequence[BoardPart],
+) -> list[LeaderboardRow]:
     """One row a label, in the paper's order."""
     labels = dict.fromkeys(entry.label for entry in entries)
     rows = []
@@ -175,40 +181,42 @@ def _measured_rows(
             if found:
                 cells[part.name] = {m: _cell(np.array(found)[:, METRICS.index(m)]) for m in part.metrics}
         gate = describe_gate(members[0].run)
-        rows.append(Row(label, members[0].kind, "measured", gate, cells))
+        rows.append(LeaderboardRow(label, members[0].method, "measured", gate, cells))
     order = [*LABELS, "other"]
     return sorted(rows, key=lambda row: order.index(row.kind))
 
 
-def _cell(values: NDArray[np.float64]) -> Cell:
+def _cell(values: NDArray[np.float64]) -> LeaderboardCell:
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
-    return Cell(float(values.mean()), sd, len(values))
+    return LeaderboardCell(float(values.mean()), sd, len(values))
 
 
-def _published(paper: Sequence[Any], parts: Sequence[Part]) -> list[Row]:
+def _published(paper: Sequence[Any], parts: Sequence[BoardPart]) -> list[LeaderboardRow]:
     rows = []
     for row in paper:
         cells = {}
         for part in parts:
             given = row.cells.get(data_set_of(part.tasks))
             if given:
-                cells[part.name] = {m: Cell(mean, sd) for m, (mean, sd) in given.items()}
+                cells[part.name] = {m: LeaderboardCell(mean, sd) for m, (mean, sd) in given.items()}
         if cells:
             gate = f"lam={row.lam:g}" if row.lam is not None else ""
-            rows.append(Row(f"{LABELS[row.kind]}, {row.model}", row.kind, "published", gate, cells))
+            rows.append(
+                LeaderboardRow(f"{LABELS[row.kind]}, {row.model}", row.kind, "published", gate, cells)
+            )
     return rows
 
 
-def _run_dict(entry: Entry) -> dict[str, Any]:
+def _run_dict(entry: RunEntry) -> dict[str, Any]:
     run = entry.run
     return {
         "name": entry.name,
         "label": entry.label,
-        "kind": entry.kind,
+        "kind": entry.method,
         "path": str(run.path),
         "results_file": str(run.file),
-        "host": run.host,
+        "host": run.harness,
         "model": run.model,
         "gate": run.gate,
-        "facts": run.facts,
+        "facts": run.environment,
     }

@@ -9,11 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.analysis.heads.control_report import verdicts
-from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, varies
-from truthgate_eval.analysis.heads.family import FamilyMatrix, Member, correlate_family, different_settings
+from truthgate_eval.analysis.heads.control_report import control_verdicts
+from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, has_variance
+from truthgate_eval.analysis.heads.family import (
+    FamilyMatrix,
+    FamilyMember,
+    correlate_family,
+    different_settings,
+)
 from truthgate_eval.errors import ScoresError
-from truthgate_eval.gating.sweep import Point
+from truthgate_eval.gating.sweep import Candidate
 
 # Half a 95 % interval of a normal estimate, in standard errors.
 _REACH = 1.96
@@ -27,7 +32,7 @@ _QUANTITIES = {
 _SHARES = ("accuracy", "auroc")  # scores between 0 and 1; others, such as a gain, may be below
 
 
-def collect_artifact(member: Member) -> dict[str, Any]:
+def collect_artifact(member: FamilyMember) -> dict[str, Any]:
     """An artifact's arrays [layers][heads], controls among them, its sweep and where it comes from.
 
     Raises:
@@ -52,16 +57,16 @@ def collect_artifact(member: Member) -> dict[str, Any]:
         "heads": scores.shape[1],
         "mean": round(float(scores.scores.mean()), 4),
         "score": meta.get("score"),
-        "warnings": [verdict.sentence for verdict in verdicts(scores) if verdict.explains],
+        "warnings": [verdict.sentence for verdict in control_verdicts(scores) if verdict.explains],
         "sha256": scores.fingerprint,
         "arrays": arrays,
         "interval": _interval(member),
         "sweep": _sweep(member),
-        "metadata": short(meta),
+        "metadata": shorten(meta),
     }
 
 
-def _interval(member: Member) -> dict[str, Any] | None:
+def _interval(member: FamilyMember) -> dict[str, Any] | None:
     """Lower and upper ends [layers][heads] of the scores' 95 % intervals; None without standard errors."""
     scores, stderr = member.scores.scores, member.scores.stderr
     if stderr is None:
@@ -72,13 +77,13 @@ def _interval(member: Member) -> dict[str, Any] | None:
     return {"low": rounded(low), "high": rounded(high)}
 
 
-def _sweep(member: Member) -> dict[str, Any] | None:
+def _sweep(member: FamilyMember) -> dict[str, Any] | None:
     """The points that led to the artifact's recommendation, and the choice; None without points."""
     chosen = member.scores.metadata.get("recommended")
     if not isinstance(chosen, dict) or not chosen.get("points"):
         return None
     try:
-        points = [Point(**point) for point in chosen["points"]]
+        points = [Candidate(**point) for point in chosen["points"]]
         setting = (chosen["lam"], chosen["norm"], chosen["site"])
         # A value that is no number, or a point without one, would be drawn nowhere.
         usable = all(math.isfinite(point.value) and math.isfinite(point.lam) for point in points)
@@ -91,7 +96,7 @@ def _sweep(member: Member) -> dict[str, Any] | None:
             {
                 **{name: getattr(point, name) for name in ("lam", "norm", "site", "value", "stderr")},
                 "documents": point.documents,
-                "chosen": point.setting == setting,
+                "chosen": point.label == setting,
             }
             for point in points
         ],
@@ -100,7 +105,7 @@ def _sweep(member: Member) -> dict[str, Any] | None:
 
 
 def collect_families(
-    members: Sequence[Member], *, permutations: int
+    members: Sequence[FamilyMember], *, permutations: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The correlations of artifacts of one geometry, and a sentence for everything that is in no matrix."""
     notes, families = [], []
@@ -112,7 +117,7 @@ def collect_families(
         )
     for shape in geometries:
         alike = [member for member in members if member.scores.shape == shape]
-        flat = [m for m in alike if not all(varies(m.scores.scores, scope) for scope in SCOPES)]
+        flat = [m for m in alike if not all(has_variance(m.scores.scores, scope) for scope in SCOPES)]
         for member in flat:
             notes.append(f"The scores of {member.label} do not differ between heads: they are in no matrix.")
         kept = [member for member in alike if member not in flat]
@@ -162,12 +167,12 @@ def rounded(array: NDArray[Any]) -> list[list[float | None]]:
     return [[round(x, 4) if math.isfinite(x) else None for x in row] for row in rows.tolist()]
 
 
-def short(value: Any, *, most: int = 12) -> Any:
+def shorten(value: Any, *, most: int = 12) -> Any:
     """Metadata for reading: a list of more than `most` values becomes its ends and its length."""
     if isinstance(value, dict):
-        return {key: short(one, most=most) for key, one in value.items()}
+        return {key: shorten(one, most=most) for key, one in value.items()}
     if not isinstance(value, list):
         return value
     if len(value) > most:
         return f"{value[0]} ... {value[-1]} ({len(value)} values)"
-    return [short(one, most=most) for one in value]
+    return [shorten(one, most=most) for one in value]

@@ -31,7 +31,7 @@ class Axis:
         return [{"at": self(x), "text": f"{x:.4g}"} for x in values if self.low <= x <= self.high]
 
 
-def spanning(values: Sequence[float], start: float, end: float) -> Axis:
+def axis_over(values: Sequence[float], start: float, end: float) -> Axis:
     """An axis for some values, with a little room at both ends."""
     low, high = min(values), max(values)
     room = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
@@ -49,8 +49,8 @@ def sweep_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
     """
     points = sweep["points"]
     ends = [p["value"] + sign * (p["stderr"] or 0) for p in points for sign in (-1, 1)]
-    x = spanning([p["lam"] for p in points], _LEFT, _WIDTH - _RIGHT)
-    y = spanning(ends, _HEIGHT - _BOTTOM, _TOP)
+    x = axis_over([p["lam"] for p in points], _LEFT, _WIDTH - _RIGHT)
+    y = axis_over(ends, _HEIGHT - _BOTTOM, _TOP)
     gated = [p for p in points if p["lam"] != 0]
     return {
         "width": _WIDTH,
@@ -90,4 +90,4 @@ def _mark(point: Mapping[str, Any], x: Axis, y: Axis, sweep: Mapping[str, Any]) 
 def difference_axis(comparisons: Sequence[Mapping[str, Any]], width: int) -> Axis:
     """One axis, with 0 on it, for the accuracy intervals of a leaderboard."""
     ends = [one["differences"]["acc"][end] for one in comparisons for end in ("low", "high")]
-    return spanning([0.0, *ends], 3, width - 3)
+    return axis_over([0.0, *ends], 3, width - 3)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from truthgate_eval import __version__
-from truthgate_eval.analysis.heads.family import Member, read_member
+from truthgate_eval.analysis.heads.family import FamilyMember, read_member
 from truthgate_eval.analysis.leaderboard.formats import footnote
 from truthgate_eval.analysis.leaderboard.table import Leaderboard, make_leaderboard
 from truthgate_eval.analysis.report.artifacts import collect_artifact, collect_families
 from truthgate_eval.analysis.report.provenance import provenance
 from truthgate_eval.analysis.report.samples import collect_samples
-from truthgate_eval.analysis.runs.methods import Entry, choose_baseline, make_entries
+from truthgate_eval.analysis.runs.methods import RunEntry, choose_baseline, make_entries
 from truthgate_eval.analysis.runs.run import read_run
-from truthgate_eval.data.images import PictureFolders
+from truthgate_eval.data.images import ImageFolders
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
@@ -31,7 +31,7 @@ class ReportError(TruthGateError):
     """There is nothing to report on, or an argument is neither a run nor an artifact."""
 
 
-def read_inputs(arguments: Sequence[str]) -> tuple[list[Entry], list[Member]]:
+def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMember]]:
     """Tell runs from artifacts, and read them.
 
     Args:
@@ -46,7 +46,7 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[Entry], list[Member]]:
         TruthGateError: A run or an artifact cannot be read.
     """
     runs: list[tuple[str | None, str]] = []
-    members: list[Member] = []
+    members: list[FamilyMember] = []
     for argument in arguments:
         name, path = _split(argument)
         if Path(path).is_dir() or Path(path).suffix == ".json":
@@ -86,8 +86,8 @@ def _names_scores(path: str) -> bool:
 
 
 def collect(
-    entries: Sequence[Entry],
-    members: Sequence[Member],
+    entries: Sequence[RunEntry],
+    members: Sequence[FamilyMember],
     *,
     baseline: str | None = None,
     published: str = "auto",
@@ -126,14 +126,14 @@ def collect(
         "families": families,
         "family_notes": notes,
         "samples": collect_samples(
-            entries, documents=documents, thumbnails=thumbnails, folders=PictureFolders(images)
+            entries, documents=documents, thumbnails=thumbnails, folders=ImageFolders(images)
         ),
         "runs": [provenance(entry) for entry in entries],
     }
 
 
 def _leaderboards(
-    entries: Sequence[Entry], baseline: str | None, *, published: str, resamples: int
+    entries: Sequence[RunEntry], baseline: str | None, *, published: str, resamples: int
 ) -> list[Leaderboard]:
     """One leaderboard for each group of runs that have tasks in common."""
     chosen = choose_baseline(entries, baseline)[0] if baseline is not None and entries else None
@@ -153,9 +153,9 @@ def _leaderboards(
     return boards
 
 
-def group_runs(entries: Sequence[Entry]) -> list[list[Entry]]:
+def group_runs(entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
     """Runs that have tasks in common, directly or through another run, in the order given."""
-    groups: list[list[Entry]] = []
+    groups: list[list[RunEntry]] = []
     for entry in entries:
         near = [group for group in groups if any(set(one.run.tasks) & set(entry.run.tasks) for one in group)]
         merged = [*(one for group in near for one in group), entry]

@@ -39,7 +39,7 @@ def render(report: Mapping[str, Any]) -> str:
     )
     # NaN is no JSON: a browser would refuse the whole block.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"percent": percent, "points": points, "p_value": p_value, "pretty": pretty}
+    environment.filters |= {"percent": percent, "points": points, "p_value": p_value, "pretty": format_value}
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     data = {
         "artifacts": [{name: one[name] for name in _FOR_SCRIPT} for one in report["artifacts"]],
@@ -76,6 +76,6 @@ def p_value(value: float) -> str:
     return "<0.0001" if value < 0.0001 else f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
 
 
-def pretty(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Metadata as indented JSON, for reading."""
     return json.dumps(value, indent=2, ensure_ascii=False, default=str)

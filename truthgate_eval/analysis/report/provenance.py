@@ -8,29 +8,29 @@ from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
-from truthgate_eval.analysis.runs.methods import Entry, describe_gate
-from truthgate_eval.analysis.runs.task_groups import plans
+from truthgate_eval.analysis.runs.methods import RunEntry, describe_gate
+from truthgate_eval.analysis.runs.task_groups import task_groups
 
 # Options of both hosts' command lines that their results files keep under `config`. The device is left out:
 # lm-eval writes cuda:0 there for a run on the CPU.
 _OPTIONS = ("limit", "batch_size", "gen_kwargs")
 
 
-def provenance(entry: Entry) -> dict[str, Any]:
+def provenance(entry: RunEntry) -> dict[str, Any]:
     """A run's name, role, model, gate, facts, date, command and files."""
     run = entry.run
     results = json.loads(run.file.read_bytes())
     return {
         "name": entry.name,
         "label": entry.label,
-        "kind": entry.kind,
-        "host": run.host,
+        "kind": entry.method,
+        "host": run.harness,
         "model": run.model,
         "gate": run.gate,
         "gate_in_words": describe_gate(run),
         "date": date_of(results),
         "command": command_of(entry, results),
-        "facts": {name: value for name, value in run.facts.items() if value is not None},
+        "facts": {name: value for name, value in run.environment.items() if value is not None},
         "versions": (results.get("model_info") or {}).get("versions") or {},
         "file": str(run.file),
         "notes": list(run.notes),
@@ -48,14 +48,14 @@ def date_of(results: Mapping[str, Any]) -> str | None:
         return str(date) if date else None
 
 
-def command_of(entry: Entry, results: Mapping[str, Any]) -> str:
+def command_of(entry: RunEntry, results: Mapping[str, Any]) -> str:
     """The command line that gives such a run, put together from what the results file keeps."""
     config, run = results["config"], entry.run
     arguments = config.get("model_args") or ""
     if isinstance(arguments, Mapping):
         arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-    tasks = ",".join(plan.name for plan in plans(run))
-    words = [run.host.replace("-", "_"), "--model", str(config.get("model"))]
+    tasks = ",".join(plan.name for plan in task_groups(run))
+    words = [run.harness.replace("-", "_"), "--model", str(config.get("model"))]
     words += ["--model_args", str(arguments)] if arguments else []
     words += ["--tasks", tasks]
     for name in _OPTIONS:

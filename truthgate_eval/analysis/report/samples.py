@@ -13,10 +13,10 @@ from typing import Any
 
 from PIL import Image
 
-from truthgate_eval.analysis.runs.methods import Entry
+from truthgate_eval.analysis.runs.methods import RunEntry
 from truthgate_eval.analysis.runs.run import Run
-from truthgate_eval.analysis.runs.samples import Record
-from truthgate_eval.data.images import PictureFolders
+from truthgate_eval.analysis.runs.samples import SampleResult
+from truthgate_eval.data.images import ImageFolders
 
 # Longer texts are cut: a question or another field of a document, an answer; in characters.
 _LONGEST_FIELD, _LONGEST_ANSWER = 600, 400
@@ -32,22 +32,22 @@ class _Document:
     """One document of one task, with the record of every run that judged it, by the run's place."""
 
     task: str
-    records: dict[int, Record] = field(default_factory=dict)
+    records: dict[int, SampleResult] = field(default_factory=dict)
 
     @property
-    def first(self) -> Record:
+    def first(self) -> SampleResult:
         return next(iter(self.records.values()))
 
     @property
     def rank(self) -> int:
         """0 where some runs are right and others wrong, 1 where only the answers' wording differs, else 2."""
-        if len({record.right for record in self.records.values()}) > 1:
+        if len({record.correct for record in self.records.values()}) > 1:
             return 0
         return 1 if len({record.answer.strip() for record in self.records.values()}) > 1 else 2
 
 
 def collect_samples(
-    entries: Sequence[Entry], *, documents: int, thumbnails: int, folders: PictureFolders
+    entries: Sequence[RunEntry], *, documents: int, thumbnails: int, folders: ImageFolders
 ) -> dict[str, Any]:
     """The documents of all runs, those on which runs differ first to be kept.
 
@@ -88,11 +88,11 @@ def collect_samples(
     }
 
 
-def _documents(entries: Sequence[Entry]) -> list[_Document]:
+def _documents(entries: Sequence[RunEntry]) -> list[_Document]:
     found: dict[tuple[str, str], _Document] = {}
     for number, entry in enumerate(entries):
         for name, task in entry.run.tasks.items():
-            for key, record in task.records.items():
+            for key, record in task.samples.items():
                 found.setdefault((name, key), _Document(name)).records[number] = record
     return list(found.values())
 
@@ -102,7 +102,7 @@ def _written(document: _Document, runs: int, fields: Sequence[Mapping[Any, Any]]
     given = {
         number: {
             "text": _cut(one.answer.strip(), _LONGEST_ANSWER),
-            "right": one.right,
+            "right": one.correct,
             **({"unparsed": True} if one.unparsed else {}),
         }
         for number, one in document.records.items()
@@ -121,7 +121,7 @@ def _written(document: _Document, runs: int, fields: Sequence[Mapping[Any, Any]]
 
 def _fields(run: Run) -> dict[tuple[str, int], dict[str, str]]:
     """What else a document of lm-eval says, by (task, number): such as the answer that is to be judged."""
-    if run.host != "lm-eval":  # lmms-eval keeps no documents
+    if run.harness != "lm-eval":  # lmms-eval keeps no documents
         return {}
     about = {}
     stamp = run.file.stem.removeprefix("results_")
@@ -146,12 +146,12 @@ def _embed(
     order: Sequence[int],
     written: Mapping[int, dict[str, Any]],
     most: int,
-    folders: PictureFolders,
+    folders: ImageFolders,
 ) -> tuple[list[str], list[str]]:
     """Small pictures of documents, in `order`, whose `picture` then is an index; and what was left out."""
     names: dict[str, list[int]] = {}
     for place in order:
-        if name := found[place].first.picture:
+        if name := found[place].first.image:
             names.setdefault(name, []).append(place)
     pictures: list[str] = []
     lost: list[str] = []
@@ -179,7 +179,7 @@ def _embed(
     return pictures, notes
 
 
-def thumbnail(name: str, folders: PictureFolders) -> str | None:
+def thumbnail(name: str, folders: ImageFolders) -> str | None:
     """A picture as a small JPEG in a data URI; None where there is no picture that can be opened."""
     path = Path(name) if Path(name).is_file() else folders.find(name)
     if path is None:

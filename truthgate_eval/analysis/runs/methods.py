@@ -17,7 +17,7 @@ KINDS = (*LABELS, "other")
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunEntry:
     """A run in a leaderboard.
 
     Attributes:
@@ -29,11 +29,11 @@ class Entry:
 
     name: str
     label: str
-    kind: str
+    method: str
     run: Run
 
 
-def kind_of(run: Run) -> str:
+def method_of(run: Run) -> str:
     """One of `KINDS`.
 
     * `vanilla`: `scores=none`, or a host's own model without an adapter;
@@ -45,7 +45,7 @@ def kind_of(run: Run) -> str:
     """
     gate = run.gate
     if gate is None:
-        return "other" if run.facts.get("adapter") else "vanilla"
+        return "other" if run.environment.get("adapter") else "vanilla"
     source = str(gate.get("scores"))
     if source.lower() == "none":
         return "vanilla"
@@ -55,7 +55,7 @@ def kind_of(run: Run) -> str:
     if not probed:
         return "other"
     if _same(probed, run.model):
-        return "llm" if run.host == "lm-eval" else "mllm"
+        return "llm" if run.harness == "lm-eval" else "mllm"
     known = paper_name(str(probed))
     pictured = "ConditionalGeneration" in str((gate.get("probed") or {}).get("architecture"))
     return "other" if pictured or (known is not None and is_multimodal(known)) else "llm"
@@ -76,7 +76,7 @@ def describe_gate(run: Run) -> str:
     return ", ".join(words)
 
 
-def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[Entry]:
+def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[RunEntry]:
     """Name the runs; `given` pairs each with the name that the user chose, or None.
 
     A name of `LABELS` puts the run into that row. Any other name makes a row of its own.
@@ -91,7 +91,7 @@ def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[Entry]:
         replace(entry, name=f"{entry.name} ({entry.run.folder_name})") if crowded[entry.name] > 1 else entry
         for entry in entries
     ]
-    entries = [entry if entry.kind == "random" else replace(entry, label=entry.name) for entry in entries]
+    entries = [entry if entry.method == "random" else replace(entry, label=entry.name) for entry in entries]
     for name, count in Counter(entry.name for entry in entries).items():
         if count > 1:
             paths = " and ".join(str(entry.run.path) for entry in entries if entry.name == name)
@@ -99,7 +99,7 @@ def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[Entry]:
     return entries
 
 
-def choose_baseline(entries: Sequence[Entry], name: str | None) -> tuple[Entry, list[str]]:
+def choose_baseline(entries: Sequence[RunEntry], name: str | None) -> tuple[RunEntry, list[str]]:
     """The run that the others are compared with, and what a reader should know of the choice.
 
     Raises:
@@ -111,7 +111,7 @@ def choose_baseline(entries: Sequence[Entry], name: str | None) -> tuple[Entry, 
             if name in (entry.name, str(entry.run.path), entry.run.folder_name):
                 return entry, []
         raise RunError(f"--baseline {name}: no run by that name; expected one of {names}")
-    vanilla = [entry for entry in entries if entry.kind == "vanilla"]
+    vanilla = [entry for entry in entries if entry.method == "vanilla"]
     if not vanilla:
         raise RunError(
             f"no vanilla run among {names}: add one (scores=none), or name another with --baseline NAME"
@@ -121,23 +121,23 @@ def choose_baseline(entries: Sequence[Entry], name: str | None) -> tuple[Entry, 
     return vanilla[0], [f"several vanilla runs: {vanilla[0].name}, the first given, is the baseline"]
 
 
-def _entry(name: str | None, run: Run) -> Entry:
-    kind = kind_of(run)
+def _entry(name: str | None, run: Run) -> RunEntry:
+    kind = method_of(run)
     if name is not None:
         as_role = next((role for role, label in LABELS.items() if label == name), None)
         # A vanilla run under a name of its own can still be the baseline.
         kind = as_role or ("vanilla" if kind == "vanilla" else "other")
-        return Entry(name, name, kind, run)
+        return RunEntry(name, name, kind, run)
     name = LABELS.get(kind) or run.folder_name
-    return Entry(name, name, kind, run)
+    return RunEntry(name, name, kind, run)
 
 
-def _random_rows(entries: list[Entry]) -> list[Entry]:
+def _random_rows(entries: list[RunEntry]) -> list[RunEntry]:
     """Random gates at one site and in the same layers make one row; each keeps its seed as its name."""
-    kinds = {describe_gate(entry.run) for entry in entries if entry.kind == "random"}
+    kinds = {describe_gate(entry.run) for entry in entries if entry.method == "random"}
     result = []
     for entry in entries:
-        if entry.kind == "random":
+        if entry.method == "random":
             gate = describe_gate(entry.run)
             label = "random" if len(kinds) == 1 else f"random ({gate})"
             name = str((entry.run.gate or {}).get("scores", "random"))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.analysis.runs.samples import Record, read_samples
+from truthgate_eval.analysis.runs.samples import SampleResult, read_samples
 from truthgate_eval.errors import DataError, TruthGateError
 
 
@@ -32,7 +32,7 @@ class TaskRun:
     """
 
     name: str
-    records: dict[str, Record]
+    samples: dict[str, SampleResult]
     settings: dict[str, Any]
 
 
@@ -45,7 +45,7 @@ class Run:
         file: The results file that was read.
         host: `lm-eval` or `lmms-eval`.
         model: The evaluated model's name or folder.
-        gate: What the model was gated with (`GateSettings.describe`); None where the host's own model ran.
+        gate: What the model was gated with (`GateConfig.describe`); None where the host's own model ran.
         tasks: By name.
         groups: The members of each group, which are tasks or groups.
         facts: What two runs should have in common (dtype, versions, ...); None where it is not recorded.
@@ -54,12 +54,12 @@ class Run:
 
     path: Path
     file: Path
-    host: str
+    harness: str
     model: str
     gate: dict[str, Any] | None
     tasks: dict[str, TaskRun]
     groups: dict[str, tuple[str, ...]]
-    facts: dict[str, Any]
+    environment: dict[str, Any]
     notes: tuple[str, ...]
 
     @property
@@ -93,12 +93,12 @@ def read_run(path: str | Path) -> Run:
     return Run(
         path=path,
         file=file,
-        host=host,
+        harness=host,
         model=_model(results),
         gate=results.get("gate") or results["config"].get("gate"),
         tasks=tasks,
         groups={name: tuple(members) for name, members in groups.items() if members},
-        facts=_facts(results, host),
+        environment=_facts(results, host),
         notes=tuple(notes),
     )
 
@@ -170,7 +170,7 @@ def _read_task(
     return tasks
 
 
-def _keyed(records: list[Record]) -> dict[str, Record]:
+def _keyed(records: list[SampleResult]) -> dict[str, SampleResult]:
     """Records by what their document is, numbered where a document is asked more than once."""
     times: Counter[str] = Counter()
     keyed = {}

@@ -22,7 +22,7 @@ _GOLD, _PARSED = ("gold", "ground_truth"), ("parsed", "prediction")
 
 
 @dataclass(frozen=True)
-class Record:
+class SampleResult:
     """What one run made of one document.
 
     Attributes:
@@ -53,12 +53,12 @@ class Record:
     parsed: str | None
     is_yes_no: bool
     unparsed: bool
-    right: bool
+    correct: bool
     prompt: str
-    picture: str | None
+    image: str | None
 
 
-def read_samples(file: Path, task: Mapping[str, Any]) -> list[Record]:
+def read_samples(file: Path, task: Mapping[str, Any]) -> list[SampleResult]:
     """The records of a sample file, in its order.
 
     Args:
@@ -71,7 +71,7 @@ def read_samples(file: Path, task: Mapping[str, Any]) -> list[Record]:
     Raises:
         DataError: A line is cut off, not JSON, or no sample; or a document stands there twice.
     """
-    records: list[Record] = []
+    records: list[SampleResult] = []
     seen: dict[tuple[str, int], int] = {}
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
@@ -114,7 +114,7 @@ def _verdict(sample: Mapping[str, Any]) -> bool | None:
     return bool(score) if isinstance(score, bool | int | float) and score in (0, 1) else None
 
 
-def _from_lm_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any]) -> Record:
+def _from_lm_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any]) -> SampleResult:
     del task
     # A prompt that a task keeps in the document is no part of what the document is.
     doc = {name: value for name, value in sample["doc"].items() if name != "prompt"}
@@ -123,7 +123,7 @@ def _from_lm_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any
     gold, parsed, is_yes_no = _pair(sample)
     first = next(iter(sample["resps"]), [""])
     answer = first[0] if isinstance(first, Sequence) and not isinstance(first, str) else first
-    return Record(
+    return SampleResult(
         doc_id=sample["doc_id"],
         filter=str(sample.get("filter", "none")),
         identity=identity,
@@ -135,13 +135,13 @@ def _from_lm_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any
         parsed=parsed,
         is_yes_no=is_yes_no,
         unparsed=is_yes_no and parsed is None,
-        right=right,
+        correct=right,
         prompt=str(sample.get("prompt_hash") or _digest(sample.get("arguments"))),
-        picture=None,
+        image=None,
     )
 
 
-def _from_lmms_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any]) -> Record:
+def _from_lmms_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, Any]) -> SampleResult:
     """lmms-eval leaves the document out, and its doc_hash is the same for all: the question names it."""
     around = task.get("lmms_eval_specific_kwargs") or {}
     prompt = str(sample.get("input", ""))
@@ -154,7 +154,7 @@ def _from_lmms_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, A
     gold, parsed, is_yes_no = _pair(sample)
     responses = sample["filtered_resps"]
     answer = str(responses if isinstance(responses, str) else responses[0])
-    return Record(
+    return SampleResult(
         doc_id=sample["doc_id"],
         filter="none",
         identity=identity,
@@ -166,9 +166,9 @@ def _from_lmms_eval(sample: Mapping[str, Any], right: bool, task: Mapping[str, A
         parsed=parsed,
         is_yes_no=is_yes_no,
         unparsed=is_yes_no and bool(sample.get("unparsed", parse_yes_no(answer) is None)),
-        right=right,
+        correct=right,
         prompt=_digest(prompt),
-        picture=media[-1] if media else None,
+        image=media[-1] if media else None,
     )
 
 

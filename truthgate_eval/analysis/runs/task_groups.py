@@ -15,7 +15,7 @@ MEAN = "mean"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TaskGroup:
     """A leaderboard to be made.
 
     Attributes:
@@ -27,7 +27,7 @@ class Plan:
     parts: dict[str, tuple[str, ...]]
 
 
-def plans(run: Run) -> list[Plan]:
+def task_groups(run: Run) -> list[TaskGroup]:
     """The leaderboards that a run's tasks make, in the order of its groups."""
     groups = {name: members for name, members in run.groups.items() if _leaves(name, run.groups, run)}
     inner = {member for members in groups.values() for member in members}
@@ -44,16 +44,16 @@ def _plain(run: Run) -> Iterator[str]:
     yield from dict.fromkeys(name.partition(",")[0] for name in run.tasks)
 
 
-def _plan(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> Plan:
+def _plan(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> TaskGroup:
     children = [child for child in groups.get(name, ()) if _leaves(child, groups, run)]
     if not children:
         leaves = _leaves(name, groups, run)
-        return Plan(name, {leaf: (leaf,) for leaf in leaves})
+        return TaskGroup(name, {leaf: (leaf,) for leaf in leaves})
     prefix = f"{name.removesuffix('_all')}_"
     parts = {child.removeprefix(prefix): _leaves(child, groups, run) for child in children}
     if len(parts) > 1:
         parts[MEAN] = _leaves(name, groups, run)
-    return Plan(name, parts)
+    return TaskGroup(name, parts)
 
 
 def _leaves(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> tuple[str, ...]:

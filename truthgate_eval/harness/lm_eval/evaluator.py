@@ -10,20 +10,20 @@ import lm_eval
 from lm_eval.loggers import EvaluationTracker
 
 from truthgate_eval.errors import TaskError
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.gating.gate_config import GateSettings
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.sweep import Outcome, lowest_gated, places_of
+from truthgate_eval.gating.sweep import EvalResult, lowest_gated_layer, split_indices
 from truthgate_eval.harness.lm_eval.probing import load_lm, load_tasks, task_manager
-from truthgate_eval.harness.outcomes import outcome
-from truthgate_eval.inference.lower_layer_cache import keep_below
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL
+from truthgate_eval.harness.outcomes import eval_result
+from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 # Texts whose tokens are kept from setting to setting; a task's texts are in memory anyway.
 _TEXTS = 1 << 16
 
 
-class LmEvalBench:
+class LmEvalEvaluator:
     """A language model with lm-eval's tasks; see `Bench`."""
 
     modality = "text"
@@ -63,20 +63,20 @@ class LmEvalBench:
         recorded = isinstance(artifact.metadata.get("rows"), dict)
         self.metadata = {"exclude_rows_of": source} if recorded else {}
         self.places = {
-            name: places_of(name, task.eval_docs, limits)
+            name: split_indices(name, task.eval_docs, limits)
             for name, task in load_tasks(tasks, self.metadata).items()
         }
-        arguments = {"pretrained": SMALL_MODEL, **model_args}
+        arguments = {"pretrained": SMOLLM2, **model_args}
         self.lm: Any = load_lm("hf", arguments, batch_size=batch_size, device=device)
-        self.anatomy = find_anatomy(self.lm.model)
+        self.anatomy = find_attention_layout(self.lm.model)
         artifact.check_fits(self.anatomy.shape, str(self.lm.pretrained))
-        lower = self.anatomy.layers[: lowest_gated(layers, self.anatomy.num_layers)]
-        self.kept, self.part = keep_below(self.lm.forward, lower), ""
+        lower = self.anatomy.layers[: lowest_gated_layer(layers, self.anatomy.num_layers)]
+        self.kept, self.part = cache_lower_layers(self.lm.forward, lower), ""
         # Every setting asks the same: what is read into tokens once need not be read again.
         self.lm.tok_encode = functools.lru_cache(maxsize=_TEXTS)(self.lm.tok_encode)
         self.lm.prompt = functools.lru_cache(maxsize=_TEXTS)(self.lm.prompt)
 
-    def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
+    def judge(self, gate: GateConfig, part: str, output: Path | None = None) -> EvalResult:
         """See `Bench`.
 
         Raises:
@@ -112,4 +112,4 @@ class LmEvalBench:
             for name, found in samples.items():
                 tracker.save_results_samples(task_name=name, samples=found)
         counts = {name: len(places) for name, places in documents.items()}
-        return outcome(run["results"], counts, self.metric)
+        return eval_result(run["results"], counts, self.metric)

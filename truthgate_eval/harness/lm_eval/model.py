@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from truthgate_eval.errors import GateError, ModelError
-from truthgate_eval.gating.gate_config import GATE_ARGUMENTS, GateSettings
+from truthgate_eval.gating.gate_config import GATE_ARGUMENTS, GateConfig
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class GatedHF(SharedPrefixHF):
 
     def __init__(
         self,
-        pretrained: Any = SMALL_MODEL,
+        pretrained: Any = SMOLLM2,
         *,
         scores: Any = None,
         lam: Any = None,
@@ -51,7 +51,7 @@ class GatedHF(SharedPrefixHF):
 
         Args:
             pretrained: Hub id, folder or a loaded model.
-            scores: Truth scores, see `GateSettings.read`; may be left out only for the packaged model.
+            scores: Truth scores, see `GateConfig.read`; may be left out only for the packaged model.
             lam: Strength of the gate; by default what the scores recommend.
             norm: `minmax`, `centered`, `zscore` or `none`.
             site: `post` or `pre`.
@@ -65,20 +65,20 @@ class GatedHF(SharedPrefixHF):
             TruthGateError: An argument, the scores or the model is not usable; one line says why.
         """
         if scores is None:
-            if pretrained != SMALL_MODEL:
+            if pretrained != SMOLLM2:
                 raise GateError(
                     f"pretrained={_name(pretrained)} needs scores: scores=FILE.npz (made by "
                     "`truthgate probe`), or scores=none for the model without a gate"
                 )
             scores = SMALL_MODEL_SCORES
         # Read before the model is loaded: a mistake should not cost the minutes that a load takes.
-        self.gate_settings = GateSettings.read(
+        self.gate_settings = GateConfig.parse(
             scores, lam=lam, norm=norm, site=site, layers=layers, mode=mode, modality="text"
         )
-        self.use_engine(engine)
+        self.set_engine(engine)
         self.model_name = _name(pretrained)
         if isinstance(pretrained, str):
-            self._load(resolve_pretrained(pretrained), _device(device), options)
+            self._load(resolve_smollm2(pretrained), _device(device), options)
         else:
             super().__init__(pretrained=pretrained, **options)
         self.gate_handle = self.gate_settings.apply(self.model, self.model_name)

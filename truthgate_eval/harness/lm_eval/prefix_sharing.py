@@ -16,9 +16,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from truthgate_eval.inference.greedy import decodes_plainly, end_tokens, greedy
+from truthgate_eval.inference.greedy import decode_greedily, end_tokens, is_plain_greedy
 from truthgate_eval.inference.loglikelihood import log_likelihoods
-from truthgate_eval.inference.shared_prefix import TokenBudget, TreeForward, check_engine
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget, check_engine
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class SharedPrefixHF(HFLM):
 
     engine = "auto"
 
-    def use_engine(self, engine: Any) -> None:
+    def set_engine(self, engine: Any) -> None:
         """Choose `auto`, or `off` for `hf`'s own path throughout.
 
         Raises:
@@ -37,7 +37,7 @@ class SharedPrefixHF(HFLM):
         self.engine = check_engine(engine)
 
     @cached_property
-    def forward(self) -> TreeForward | None:
+    def forward(self) -> SharedPrefixModel | None:
         """The shared forward pass, tried on the model at the first request; None where it does not fit."""
         if self.engine == "off":
             return None
@@ -49,15 +49,15 @@ class SharedPrefixHF(HFLM):
                 "shared prefixes are computed once only for plain causal models; going on as `hf` does"
             )
             return None
-        forward = TreeForward(self.model)
-        return forward if forward.shares else None
+        forward = SharedPrefixModel(self.model)
+        return forward if forward.supports_sharing else None
 
     def _budget(
         self, sequences: Sequence[Sequence[int]], extra: int = 0, size: int | None = None
     ) -> TokenBudget:
         """Tokens to a batch: what `hf` would have in memory at this batch size."""
         assert self.forward is not None
-        budget = TokenBudget.of(size or self.batch_size, sequences, self.forward.device)
+        budget = TokenBudget.for_batch_size(size or self.batch_size, sequences, self.forward.device)
         if isinstance(size or self.batch_size, int):
             budget.tokens += (size or self.batch_size) * extra
         return budget
@@ -78,7 +78,9 @@ class SharedPrefixHF(HFLM):
             ((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
             for _, context, continuation in requests
         ]
-        fits = [len(continuation) <= len(tokens) <= forward.longest for tokens, continuation in pairs]
+        fits = [
+            len(continuation) <= len(tokens) <= forward.max_shared_length for tokens, continuation in pairs
+        ]
 
         def share(some: list[int]) -> list[tuple[float, bool]]:
             chosen = [pairs[i] for i in some]
@@ -102,7 +104,7 @@ class SharedPrefixHF(HFLM):
         for i, settings in enumerate(plans):
             if settings is not None and forward is not None:
                 tokens = self.prompt(requests[i].args[0], settings[1])
-                if tokens and len(tokens) + settings[1] <= forward.longest:
+                if tokens and len(tokens) + settings[1] <= forward.max_shared_length:
                     prompts[i] = tokens
 
         def share(some: list[int]) -> list[str]:
@@ -135,7 +137,7 @@ class SharedPrefixHF(HFLM):
         until = tuple(handle_stop_sequences(kwargs.pop("until", None), eos=eos))
         most = int(kwargs.pop("max_gen_toks"))
         plain = not kwargs.pop("do_sample", None) and not kwargs.pop("temperature", None) and not kwargs
-        if not plain or not decodes_plainly(self.model.generation_config) or not 0 < most < self.max_length:
+        if not plain or not is_plain_greedy(self.model.generation_config) or not 0 < most < self.max_length:
             return None
         return until, most
 
@@ -156,7 +158,7 @@ class SharedPrefixHF(HFLM):
         def stopped(tokens: list[int]) -> bool:
             return any(text in self.tokenizer.decode(tokens[-window:]) for window, text in windows)
 
-        answers = greedy(
+        answers = decode_greedily(
             self.forward, prompts, max_new_tokens=most, budget=self._budget(prompts, extra=most),
             eos=end_tokens(self.model.generation_config), stopped=stopped, progress=progress,
         )  # fmt: skip

@@ -21,9 +21,9 @@ from lm_eval.tasks import TaskManager
 
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.harness.lm_eval.model import GatedHF
-from truthgate_eval.packaged.smollm2 import SMALL_MODEL, resolve_pretrained
-from truthgate_eval.probing.controls import KnowledgeChange
-from truthgate_eval.probing.dataset import Answered, Answers, ProbingSequences, within
+from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.probing.controls import ContextChange
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, apply_limit
 from truthgate_eval.probing.surface import equally_long, without_final_punctuation
 
 
@@ -42,7 +42,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     arguments = dict(model_args)
     if model in ("hf", "hf-auto", "huggingface"):
         # `hf` and the wrapper without a gate are the same model; the wrapper explains mistakes.
-        arguments = {"pretrained": SMALL_MODEL, **arguments, "scores": "none"}
+        arguments = {"pretrained": SMOLLM2, **arguments, "scores": "none"}
         return GatedHF(batch_size=batch_size, device=device, **arguments)
     try:
         cls = get_model(model)
@@ -53,7 +53,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     if not (isinstance(cls, type) and issubclass(cls, HFLM)):
         raise ModelError(f"--model {model} holds no transformers model to read activations from: use hf")
     if "pretrained" in arguments:
-        arguments["pretrained"] = resolve_pretrained(arguments["pretrained"])
+        arguments["pretrained"] = resolve_smollm2(arguments["pretrained"])
     return cls(batch_size=batch_size, device=device, **arguments)
 
 
@@ -92,7 +92,7 @@ def load_tasks(
     return dict(manager.load(names)["tasks"])
 
 
-def task_answers(
+def load_dataset(
     names: list[str],
     *,
     limit: float | None = None,
@@ -104,8 +104,8 @@ def task_answers(
     metadata: dict[str, Any] | None = None,
     include_path: str | None = None,
     surface_matched: bool = False,
-    change: KnowledgeChange | None = None,
-) -> Answers:
+    change: ContextChange | None = None,
+) -> ProbeDataset:
     """All answers of some multiple-choice tasks, built by lm-eval.
 
     Args:
@@ -126,7 +126,7 @@ def task_answers(
         TaskError: A task is unknown, is not multiple-choice, has no matched answers, or does not say
             which field of a document is the knowledge that is to be changed.
     """
-    items: list[Answered] = []
+    items: list[ProbeExample] = []
     rows: dict[str, list[int]] = {}
     for name, task in load_tasks(names, metadata or {}, include_path=include_path).items():
         if task.OUTPUT_TYPE != "multiple_choice":
@@ -140,7 +140,7 @@ def task_answers(
         template = lm if apply_chat_template else None
         chosen = _chosen(name, task, limit) if surface_matched else None
         if change is not None:
-            change_knowledge(name, task, change, chosen or range(within(limit, len(task.eval_docs))))
+            change_context(name, task, change, chosen or range(apply_limit(limit, len(task.eval_docs))))
         task.build_all_requests(
             limit=get_sample_size(task, limit),
             samples=chosen,
@@ -158,27 +158,27 @@ def task_answers(
         "system_instruction": system_instruction,
         "surface_matched": surface_matched,
     }
-    return Answers(items, rows, settings)
+    return ProbeDataset(items, rows, settings)
 
 
-def probing_sequences(lm: HFLM, names: list[str], **options: Any) -> ProbingSequences:
+def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDataset:
     """All sequences of some multiple-choice tasks, as a text model takes them.
 
     Args:
         lm: The model, whose tokenizer and chat template are used.
         names: Task names; groups and tags are expanded.
-        **options: Those of `task_answers`.
+        **options: Those of `load_dataset`.
 
     Raises:
         TaskError: A task is unknown, or is not multiple-choice.
     """
-    return encode(lm, task_answers(names, lm=lm, **options))
+    return tokenize(lm, load_dataset(names, lm=lm, **options))
 
 
-def encode(lm: HFLM, answers: Answers) -> ProbingSequences:
+def tokenize(lm: HFLM, answers: ProbeDataset) -> TokenizedDataset:
     """Answers as the tokens that a text model takes."""
-    tokens = [_encode(lm, item.context, item.answer) for item in answers.items]
-    return ProbingSequences(
+    tokens = [_encode(lm, item.context, item.answer) for item in answers.examples]
+    return TokenizedDataset(
         tokens, answers.labels, answers.groups, answers.rows, answers.fingerprint, answers.settings
     )
 
@@ -200,10 +200,10 @@ def matched_documents(name: str, task: Any, documents: Sequence[Any]) -> list[in
 
 def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
     found = matched_documents(name, task, task.eval_docs)
-    return found[: within(limit, len(found))]
+    return found[: apply_limit(limit, len(found))]
 
 
-def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequence[int]) -> None:
+def change_context(name: str, task: Any, change: ContextChange, chosen: Sequence[int]) -> None:
     """Make a task render its documents with other knowledge; choices and targets stay as they are.
 
     Few-shot examples are rendered the same way; lm-eval still leaves out the document at hand.
@@ -238,7 +238,7 @@ def change_knowledge(name: str, task: Any, change: KnowledgeChange, chosen: Sequ
 
 
 def _collect(
-    name: str, task: Any, chosen: list[int] | None, items: list[Answered], rows: dict[str, list[int]]
+    name: str, task: Any, chosen: list[int] | None, items: list[ProbeExample], rows: dict[str, list[int]]
 ) -> None:
     """Add one task's requests, built by lm-eval; its documents are numbered on from those before.
 
@@ -258,7 +258,7 @@ def _collect(
         context, choice = instance.args[:2]
         if chosen is not None:
             choice = without_final_punctuation(choice)
-        items.append(Answered(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
+        items.append(ProbeExample(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
 
 
 def right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:

@@ -71,7 +71,7 @@ def parse_answers(resps: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[l
     return [[parse_yes_no(text) for text in answers] for answers in resps]
 
 
-def judge(doc: dict[str, Any], results: Sequence[str | None]) -> dict[str, Any]:
+def score_answer(doc: dict[str, Any], results: Sequence[str | None]) -> dict[str, Any]:
     """One document's part of every metric."""
     pair: Pair = (doc["hallucinated"], results[0])
     metrics: dict[str, Any] = dict.fromkeys(("f1", "precision", "recall", "yes_ratio", "unparsed"), pair)

@@ -11,16 +11,16 @@ from lmms_eval.models import get_model
 from lmms_eval.utils import get_datetime_str
 
 from truthgate_eval.errors import ModelError, TaskError
-from truthgate_eval.gating.attention_layout import find_anatomy
-from truthgate_eval.gating.gate_config import GateSettings
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.sweep import Outcome, lowest_gated, places_of
+from truthgate_eval.gating.sweep import EvalResult, lowest_gated_layer, split_indices
 from truthgate_eval.harness.lmms_eval.probing import load_tasks, task_manager
-from truthgate_eval.harness.outcomes import outcome
-from truthgate_eval.inference.lower_layer_cache import keep_below
+from truthgate_eval.harness.outcomes import eval_result
+from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
 
 
-class LmmsEvalBench:
+class LmmsEvalEvaluator:
     """A vision-language model with lmms-eval's tasks; see `Bench`."""
 
     modality = "image"
@@ -60,7 +60,7 @@ class LmmsEvalBench:
         self.tasks = dict(load_tasks(tasks))
         self.data = {name: (task.dataset, task.dataset_no_image) for name, task in self.tasks.items()}
         self.places = {
-            name: places_of(name, task.eval_docs_no_media, limits) for name, task in self.tasks.items()
+            name: split_indices(name, task.eval_docs_no_media, limits) for name, task in self.tasks.items()
         }
         if "scores" in model_args:
             raise ModelError("a sweep sets the gate itself: leave scores out of --model_args")
@@ -72,12 +72,15 @@ class LmmsEvalBench:
             ",".join(f"{k}={v}" for k, v in arguments.items() if k != "scores"),
         )
         self.lm: Any = get_model(model)(**arguments)
-        self.anatomy = find_anatomy(self.lm.vlm.model)
+        self.anatomy = find_attention_layout(self.lm.vlm.model)
         artifact.check_fits(self.anatomy.shape, self.lm.vlm.name)
-        lower, shared = self.anatomy.layers[: lowest_gated(layers, self.anatomy.num_layers)], self.lm.shared
-        self.kept, self.part = keep_below(shared and shared.forward, lower), ""
+        lower, shared = (
+            self.anatomy.layers[: lowest_gated_layer(layers, self.anatomy.num_layers)],
+            self.lm.shared,
+        )
+        self.kept, self.part = cache_lower_layers(shared and shared.forward, lower), ""
 
-    def judge(self, gate: GateSettings, part: str, output: Path | None = None) -> Outcome:
+    def judge(self, gate: GateConfig, part: str, output: Path | None = None) -> EvalResult:
         """See `Bench`.
 
         Raises:
@@ -106,7 +109,7 @@ class LmmsEvalBench:
         if output is not None:
             self._save(run, gate, output)
         counts = {name: len(places[part]) for name, places in self.places.items()}
-        return outcome(run["results"], counts, self.metric)
+        return eval_result(run["results"], counts, self.metric)
 
     def _keep(self, part: str) -> None:
         """Leave a part's documents in every task: lmms-eval has no list of documents to run."""
@@ -116,7 +119,7 @@ class LmmsEvalBench:
             task.dataset = {**whole, split: whole[split].select(places)}
             task.dataset_no_image = {**bare, split: bare[split].select(places)}
 
-    def _save(self, run: dict[str, Any], gate: GateSettings, output: Path) -> None:
+    def _save(self, run: dict[str, Any], gate: GateConfig, output: Path) -> None:
         """The files that lmms-eval's command line would write."""
         tracker = EvaluationTracker(output_path=str(output))
         arguments = f"{self.model_args},scores={gate.source}"

@@ -17,13 +17,19 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.utils import simple_parse_args_string
 
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
-from truthgate_eval.gating.gate_config import GATE_ARGUMENTS, GateSettings
-from truthgate_eval.harness.command_line import refuse
+from truthgate_eval.gating.gate_config import GATE_ARGUMENTS, GateConfig
+from truthgate_eval.harness.command_line import exit_with_error
 from truthgate_eval.harness.lmms_eval import patches
-from truthgate_eval.harness.lmms_eval.prefix_sharing import SharedPrefixVLM, read_batch_size
-from truthgate_eval.harness.lmms_eval.requests import Question, cut, generation_options, in_halves, log
+from truthgate_eval.harness.lmms_eval.prefix_sharing import SharedPrefixLmms, read_batch_size
+from truthgate_eval.harness.lmms_eval.requests import (
+    ImageRequest,
+    bisect_on_failure,
+    cut_at_stop,
+    generation_options,
+    log,
+)
 from truthgate_eval.inference.shared_prefix import check_engine
-from truthgate_eval.packaged.scenes_llava import SMALL_CHILD
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 
 _ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", "engine", *GATE_ARGUMENTS)
@@ -35,10 +41,10 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except TruthGateError as error:
-        refuse(error)
+        exit_with_error(error)
 
 
-class GatedVLM(SharedPrefixVLM):
+class GatedVLM(SharedPrefixLmms):
     """A vision-language model whose text decoder's attention heads are gated.
 
     Attributes:
@@ -51,7 +57,7 @@ class GatedVLM(SharedPrefixVLM):
 
     is_simple = True
     model_id: ClassVar[str] = "gated_vlm"
-    default_pretrained: ClassVar[str] = SMALL_CHILD
+    default_pretrained: ClassVar[str] = SCENES_LLAVA
 
     def __init__(self, pretrained: Any = None, *, batch_size: Any = 1, **arguments: Any) -> None:
         """Load the model and gate it.
@@ -61,7 +67,7 @@ class GatedVLM(SharedPrefixVLM):
                 scores.
             batch_size: A batch has as many tokens as so many of the longest questions; `auto` finds a number.
             **arguments: Those of `LoadOptions`; engine, `off` to share no prefixes; and the gate's: scores,
-                lam, norm, site, layers, mode (see `GateSettings.read`).
+                lam, norm, site, layers, mode (see `GateConfig.read`).
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why. On
@@ -70,7 +76,7 @@ class GatedVLM(SharedPrefixVLM):
         super().__init__()
         with _one_line():
             self._build({"pretrained": pretrained, "batch_size": batch_size, **arguments})
-        patches.install()
+        patches.install_evaluate_patch()
 
     @classmethod
     def create_from_arg_string(cls, arg_string: Any, additional_config: Any = None) -> GatedVLM:
@@ -89,8 +95,8 @@ class GatedVLM(SharedPrefixVLM):
         if arguments["pretrained"] in (None, "None", ""):
             arguments["pretrained"] = self.default_pretrained
         gate = {name: arguments[name] for name in GATE_ARGUMENTS if name in arguments}
-        if gate.get("scores") is None and arguments["pretrained"] == SMALL_CHILD:
-            log.info("no scores are given: %s runs without a gate", SMALL_CHILD)
+        if gate.get("scores") is None and arguments["pretrained"] == SCENES_LLAVA:
+            log.info("no scores are given: %s runs without a gate", SCENES_LLAVA)
             gate["scores"] = "none"
         if gate.get("scores") is None:
             raise GateError(
@@ -100,8 +106,8 @@ class GatedVLM(SharedPrefixVLM):
         self.batch_size = read_batch_size(arguments["batch_size"])
         self.engine = check_engine(arguments.get("engine", "auto"))
         # The gate is read before the model is loaded: a mistake should not cost the minutes that takes.
-        self.gate_settings = GateSettings.read(**gate, modality="image")
-        options = LoadOptions.read({name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
+        self.gate_settings = GateConfig.parse(**gate, modality="image")
+        options = LoadOptions.parse({name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
         self.options = self._spread(options)
         self.vlm = load_vlm(self.options)
         self.gate_handle = self.gate_settings.apply(self.vlm.model, self.vlm.name)
@@ -159,7 +165,7 @@ class GatedVLM(SharedPrefixVLM):
         A loss and not a log-likelihood, since lmms-eval takes the choice with the *smallest* value.
         """
         with _one_line():
-            return self.rate([self._rated(*request.args) for request in requests])
+            return self.score([self._rated(*request.args) for request in requests])
 
     def apply_chat_template(self, *_: Any, **__: Any) -> str:
         """lmms-eval's --apply_chat_template: would apply the template twice."""
@@ -178,8 +184,8 @@ class GatedVLM(SharedPrefixVLM):
         question, answers, info = self._question(text, visual, *place), [], None
         options, until = generation_options(settings)
         while True:
-            answer = in_halves([question], functools.partial(self._answers, options=options))[0]
-            answers.append(cut(answer, until))
+            answer = bisect_on_failure([question], functools.partial(self._answers, options=options))[0]
+            answers.append(cut_at_stop(answer, until))
             reply = ask(
                 question.document(), previous_output=answers, round_idx=len(answers), previous_round_info=info
             )
@@ -190,13 +196,13 @@ class GatedVLM(SharedPrefixVLM):
                 return answers
             question = self._question(text, lambda _doc, visuals=visuals: visuals, *place)
 
-    def _question(self, text: str, visual: Any, doc_id: int, task: str, split: str) -> Question:
-        return Question(text, visual, lambda: self.task_dict[task][split][doc_id], task, doc_id)
+    def _question(self, text: str, visual: Any, doc_id: int, task: str, split: str) -> ImageRequest:
+        return ImageRequest(text, visual, lambda: self.task_dict[task][split][doc_id], task, doc_id)
 
-    def _rated(self, text: str, target: Any, *place: Any) -> Question:
+    def _rated(self, text: str, target: Any, *place: Any) -> ImageRequest:
         """A question with its answer; without a document where the host asks for the answer alone."""
         if not place:
-            return Question(text, None, dict, "without a document", 0, target)
+            return ImageRequest(text, None, dict, "without a document", 0, target)
         question = self._question(text, *place)
         answer = target if isinstance(target, str) else str(target(question.document()))
         return dataclasses.replace(question, answer=answer)

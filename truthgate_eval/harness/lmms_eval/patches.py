@@ -16,7 +16,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
-def install() -> None:
+def install_evaluate_patch() -> None:
     """Wrap `lmms_eval.evaluator.evaluate`, once; runs of other models are left as they are.
 
     A gated model's results get its `gate` and `model_info` at their top level, and thereby the

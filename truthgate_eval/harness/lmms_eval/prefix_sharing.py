@@ -15,22 +15,22 @@ from lmms_eval.api.model import lmms
 from tqdm import tqdm
 
 from truthgate_eval.errors import ModelError, TruthGateError
-from truthgate_eval.gating.attention_layout import find_anatomy
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.harness.lmms_eval.requests import (
-    Question,
+    ImageRequest,
     batches,
-    cut,
+    bisect_on_failure,
+    cut_at_stop,
     generation_options,
-    in_halves,
     log,
     reason_of,
     unknown_settings,
 )
-from truthgate_eval.inference.deduplication import ask_once, question_key
-from truthgate_eval.inference.greedy import decodes_plainly
+from truthgate_eval.inference.deduplication import answer_distinct, request_key
+from truthgate_eval.inference.greedy import is_plain_greedy
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.question_engine import Asked, SharedAnswers
-from truthgate_eval.vision.shared_prefix import PicturedForward
+from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 Settings = Mapping[str, Any]
 T = TypeVar("T")
@@ -44,7 +44,7 @@ _WITHOUT_EFFECT = {
 }  # fmt: skip
 
 
-class SharedPrefixVLM(lmms):
+class SharedPrefixLmms(lmms):
     """A vision-language model whose greedy answers and losses share prefixes.
 
     Attributes:
@@ -58,18 +58,18 @@ class SharedPrefixVLM(lmms):
     engine = "auto"
 
     @cached_property
-    def shared(self) -> SharedAnswers | None:
+    def shared(self) -> ImageQuestionEngine | None:
         """The shared forward pass, tried on the model at the first request; None where it does not fit."""
         if self.engine == "off":
             return None
         try:
-            forward = PicturedForward(self.vlm, find_anatomy(self.vlm.model).decoder)
+            forward = SharedPrefixVLM(self.vlm, find_attention_layout(self.vlm.model).decoder)
         except Exception as error:  # as on the plain path, a processor or model may fail in any way
             log.warning("%s shares no prefixes: %s", self.vlm.name, reason_of(error))
             return None
-        return SharedAnswers(self.vlm, forward) if forward.shares else None
+        return ImageQuestionEngine(self.vlm, forward) if forward.supports_sharing else None
 
-    def answer(self, questions: list[Question], settings: list[dict[str, Any]]) -> list[str]:
+    def answer(self, questions: list[ImageRequest], settings: list[dict[str, Any]]) -> list[str]:
         """Every question's answer, cut at its stop texts."""
         ignored = sorted({name for some in settings for name in unknown_settings(some)})
         if ignored:
@@ -91,18 +91,18 @@ class SharedPrefixVLM(lmms):
             )
         for i, text in zip(rest, answered, strict=True):
             texts[i] = text
-        return [cut(str(text), until) for text, (_, until) in zip(texts, options, strict=True)]
+        return [cut_at_stop(str(text), until) for text, (_, until) in zip(texts, options, strict=True)]
 
-    def rate(self, questions: list[Question]) -> list[tuple[float, bool]]:
+    def score(self, questions: list[ImageRequest]) -> list[tuple[float, bool]]:
         """Every answer's mean loss per token, and whether it is the greedy one."""
         losses: list[tuple[float, bool] | None] = [None] * len(questions)
         with self.progress(questions) as progress:
             if self.shared is not None:
-                losses = self._try(questions, functools.partial(self._rate_shared, progress=progress.update))
+                losses = self._try(questions, functools.partial(self._score_shared, progress=progress.update))
             rest = self._rest(losses)
             texts = [questions[i].text + questions[i].answer for i in rest]
             for batch in batches([None] * len(rest), texts, self._plain_batch):
-                found = in_halves([questions[rest[i]] for i in batch], self._losses)
+                found = bisect_on_failure([questions[rest[i]] for i in batch], self._losses)
                 for i, loss in zip(batch, found, strict=True):
                     losses[rest[i]] = loss
                 progress.update(len(batch))
@@ -118,13 +118,13 @@ class SharedPrefixVLM(lmms):
 
     def _is_plain_greedy(self, options: dict[str, Any]) -> bool:
         searched = any(options.get(name) not in values for name, values in _WITHOUT_EFFECT.items())
-        return not options["do_sample"] and not searched and decodes_plainly(self.vlm.model.generation_config)
+        return not options["do_sample"] and not searched and is_plain_greedy(self.vlm.model.generation_config)
 
     def _try(
-        self, questions: list[Question], work: Callable[[list[Asked]], list[T | None]]
+        self, questions: list[ImageRequest], work: Callable[[list[ImagePrompt]], list[T | None]]
     ) -> list[T | None]:
         """What the shared pass says; None throughout where it fails: the plain path names the document."""
-        asked = [self._asked(question) for question in questions]
+        asked = [self._image_prompts(question) for question in questions]
         try:
             return work(asked)
         except TruthGateError:
@@ -133,20 +133,22 @@ class SharedPrefixVLM(lmms):
             log.warning("asking without shared prefixes, which failed: %s", reason_of(error))
             return [None] * len(questions)
 
-    def _asked(self, question: Question) -> Asked:
+    def _image_prompts(self, question: ImageRequest) -> ImagePrompt:
         assert self.shared is not None
-        pictures = question.pictures()
+        pictures = question.load_images()
         prompt = self._prompt(question, len(pictures))
-        return Asked(prompt, self.shared.note(pictures), question.pictures, question.answer)
+        return ImagePrompt(
+            prompt, self.shared.register_images(pictures), question.load_images, question.answer
+        )
 
     def _generate_shared(
-        self, asked: list[Asked], most: int, progress: Callable[[int], None]
+        self, asked: list[ImagePrompt], most: int, progress: Callable[[int], None]
     ) -> list[str | None]:
         assert self.shared is not None
         return self.shared.generate(asked, max_new_tokens=most, batch_size=self.batch_size, progress=progress)
 
-    def _rate_shared(
-        self, asked: list[Asked], progress: Callable[[int], None]
+    def _score_shared(
+        self, asked: list[ImagePrompt], progress: Callable[[int], None]
     ) -> list[tuple[float, bool] | None]:
         assert self.shared is not None
         return self.shared.losses(asked, batch_size=self.batch_size, progress=progress)
@@ -161,23 +163,23 @@ class SharedPrefixVLM(lmms):
         return rest
 
     def _answer_plainly(
-        self, questions: list[Question], settings: list[dict[str, Any]], progress: Callable[[int], None]
+        self, questions: list[ImageRequest], settings: list[dict[str, Any]], progress: Callable[[int], None]
     ) -> list[str]:
         """Answers; a question that several tasks ask about one picture is asked once."""
         times = Counter(question.text for question in questions)
 
-        def key(asked: tuple[Question, Settings]) -> Hashable | None:
+        def key(asked: tuple[ImageRequest, Settings]) -> Hashable | None:
             question, options = asked
             if times[question.text] == 1:  # no other can be the same: its picture need not be read now
                 return None
-            return question_key(question.shown(), question.text, options)
+            return request_key(question.image_count(), question.text, options)
 
-        def ask(asked: list[tuple[Question, dict[str, Any]]]) -> list[str]:
+        def ask(asked: list[tuple[ImageRequest, dict[str, Any]]]) -> list[str]:
             results = [""] * len(asked)
             texts = [question.text for question, _ in asked]
             for batch in batches([options for _, options in asked], texts, self._plain_batch):
                 options, _ = generation_options(asked[batch[0]][1])
-                answers = in_halves(
+                answers = bisect_on_failure(
                     [asked[i][0] for i in batch], functools.partial(self._answers, options=options)
                 )
                 for i, text in zip(batch, answers, strict=True):
@@ -185,22 +187,22 @@ class SharedPrefixVLM(lmms):
                 progress(len(batch))
             return results
 
-        return ask_once(list(zip(questions, settings, strict=True)), key, ask)
+        return answer_distinct(list(zip(questions, settings, strict=True)), key, ask)
 
-    def _answers(self, questions: Sequence[Question], options: dict[str, Any]) -> list[str]:
+    def _answers(self, questions: Sequence[ImageRequest], options: dict[str, Any]) -> list[str]:
         prompts, pictures = self._prompts(questions)
         return self.vlm.generate(prompts, pictures, **options)
 
-    def _losses(self, questions: Sequence[Question]) -> list[tuple[float, bool]]:
+    def _losses(self, questions: Sequence[ImageRequest]) -> list[tuple[float, bool]]:
         prompts, pictures = self._prompts(questions)
         return self.vlm.losses(prompts, [question.answer for question in questions], pictures)
 
-    def _prompts(self, questions: Sequence[Question]) -> tuple[list[str], list[Any]]:
-        pictures = [question.pictures() for question in questions]
+    def _prompts(self, questions: Sequence[ImageRequest]) -> tuple[list[str], list[Any]]:
+        pictures = [question.load_images() for question in questions]
         pairs = zip(questions, pictures, strict=True)
         return [self._prompt(question, len(found)) for question, found in pairs], pictures
 
-    def _prompt(self, question: Question, pictures: int) -> str:
+    def _prompt(self, question: ImageRequest, pictures: int) -> str:
         try:
             return self.vlm.prompt(question.text, pictures)
         except TruthGateError as error:

@@ -12,8 +12,8 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.harness.lm_eval.probing import matched_documents, right_choices
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
-from truthgate_eval.harness.lmms_eval.requests import Question
-from truthgate_eval.probing.dataset import Answered, Answers, within
+from truthgate_eval.harness.lmms_eval.requests import ImageRequest
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, apply_limit
 from truthgate_eval.probing.surface import without_final_punctuation
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 from truthgate_eval.vision.model import VisionLanguageModel
@@ -48,16 +48,16 @@ def load_for_probing(
     if device is not None and not given.get("device_map"):
         given.setdefault("device", device)
     given["pretrained"] = given.get("pretrained") or DEFAULTS["gated_vlm" if model == "vlm" else model]
-    return load_vlm(LoadOptions.read(given))
+    return load_vlm(LoadOptions.parse(given))
 
 
-def task_answers(
+def load_dataset(
     names: list[str],
     *,
     limit: float | None = None,
     include_path: str | None = None,
     surface_matched: bool = False,
-) -> Answers:
+) -> ProbeDataset:
     """All answers of some multiple-choice tasks, with their documents' pictures.
 
     Args:
@@ -70,7 +70,7 @@ def task_answers(
         TaskError: A task is unknown, is not multiple-choice, or has no matched answers.
         DataError: Its data is not prepared.
     """
-    items: list[Answered] = []
+    items: list[ProbeExample] = []
     rows: dict[str, list[int]] = {}
     for name, task in load_tasks(names, include_path):
         if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
@@ -80,7 +80,7 @@ def task_answers(
             )
         _collect(name, task, limit, items, rows, matched=surface_matched)
     settings = {"task": ",".join(names), "surface_matched": surface_matched}
-    return Answers(items, rows, settings, bare=True)
+    return ProbeDataset(items, rows, settings, bare_questions=True)
 
 
 @functools.lru_cache(maxsize=4)
@@ -117,7 +117,7 @@ def _collect(
     name: str,
     task: Any,
     limit: float | None,
-    items: list[Answered],
+    items: list[ProbeExample],
     rows: dict[str, list[int]],
     *,
     matched: bool,
@@ -130,18 +130,18 @@ def _collect(
     # Without the pictures: they are decoded when their batch runs.
     documents = task.eval_docs_no_media
     candidates = matched_documents(name, task, documents) if matched else range(len(documents))
-    for doc_id in candidates[: within(limit, len(candidates))]:
+    for doc_id in candidates[: apply_limit(limit, len(candidates))]:
         doc = documents[doc_id]
         text = task.doc_to_text(doc)
         document = functools.partial(_document, task, split, doc_id)
-        question = Question(text, task.doc_to_visual, document, name, doc_id)
+        question = ImageRequest(text, task.doc_to_visual, document, name, doc_id)
         # Two documents may ask one question about one picture, with other answers.
         picture = doc["image"] if isinstance(doc.get("image"), str) else (name, doc_id)
         group = before + groups.setdefault((picture, text), len(groups))
         rows.setdefault(data, []).append(int(doc.get("row", doc_id)))
         for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc), strict=True):
             answer = f" {without_final_punctuation(choice) if matched else choice}"
-            items.append(Answered(text, answer, bool(truthful), group, question.pictures, picture))
+            items.append(ProbeExample(text, answer, bool(truthful), group, question.load_images, picture))
 
 
 def _document(task: Any, split: str, doc_id: int) -> Any:

@@ -31,7 +31,7 @@ _HANDLED = {"max_new_tokens", "until", "do_sample", *_SAMPLING, *_SEARCH, *_WEIG
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ImageRequest:
     """One request: a text, and where its document and pictures are.
 
     Attributes:
@@ -44,7 +44,7 @@ class Question:
     """
 
     text: str
-    visual: Callable[[Any], Any] | None
+    doc_to_visual: Callable[[Any], Any] | None
     document: Callable[[], Any]
     task: str
     doc_id: int
@@ -55,7 +55,7 @@ class Question:
         """Names the document in messages."""
         return f"task {self.task!r}, document {self.doc_id}"
 
-    def shown(self) -> list[Hashable]:
+    def image_count(self) -> list[Hashable]:
         """What tells its pictures from others: the path that our own data sets have, or the pixels' hash.
 
         Raises:
@@ -69,20 +69,20 @@ class Question:
             return [document["image_path"]]
         return [
             (picture.mode, picture.size, hashlib.sha256(picture.tobytes()).hexdigest())
-            for picture in self.pictures()
+            for picture in self.load_images()
         ]
 
-    def pictures(self) -> list[Image.Image]:
+    def load_images(self) -> list[Image.Image]:
         """The document's pictures, decoded.
 
         Raises:
             DataError: One cannot be read, or is no picture; the message names the document.
         """
-        if self.visual is None:
+        if self.doc_to_visual is None:
             return []
         try:
             with _whole_files_only():
-                found = list(_flat(self.visual(self.document())))
+                found = list(_flat(self.doc_to_visual(self.document())))
                 for one in found:
                     if isinstance(one, Image.Image):
                         one.load()  # until now a file may only have been opened
@@ -128,7 +128,7 @@ def unknown_settings(settings: Mapping[str, Any]) -> list[str]:
     return sorted(set(settings) - _HANDLED)
 
 
-def cut(text: str, until: Sequence[str]) -> str:
+def cut_at_stop(text: str, until: Sequence[str]) -> str:
     """The text up to the first of the stop texts."""
     for stop in until:
         text = text.split(stop, 1)[0]
@@ -149,7 +149,9 @@ def batches(keys: Sequence[Any], texts: Sequence[str], size: int) -> Iterator[li
             yield group[start : start + size]
 
 
-def in_halves(questions: Sequence[Question], work: Callable[[Sequence[Question]], list[T]]) -> list[T]:
+def bisect_on_failure(
+    questions: Sequence[ImageRequest], work: Callable[[Sequence[ImageRequest]], list[T]]
+) -> list[T]:
     """Do a batch; where it fails, its halves, down to the document that cannot be done.
 
     Raises:
@@ -166,7 +168,7 @@ def in_halves(questions: Sequence[Question], work: Callable[[Sequence[Question]]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(questions) // 2
-    return in_halves(questions[:middle], work) + in_halves(questions[middle:], work)
+    return bisect_on_failure(questions[:middle], work) + bisect_on_failure(questions[middle:], work)
 
 
 @contextmanager

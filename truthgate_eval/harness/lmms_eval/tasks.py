@@ -8,11 +8,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from truthgate_eval.data.images import open_picture
+from truthgate_eval.data.images import open_image
 from truthgate_eval.data.poll import PROBE
 from truthgate_eval.data.store import COMMANDS, prepared_file
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
-from truthgate_eval.harness.command_line import refuse
+from truthgate_eval.harness.command_line import exit_with_error
 from truthgate_eval.metrics import pope
 from truthgate_eval.metrics import yes_no as judgement
 from truthgate_eval.packaged.scenes_dataset import scenes_file
@@ -34,7 +34,7 @@ def on_load(name: str) -> Any:
     * `data_scenes_random` and its like: the same, drawn where they are not there;
     * `data_poll_probe`, `poll_probe_metadata`: the questions that were set aside for probing, or else those
       of the random split;
-    * `judge`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
+    * `score_answer`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
     * `pope_metadata`: metadata that says which parser that is.
 
     Raises:
@@ -51,12 +51,12 @@ def on_load(name: str) -> Any:
             return {"version": 1.0, "data": _poll_to_probe()}
         if name.startswith("data_"):
             return _files(_set_name(name.removeprefix("data_")))
-        if name == "judge":
-            return judge_with(chosen_parser())
+        if name == "score_answer":
+            return scorer(chosen_parser())
         if name == "pope_metadata":
             return {"version": 1.0, "parser": chosen_parser()}
     except TruthGateError as error:
-        refuse(error)
+        exit_with_error(error)
     raise AttributeError(name)
 
 
@@ -71,9 +71,9 @@ def chosen_parser() -> pope.Parser:
 def doc_to_visual(doc: Doc) -> list[Any]:
     """The document's picture."""
     try:
-        return [open_picture(doc["image_path"])]
+        return [open_image(doc["image_path"])]
     except DataError as error:
-        refuse(error)
+        exit_with_error(error)
 
 
 def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
@@ -82,19 +82,19 @@ def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str] | None = 
     return f"{around.get('pre_prompt', '')}{doc['question']}{around.get('post_prompt', '')}"
 
 
-def judge_with(parser: pope.Parser) -> Callable[[Doc, Sequence[str]], dict[str, Any]]:
+def scorer(parser: pope.Parser) -> Callable[[Doc, Sequence[str]], dict[str, Any]]:
     """lmms-eval's `process_results` with one of POPE's parsers."""
-    return functools.partial(judge, parser=parser)
+    return functools.partial(score_answer, parser=parser)
 
 
-def judge(doc: Doc, results: Sequence[str], parser: pope.Parser = "official") -> dict[str, Any]:
+def score_answer(doc: Doc, results: Sequence[str], parser: pope.Parser = "official") -> dict[str, Any]:
     """One document's part of every metric.
 
     The accuracy's part has the parsed answer and the picture, which the host's clustered standard
     error needs. The other parts have no `score`, or the host would report the accuracy's standard
     error as theirs.
     """
-    reading = pope.read(results[0], doc["answer"], parser)
+    reading = pope.parse_answer(results[0], doc["answer"], parser)
     right = {
         "score": float(reading.parsed == reading.gold),
         "parsed": reading.parsed,
@@ -106,7 +106,7 @@ def judge(doc: Doc, results: Sequence[str], parser: pope.Parser = "official") ->
     return {"acc": right, **pairs, "unparsed": float(reading.unparsed)}
 
 
-def accuracy(parts: Sequence[Mapping[str, Any]]) -> float:
+def mean_accuracy(parts: Sequence[Mapping[str, Any]]) -> float:
     """Share of right answers."""
     return sum(part["score"] for part in parts) / len(parts)
 

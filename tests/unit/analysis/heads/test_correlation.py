@@ -10,7 +10,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from truthgate_eval.analysis.heads import correlation
-from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, correlate, varies
+from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, correlate, has_variance
 
 
 @pytest.fixture(autouse=True)
@@ -166,8 +166,8 @@ def test_equal_arrays_correlate_with_one_and_two_layers_have_no_interval() -> No
 
 def test_a_constant_array_has_nothing_to_correlate() -> None:
     profile = np.repeat(np.float32([[0.1], [0.7], [0.3]]), 7, axis=1)
-    assert varies(profile, "all heads") and not varies(profile, "within layers")
-    assert not varies(np.full((3, 7), 0.1), "all heads")
+    assert has_variance(profile, "all heads") and not has_variance(profile, "within layers")
+    assert not has_variance(np.full((3, 7), 0.1), "all heads")
 
 
 @pytest.mark.slow

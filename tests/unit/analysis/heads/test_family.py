@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from truthgate_eval.analysis.heads.family import Member, correlate_family, matrix_table, read_member
+from truthgate_eval.analysis.heads.family import FamilyMember, correlate_family, matrix_table, read_member
 from truthgate_eval.analysis.heads.family_plots import heat_maps_figure, matrix_figure, scatter_figure
 from truthgate_eval.cli import correlate as cli_correlate
 from truthgate_eval.cli import main as cli
@@ -25,9 +25,11 @@ from truthgate_eval.errors import ScoresError, TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
 
-def member(label: str, seed: int, *, family: str | None = None, shape: tuple[int, int] = (4, 6)) -> Member:
+def member(
+    label: str, seed: int, *, family: str | None = None, shape: tuple[int, int] = (4, 6)
+) -> FamilyMember:
     scores = np.random.default_rng(seed).uniform(size=shape)
-    return Member(label, family, f"{label}.npz", TruthScores(scores))
+    return FamilyMember(label, family, f"{label}.npz", TruthScores(scores))
 
 
 def save(path: Path, seed: int = 0, shape: tuple[int, int] = (4, 6), **metadata: object) -> Path:
@@ -150,10 +152,10 @@ def test_what_cannot_be_compared_is_refused() -> None:
         correlate_family([member("a", 0), member("b", 1), member("a", 2)])
     with pytest.raises(ScoresError, match="confidence 95: expected a number between 0 and 1"):
         correlate_family([member("a", 0), member("b", 1)], confidence=95)
-    flat = Member("flat", None, "flat", TruthScores(np.full((4, 6), 0.1)))
+    flat = FamilyMember("flat", None, "flat", TruthScores(np.full((4, 6), 0.1)))
     with pytest.raises(ScoresError, match="the scores of flat do not differ between heads"):
         correlate_family([member("a", 0), flat])
-    profile = Member("profile", None, "profile", TruthScores(np.arange(24).reshape(4, 6) // 6))
+    profile = FamilyMember("profile", None, "profile", TruthScores(np.arange(24).reshape(4, 6) // 6))
     with pytest.raises(
         ScoresError, match="the scores of profile do not differ between the heads of any layer"
     ):

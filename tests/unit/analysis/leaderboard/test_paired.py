@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from truthgate_eval.analysis.leaderboard.paired import cluster_bootstrap, correct, exact_mcnemar, metrics_of
+from truthgate_eval.analysis.leaderboard.paired import (
+    cluster_bootstrap,
+    correct_p_values,
+    exact_mcnemar,
+    metrics_of,
+)
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.metrics import yes_no as judgement
 
@@ -50,12 +55,12 @@ def test_a_planted_difference_is_found_and_none_is_not(rates: tuple[float, float
 
 def test_holm_and_its_like_by_hand() -> None:
     p = [0.01, 0.04, 0.03, 0.005]
-    assert correct(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert correct(p, "bonferroni") == pytest.approx([0.04, 0.16, 0.12, 0.02])
-    assert correct(p, "fdr_bh") == pytest.approx(stats.false_discovery_control(p))
-    assert correct(p, "none") == p and correct([]) == []
+    assert correct_p_values(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert correct_p_values(p, "bonferroni") == pytest.approx([0.04, 0.16, 0.12, 0.02])
+    assert correct_p_values(p, "fdr_bh") == pytest.approx(stats.false_discovery_control(p))
+    assert correct_p_values(p, "none") == p and correct_p_values([]) == []
     with pytest.raises(TruthGateError, match="unknown correction 'tukey': expected one of holm"):
-        correct(p, "tukey")
+        correct_p_values(p, "tukey")
 
 
 def test_metrics_are_those_of_judgement() -> None:

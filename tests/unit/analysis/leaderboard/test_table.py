@@ -21,7 +21,7 @@ from rich.console import Console
 from truthgate_eval.analysis.leaderboard.formats import as_csv, latex, markdown, terminal_tables
 from truthgate_eval.analysis.leaderboard.published import data_set_of, paper_name, published_rows
 from truthgate_eval.analysis.leaderboard.table import make_leaderboard
-from truthgate_eval.analysis.runs.methods import kind_of, make_entries
+from truthgate_eval.analysis.runs.methods import make_entries, method_of
 from truthgate_eval.analysis.runs.run import RunError, read_run
 from truthgate_eval.cli import compare as cli_compare
 from truthgate_eval.cli import main as cli
@@ -245,13 +245,13 @@ def test_a_runs_role_is_read_from_its_gate(
         folder = kit.lm_eval_run(tmp_path, {"halueval_qa": GOOD}, gate=gate)
     else:
         folder = kit.lmms_eval_run(tmp_path, {"poll_random": GOOD}, gate=gate, model=model)
-    assert kind_of(read_run(folder)) == kind
+    assert method_of(read_run(folder)) == kind
 
 
 def test_an_adapter_under_the_hosts_own_model_is_not_vanilla(tmp_path: Path) -> None:
     args = {"pretrained": "a", "peft": "gate_dir"}
     folder = kit.lm_eval_run(tmp_path / "peft", {"halueval_qa": GOOD}, gate=None, model_args=args)
-    assert kind_of(read_run(folder)) == "other"
+    assert method_of(read_run(folder)) == "other"
 
 
 def test_names_are_unique_or_given(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_names_are_unique_or_given(runs: dict[str, Path], tmp_path: Path) -> Non
     gated = read_run(runs["gated"])
     names = [entry.name for entry in make_entries([(None, gated), (None, read_run(again))])]
     assert names == ["TruthProbe_LLM (gated)", "TruthProbe_LLM (lam2)"]
-    assert make_entries([("mine", gated), ("random", gated)])[0].kind == "other"
+    assert make_entries([("mine", gated), ("random", gated)])[0].method == "other"
     with pytest.raises(RunError, match="would both be called"):
         make_entries([(None, gated), (None, gated)])
     with pytest.raises(RunError, match="no vanilla run among TruthProbe_LLM"):
@@ -419,14 +419,14 @@ def evaluate(out: Path, checkpoint: str, data: Path, **gate: Any) -> Path:
 
 @pytest.mark.slow
 def test_a_head_that_decides_the_answer_is_found_and_another_head_is_not(tmp_path: Path) -> None:
-    from truthgate_eval.data.halueval import judged
+    from truthgate_eval.data.halueval import make_judgement
 
     rows = [
         {"knowledge": f"{i}.", "question": f"{i}?", "right_answer": f"{i}", "hallucinated_answer": f"not {i}"}
         for i in range(200)
     ]
-    wanted = [row for row in rows if judged("qa", 0, row)["hallucinated"] == "yes"][:30]
-    wanted += [row for row in rows if judged("qa", 0, row)["hallucinated"] == "no"][:10]
+    wanted = [row for row in rows if make_judgement("qa", 0, row)["hallucinated"] == "yes"][:30]
+    wanted += [row for row in rows if make_judgement("qa", 0, row)["hallucinated"] == "no"][:10]
     data = tmp_path / "qa_data.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in wanted))
     checkpoint = planted_checkpoint(tmp_path / "planted")

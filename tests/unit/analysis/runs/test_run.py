@@ -14,7 +14,7 @@ from helpers import result_files as kit
 from helpers import tiny_vision_models as factories_vlm
 
 from truthgate_eval.analysis.runs.run import RunError, read_run
-from truthgate_eval.data.store import write_set
+from truthgate_eval.data.store import write_dataset
 from truthgate_eval.errors import DataError
 from truthgate_eval.metrics import yes_no as judgement
 
@@ -24,11 +24,11 @@ PARSED = ["yes", "yes", None, "no", "no", "no"]
 def test_a_run_of_lm_eval_is_read_back(tmp_path: Path) -> None:
     folder = kit.lm_eval_run(tmp_path / "run", {"halueval_qa": PARSED}, gate=kit.LLM)
     run = read_run(folder)
-    assert (run.host, run.model, run.gate) == ("lm-eval", "lmsys/vicuna-7b-v1.5", kit.LLM)
-    assert run.facts["torch version"] == "2.15.0+cu132" and run.facts["dtype"] == "torch.float32"
-    records = list(run.tasks["halueval_qa"].records.values())
+    assert (run.harness, run.model, run.gate) == ("lm-eval", "lmsys/vicuna-7b-v1.5", kit.LLM)
+    assert run.environment["torch version"] == "2.15.0+cu132" and run.environment["dtype"] == "torch.float32"
+    records = list(run.tasks["halueval_qa"].samples.values())
     assert [record.parsed for record in records] == PARSED
-    assert [record.right for record in records] == [True, False, False, True, False, True]
+    assert [record.correct for record in records] == [True, False, False, True, False, True]
     assert [record.unparsed for record in records] == [False, False, True, False, False, False]
     assert [record.gold for record in records] == kit.golds(6)
     assert {record.cluster_kind for record in records} == {"question"}
@@ -39,16 +39,16 @@ def test_a_run_of_lm_eval_is_read_back(tmp_path: Path) -> None:
 def test_a_run_of_lmms_eval_is_read_back(tmp_path: Path) -> None:
     folder = kit.lmms_eval_run(tmp_path / "run", {"poll_random": PARSED}, per_picture=4)
     run = read_run(folder)
-    assert (run.host, run.model) == ("lmms-eval", "llava-hf/llava-1.5-7b-hf")
-    assert run.facts["dtype"] == "torch.float16" and run.facts["lmms-eval version"] == "0.7.3"
-    records = list(run.tasks["poll_random"].records.values())
+    assert (run.harness, run.model) == ("lmms-eval", "llava-hf/llava-1.5-7b-hf")
+    assert run.environment["dtype"] == "torch.float16" and run.environment["lmms-eval version"] == "0.7.3"
+    records = list(run.tasks["poll_random"].samples.values())
     # The official parser takes an answer that is none for a yes; it stays marked.
     assert [record.parsed for record in records] == ["yes", "yes", "yes", "no", "no", "no"]
     assert [record.unparsed for record in records] == [False, False, True, False, False, False]
     assert [record.cluster for record in records] == ["000.jpg"] * 4 + ["001.jpg"] * 2
     assert {record.cluster_kind for record in records} == {"image"}
     assert records[0].question == "Is there a thing 0 in the image?"
-    assert records[0].picture == "/pictures/000.jpg"
+    assert records[0].image == "/pictures/000.jpg"
 
 
 def test_the_hosts_own_pope_is_understood(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_hosts_own_pope_is_understood(tmp_path: Path) -> None:
         sample["pope_accuracy"] = {**verdict, "ground_truth": acc["gold"]}
         lines.append(json.dumps(sample))
     file.write_text("\n".join(lines) + "\n")
-    records = list(read_run(folder).tasks["pope"].records.values())
+    records = list(read_run(folder).tasks["pope"].samples.values())
     assert [record.parsed for record in records] == PARSED
     assert [record.unparsed for record in records] == [said is None for said in PARSED]
     assert {record.cluster_kind for record in records} == {"document"}
@@ -75,7 +75,7 @@ def test_of_several_runs_in_a_folder_the_newest_is_read_and_said(tmp_path: Path)
     newer = "2026-01-03T00-00-00.000001"
     kit.lm_eval_run(tmp_path, {"halueval_qa": PARSED[:4]}, stamp=newer)
     run = read_run(tmp_path)
-    assert len(run.tasks["halueval_qa"].records) == 4
+    assert len(run.tasks["halueval_qa"].samples) == 4
     assert run.notes == (f"{tmp_path} holds 2 runs: only the newest, results_{newer}.json, is read",)
 
 
@@ -86,7 +86,7 @@ def test_filters_of_one_task_are_tasks_of_their_own(tmp_path: Path) -> None:
     file.write_text(
         "".join(json.dumps({**s, "filter": f}) + "\n" for f in ("strict", "loose") for s in twice)
     )
-    assert {name: len(task.records) for name, task in read_run(folder).tasks.items()} == {
+    assert {name: len(task.samples) for name, task in read_run(folder).tasks.items()} == {
         "sums,strict": 6,
         "sums,loose": 6,
     }
@@ -164,11 +164,12 @@ def test_what_lm_eval_writes_today_is_read_with_its_own_figures(
     run = read_run(tmp_path / "out")
     results = json.loads(run.file.read_text())["results"]
     for name, task in run.tasks.items():
-        right = [record.right for record in task.records.values()]
+        right = [record.correct for record in task.samples.values()]
         assert len(right) == 12 and sum(right) / 12 == pytest.approx(results[name]["acc,none"])
     assert run.gate is not None and run.gate["scores"] == "random:1"
     assert all(
-        run.facts[name] for name in ("dtype", "lm-eval version", "transformers version", "torch version")
+        run.environment[name]
+        for name in ("dtype", "lm-eval version", "transformers version", "torch version")
     )
 
 
@@ -183,7 +184,7 @@ def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
          "image_path": str(picture)}
         for n in range(6)
     ]  # fmt: skip
-    write_set(
+    write_dataset(
         tmp_path / "data" / "poll", dict.fromkeys(("random", "popular", "adversarial"), rows), source={}
     )
     command = [
@@ -195,18 +196,18 @@ def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
     environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, check=False)
     run = read_run(tmp_path / "out")
-    assert done.returncode == 0 and run.host == "lmms-eval" and len(run.groups["poll"]) == 3, done.stderr[
+    assert done.returncode == 0 and run.harness == "lmms-eval" and len(run.groups["poll"]) == 3, done.stderr[
         -2000:
     ]
     results = json.loads(run.file.read_text())["results"]
     for name, task in run.tasks.items():
-        records = list(task.records.values())
+        records = list(task.samples.values())
         assert [record.question for record in records] == [row["question"] for row in rows]
-        assert {(record.cluster_kind, record.cluster, record.picture) for record in records} == {
+        assert {(record.cluster_kind, record.cluster, record.image) for record in records} == {
             ("image", "one.png", str(picture))
         }
         pairs = [(record.gold, record.parsed) for record in records]
         assert judgement.f1(pairs) == pytest.approx(results[name]["f1,none"])
-        assert sum(record.right for record in records) / 6 == pytest.approx(results[name]["acc,none"])
+        assert sum(record.correct for record in records) / 6 == pytest.approx(results[name]["acc,none"])
         assert sum(record.unparsed for record in records) / 6 == pytest.approx(results[name]["unparsed,none"])
     assert run.gate is not None and run.gate["scores"] == "random:1"

@@ -103,8 +103,8 @@ def test_a_question_asked_twice_about_one_picture_is_asked_once(
     kit.generate(plain, docs, {**kit.SETTINGS, "temperature": 0.7})
     assert len(asked) == 5  # a sampled answer is drawn for each
     asked.clear()
-    with_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
-    kit.generate(plain, with_paths)
+    add_image_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
+    kit.generate(plain, add_image_paths)
     assert len(asked) == 4  # prepared data is told apart by its files, which need not be opened for that
 
 

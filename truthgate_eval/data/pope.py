@@ -1,0 +1,83 @@
+"""POPE's question files, prepared as nine data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, require_images, write_dataset
+from truthgate_eval.errors import DataError
+from truthgate_eval.files import read_json_lines, sha256
+from truthgate_eval.metrics.pope import SOURCES, SPLITS
+
+
+def prepare_pope(
+    questions: Path,
+    images: Sequence[Path],
+    out: Path,
+    *,
+    sources: Sequence[str] = SOURCES,
+    allow_missing: bool = False,
+) -> PreparedDataset:
+    """Write `out/pope/{source}_{split}.parquet` from POPE's question files, as they were released.
+
+    Args:
+        questions: The folder with `coco_pope_random.json` and its like, at any depth.
+        images: Folders of pictures: COCO val2014 for `coco` and `aokvqa`, GQA's for `gqa`.
+        out: The data folder.
+        sources: Those of the three to prepare.
+        allow_missing: Leave the questions about missing pictures out instead of refusing.
+
+    Raises:
+        DataError: A question file is missing or is not POPE's, or pictures are missing.
+    """
+    unknown = [source for source in sources if source not in SOURCES]
+    if unknown:
+        raise DataError(f"unknown source {unknown[0]!r}: expected some of {', '.join(SOURCES)}")
+    paths = {
+        f"{source}_{split}": _question_file(questions, source, split)
+        for source in sources
+        for split in SPLITS
+    }
+    asked = {name: _read_questions(path) for name, path in paths.items()}
+    folders = ImageFolders(images)
+    found, missing = folders.find_all(row["image"] for rows in asked.values() for row in rows)
+    require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=out / "pope")
+    files = {name: add_image_paths(rows, found) for name, rows in asked.items()}
+    notes = [
+        f"{name}: {len(asked[name]) - len(rows)} of {len(asked[name])} questions left out"
+        for name, rows in files.items()
+        if len(rows) < len(asked[name])
+    ]
+    source = {
+        "questions": {name: {"file": str(path), "sha256": sha256(path)} for name, path in paths.items()},
+        "images": [str(folder) for folder in folders.folders],
+    }
+    return write_dataset(out / "pope", files, source=source, missing=missing, notes=notes)
+
+
+def _question_file(folder: Path, source: str, split: str) -> Path:
+    name = f"{source}_pope_{split}.json"
+    paths = sorted(folder.rglob(name))
+    if not paths:
+        raise DataError(f"no {name} in {folder}: it should have POPE's question files")
+    if len(paths) > 1:
+        raise DataError(f"{name} is in {folder} twice: {paths[0]} and {paths[1]}")
+    return paths[0]
+
+
+def _read_questions(path: Path) -> list[Row]:
+    rows = []
+    for number, record in read_json_lines(path, ("question_id", "image", "text", "label")):
+        if record["label"] not in ("yes", "no"):
+            raise DataError(f"{path}, line {number}: label {record['label']!r}, expected yes or no")
+        rows.append(
+            {
+                "question_id": int(record["question_id"]),
+                "image": str(record["image"]),
+                "question": str(record["text"]),
+                "answer": record["label"],
+            }
+        )
+    return rows
