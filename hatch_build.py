@@ -1,7 +1,7 @@
-"""Puts the startup files beside the package; tasks, artifacts and the small child's weights inside it.
+"""Adds files to the wheel: startup files beside the package; tasks, artifacts and weights inside it.
 
-An editable install needs the startup files only: `paths.shipped` finds the folders in
-the checkout.
+An editable install needs the startup files only: `truthgate_eval.paths.shipped` finds the folders in the
+checkout.
 """
 
 from pathlib import Path

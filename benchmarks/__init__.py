@@ -1,1 +1,1 @@
-"""Each job beside its peer, in one process: `python -m benchmarks NAME [--quick]`."""
+"""Each job of the package and a baseline for it, in one process: `python -m benchmarks NAME [--quick]`."""

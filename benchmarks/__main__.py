@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME [--quick]` compares; `python -m benchmarks table` writes docs/performance.md."""
+"""`python -m benchmarks NAME [--quick]` runs a comparison; `python -m benchmarks table` writes the tables."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (
 
 
 def main() -> None:
-    """Pin this process to one core before torch is imported, then run what was asked for."""
+    """Pin this process to one core before torch is imported, then run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("name", choices=[*NAMES, "table"])
     parser.add_argument("--quick", action="store_true", help="few documents and one round: does it run?")

@@ -1,4 +1,4 @@
-"""Activations of HaluEval pairs: against ITI's way, one sequence at a time through the whole model."""
+"""Activations of HaluEval pairs, against ITI's code: one sequence at a time through the whole model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from benchmarks.measure import Result, compare
 from benchmarks.work import load_model, pairs
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference import self_check
 from truthgate_eval.inference.prefix_plan import plan_prefixes
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.capture import capture
 
 DEVICES = ("cpu", "cuda")
@@ -23,19 +23,17 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     model, tokenizer = load_model(device)
     count = 8 if quick else 100
     sequences = pairs(tokenizer, count)
-    anatomy = find_attention_layout(model)
-    forward = SharedPrefixModel(
-        model, anatomy.decoder
-    )  # what it shares is tried at load, before the clock runs
+    layout = find_attention_layout(model)
+    forward = self_check.load(model, layout.decoder)  # before the clock starts
     bound = products(model, sequences)
     yield compare(
         name,
         f"{len(sequences)} sequences of {count} HaluEval-QA questions",
         len(sequences),
-        ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, anatomy, sequences)),
+        ("batch 1, logits, all hidden states, hooks", lambda: one_by_one(model, layout, sequences)),
         (
             "truthgate_eval.probing.capture, batch_size=4",
-            lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, forward=forward),
+            lambda: capture(model, sequences, batch_size=4, layout=layout, forward=forward),
         ),
         lambda theirs, ours: {**agree(theirs, ours, 1e-5 if device == "cpu" else 0.1), **bound},
         rounds=rounds,
@@ -44,9 +42,9 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
 
 
 def products(model: Any, sequences: list[list[int]]) -> dict[str, Any]:
-    """How many times as many products with weights the peer computes: what sharing can save, and no more.
+    """How many times as many products with weights the baseline computes: a bound on what sharing saves.
 
-    Attention itself, which is small here, and everything that is no matrix product are left out.
+    Attention itself, which is small here, and everything that is not a matrix product are left out.
     """
     decoder = model.get_decoder()
 
@@ -55,19 +53,19 @@ def products(model: Any, sequences: list[list[int]]) -> dict[str, Any]:
 
     theirs = sum(map(len, sequences)) * (weights(decoder) + model.get_output_embeddings().weight.numel())
     ours = plan_prefixes(sequences).num_tokens * (weights(decoder) - weights(decoder.layers[-1].mlp))
-    return {"products_peer_over_ours": f"{theirs / ours:.2f}"}
+    return {"products_baseline_over_ours": f"{theirs / ours:.2f}"}
 
 
-def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarray:
-    """As honest_llama collects them: all hidden states, and heads and MLPs of all layers, at all tokens."""
-    projections = [projection.module for projection in anatomy.projections]
+def one_by_one(model: Any, layout: Any, sequences: list[list[int]]) -> np.ndarray:
+    """honest_llama's way: all hidden states, and heads and MLPs of all layers, at all tokens."""
+    projections = [projection.module for projection in layout.projections]
     mlps = [layer.mlp for layer in model.get_decoder().layers]
     kept = []
     for sequence in sequences:
-        seen: list[list[torch.Tensor]] = [[], []]
+        outputs: list[list[torch.Tensor]] = [[], []]
         hooks = [
             module.register_forward_hook(lambda _, __, output, own=own: own.append(output.detach()))
-            for modules, own in zip((projections, mlps), seen, strict=True)
+            for modules, own in zip((projections, mlps), outputs, strict=True)
             for module in modules
         ]
         with torch.no_grad():
@@ -77,7 +75,8 @@ def one_by_one(model: Any, anatomy: Any, sequences: list[list[int]]) -> np.ndarr
         for hook in hooks:
             hook.remove()
         heads, _, _ = (
-            torch.stack(states).squeeze(1).float().cpu().numpy() for states in (*seen, output.hidden_states)
+            torch.stack(states).squeeze(1).float().cpu().numpy()
+            for states in (*outputs, output.hidden_states)
         )
         kept.append(heads[:, -1].copy())
     return np.stack(kept)

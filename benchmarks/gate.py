@@ -1,4 +1,4 @@
-"""What a gate costs: the same forward pass with it and without, live and folded, eager and compiled."""
+"""Cost of a gate: one forward pass with and without it, live and folded, eager and compiled."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ Pass = Callable[[], torch.Tensor]
 
 
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
-    """Yield one comparison a kind of gate; its ratio is the gated model's speed over the plain one's."""
+    """Yield one comparison for each mode; the ratio is the gated model's speed over the plain one's."""
     plain, tokenizer = load_model(device)
     tokens = torch.tensor([sequence[:64] for sequence in pairs(tokenizer, 8)], device=plain.device)
     # Memory for two models of 7B is not everywhere; on the CPU a copy leaves the plain model as it is.
     live, folded = copy.deepcopy(plain), copy.deepcopy(plain)
-    anatomy = find_attention_layout(live)
-    gate = random_gate(anatomy.shape, seed=0)
+    layout = find_attention_layout(live)
+    gate = random_gate(layout.shape, seed=0)
     fold(folded, gate)
-    attach(live, gate, anatomy=anatomy)
+    attach(live, gate, layout=layout)
     # By default torch takes a module's hooks for those of the module compiled first: no gate at all.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     compiled = [torch.compile(model) for model in (plain, live, folded)]
-    kinds = (
+    modes = (
         ("live", plain, live, False),
         ("folded", plain, folded, False),
         ("live_compiled", compiled[0], compiled[1], True),
         ("folded_compiled", compiled[0], compiled[2], True),
     )
-    for kind, bare, gated, warm in kinds:
+    for mode, bare, gated, warm in modes:
         sides = [_pass(model, tokens) for model in (bare, gated)]
         if warm:  # compiling is no part of a pass
             for side in sides:
                 side()
         yield compare(
-            f"{name}_{kind}", f"a pass of {tokens.numel()} tokens", tokens.numel(),
-            (f"no gate{', compiled' * warm}", sides[0]), (f"{kind.replace('_', ', ')} gate", sides[1]),
+            f"{name}_{mode}", f"a pass of {tokens.numel()} tokens", tokens.numel(),
+            (f"no gate{', compiled' * warm}", sides[0]), (f"{mode.replace('_', ', ')} gate", sides[1]),
             _differ, rounds=1 if quick else 7 * rounds, device=device,
         )  # fmt: skip
 
@@ -57,6 +57,6 @@ def _pass(model: Any, tokens: torch.Tensor) -> Pass:
 
 
 def _differ(plain: torch.Tensor, gated: torch.Tensor) -> dict[str, Any]:
-    """The gate is on: what it costs is what is measured."""
+    """Checks that the gate acts: without an effect its cost would say nothing."""
     change = float((plain - gated).abs().max() / plain.abs().max())
     return {"passed": change > 1e-3, "largest_change_of_logits": change}

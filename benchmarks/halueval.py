@@ -1,7 +1,7 @@
-"""HaluEval behind one long instruction: `gated_hf` without a gate against lm-eval's `hf`.
+"""HaluEval prompts after one long instruction: `gated_hf` without a gate against lm-eval's `hf`.
 
-Log-likelihoods are of judgements. Texts are free answers to the questions: a small model's judgements are
-two different texts, which would show nothing.
+The log-likelihoods are of Yes after HaluEval's question. The generated texts are free answers instead: of a
+small model's Yes and No there would be two different texts in all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks.measure import Result, compare
-from benchmarks.work import free_answers, judgements, load_model
+from benchmarks.work import free_answers, load_model, yes_no_prompts
 from truthgate_eval.harness.lm_eval.model import GatedHF
 
 DEVICES = ("cpu", "cuda")
@@ -26,14 +26,14 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     if generate:
         prompts, shared = free_answers(tokenizer, 16 if quick else 208)
     else:
-        prompts, shared = judgements(tokenizer, 16 if quick else 104)
+        prompts, shared = yes_no_prompts(tokenizer, 16 if quick else 104)
     options = {"tokenizer": tokenizer, "batch_size": 8}
     theirs, ours = HFLM(model, **options), GatedHF(model, scores="none", **options)
     requests = _generate(prompts) if generate else _choose(prompts)
     method = "generate_until" if generate else "loglikelihood"
     yield compare(
         name,
-        f"{len(requests)} requests behind a {shared}-token instruction",
+        f"{len(requests)} requests after a {shared}-token instruction",
         len(requests),
         ("lm-eval hf, batch_size=8", lambda: getattr(theirs, method)(requests, disable_tqdm=True)),
         ("gated_hf, batch_size=8", lambda: getattr(ours, method)(requests, disable_tqdm=True)),
@@ -44,7 +44,7 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
 
 
 def checked(check: Callable[[Any, Any], dict[str, Any]], device: str) -> Callable[[Any, Any], dict[str, Any]]:
-    """A comparison of outputs; in bfloat16, where batches round differently, only that they are counted."""
+    """A comparison of outputs; in bfloat16, where batches round differently, only of their number."""
     if device == "cpu":
         return check
     return lambda theirs, ours: {**check(theirs, ours), "passed": len(theirs) == len(ours)}
@@ -56,7 +56,7 @@ def _generate(prompts: list[str]) -> list[Instance]:
 
 
 def _choose(prompts: list[str]) -> list[Instance]:
-    """One request a prompt: two would be one input asked twice, which `hf` does not compute twice either."""
+    """One request for each prompt: of two with one input, `hf` computes only one as well."""
     return [Instance("loglikelihood", {}, (prompt, " Yes"), i) for i, prompt in enumerate(prompts)]
 
 

@@ -1,8 +1,8 @@
-"""How probing grows with documents: HaluEval-QA from tokens to scores, step by step.
+"""Time and memory of probing by number of documents: HaluEval-QA from tokens to scores, step by step.
 
-Each number of documents is run once, in a process of its own, whose time and memory are both taken. The real
-model's 10,000 documents take an hour; a two-layer model of the same class, on the same tokens, shows in
-seconds what everything but the model's own work costs.
+Each number of documents is run once, in a process of its own. The real model's 10,000 documents take an hour.
+A two-layer model of the same class, on the same tokens, shows in seconds what all but the model's own work
+costs.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.inference.prefix_plan import plan_prefixes
 from truthgate_eval.probing.activations import allocate_activations
 from truthgate_eval.probing.capture import capture
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 
 STEPS = ("tokens", "plan", "activations", "probes")
@@ -37,7 +38,7 @@ class Growth:
     Attributes:
         name: The benchmark's.
         work: What was done, in words.
-        points: For each number of documents its sequences, planned tokens, CPU seconds of each step, and
+        points: For each number of documents its sequences, planned.num_tokens, CPU seconds of each step, and
             MiB at the highest: activations in a file, without that file's pages.
         check: Whether a document costs the same in all of them.
     """
@@ -68,7 +69,7 @@ def run(name: str, *, quick: bool, rounds: int) -> Iterator[Growth]:
 
 
 def tiny(vocabulary: int) -> Any:
-    """A random model whose own work hardly counts."""
+    """A random model whose own work takes next to no time."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -107,11 +108,11 @@ def probe(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
 
     sequences = timed("tokens", lambda: pairs(tokenizer, documents))
     planned = timed("plan", lambda: plan_prefixes(sequences))
-    anatomy = find_attention_layout(model)
-    shape = (len(sequences), *anatomy.shape, anatomy.head_width("post"))
+    layout = find_attention_layout(model)
+    shape = (len(sequences), *layout.shape, layout.head_width("post"))
     with tempfile.TemporaryDirectory() as folder:
         room = allocate_activations(shape, memory=0, folder=Path(folder))
-        timed("activations", lambda: capture(model, sequences, batch_size=4, anatomy=anatomy, out=room))
+        timed("activations", lambda: capture(model, sequences, batch_size=4, layout=layout, out=room))
     labels, groups = np.arange(len(sequences)) % 2, np.arange(len(sequences)) // 2
-    timed("probes", lambda: cross_validate_heads(room, labels, groups, solver="newton"))
-    return {"sequences": len(sequences), "tokens_planned": planned.tokens, **seconds}
+    timed("probes", lambda: cross_validate_heads(room, labels, groups, ProbeConfig(solver="newton")))
+    return {"sequences": len(sequences), "tokens_planned": planned.num_tokens, **seconds}

@@ -1,7 +1,7 @@
-"""Two ways to do one job, timed in turns in one process, and the record of it.
+"""Times a baseline and this package on one job, in turns in one process, and writes the result.
 
-Memory is measured apart from time, each side in a process of its own: in one process the second side fills
-what the first has freed, and seems to need nothing.
+Memory is measured separately from time, each side in a process of its own. In one process the second side
+would reuse the memory that the first has freed, and seem to need none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Side:
     """One way to do the job.
 
     Attributes:
-        name: What it is.
+        name: What it runs.
         cpu: CPU seconds of each round.
         wall: Wall seconds of each round.
         peak_mib: Memory at its highest above the start, in a process of its own: anonymous and shared
@@ -60,7 +60,7 @@ class Result:
 
     @property
     def ratios(self) -> list[float]:
-        """Peer's seconds over ours, round by round: CPU seconds, and wall seconds on a GPU."""
+        """Baseline's seconds over ours, round by round: CPU seconds, and wall seconds on a GPU."""
         sides = (
             (self.baseline.cpu, self.ours.cpu)
             if self.device == "cpu"
@@ -77,18 +77,18 @@ class Result:
         )
 
     def save(self, *, quick: bool) -> Path:
-        """Write the result with the machine described; a quick one to a name of its own."""
+        """Write the result and its machine as JSON; a quick one to a file of its own."""
         RESULTS.mkdir(exist_ok=True)
         ratio = {"median": statistics.median(self.ratios), "rounds": self.ratios}
         return write(self.name, {**asdict(self), "ratio": ratio}, device=self.device, quick=quick)
 
 
-def write(name: str, record: dict[str, Any], *, device: str, quick: bool) -> Path:
-    """Write a record with the machine described: a quick one, and one of a GPU, to a name of its own."""
+def write(name: str, result: dict[str, Any], *, device: str, quick: bool) -> Path:
+    """Write a result and its machine as JSON: a quick one, and one of a GPU, to files of their own."""
     RESULTS.mkdir(exist_ok=True)
     kind = ("" if device == "cpu" else f".{device}") + (".quick" if quick else "")
     path = RESULTS / f"{name}{kind}.json"
-    path.write_text(json.dumps({**record, "machine": machine(device)}, indent=1) + "\n")
+    path.write_text(json.dumps({**result, "machine": machine(device)}, indent=1) + "\n")
     return path
 
 
@@ -109,9 +109,9 @@ def compare(
         name: The result's name.
         work: What was done, in words.
         n: Documents, heads or tokens of it.
-        peer: The other's way: its name and a call that does all the work.
+        baseline: The other implementation: its name and a call that does all the work.
         ours: This package's.
-        check: Compares (peer's, our) output; `passed` in its answer says whether they agree.
+        check: Compares (baseline's, our) output; `passed` in its answer says whether they agree.
         rounds: How often each side runs.
         device: `cpu`, or `cuda` where both sides run on a GPU.
     """
@@ -149,11 +149,10 @@ def _timed(call: Callable[[], Any], device: str) -> tuple[Any, float, float, flo
 
 
 def own_peak(call: Callable[[], Any]) -> float | None:
-    """MiB above the start that a call has in memory at its highest, run in a process of its own; else None.
+    """Peak memory of a call above its start, in MiB, in a process of its own; None without `/proc`.
 
-    The process is a fork that begins with what is loaded here. Its memory is read from here every
-    few milliseconds: the kernel's own high-water mark also counts pages of files, such as a library's code
-    and a checkpoint's weights, which a fork has to find again.
+    The process is a fork of this one, which reads the fork's memory every few milliseconds: the kernel's own
+    high-water mark also counts pages of files, such as a library's code and a checkpoint's weights.
     """
     if not Path("/proc/self/status").exists():
         return None
@@ -164,9 +163,9 @@ def own_peak(call: Callable[[], Any]) -> float | None:
     os.close(writer)
     started = os.read(reader, 1)
     os.close(reader)
-    start = peak = _held(child)
+    start = peak = _anonymous_memory(child)
     while os.waitpid(child, os.WNOHANG) == (0, 0):
-        peak = max(peak, _held(child))
+        peak = max(peak, _anonymous_memory(child))
         time.sleep(0.002)
     if not started:
         raise RuntimeError("the process that measures memory did not start")
@@ -174,10 +173,10 @@ def own_peak(call: Callable[[], Any]) -> float | None:
 
 
 def _run_and_exit(call: Callable[[], Any], writer: int) -> None:
-    """In the fork: give free memory back, say so, run, and end without the parent's exit handlers."""
+    """In the fork: release free memory, tell the parent, run, and end without the parent's exit handlers."""
     try:
         libc = ctypes.CDLL(None)
-        # Every array from the system, and back to it: kept blocks would hide what a side needs.
+        # Take arrays from the system and give them back: blocks that malloc keeps would hide a side's need.
         libc.mallopt(_MMAP_THRESHOLD, 2**17)
         gc.collect()
         libc.malloc_trim(0)
@@ -191,8 +190,8 @@ def _run_and_exit(call: Callable[[], Any], writer: int) -> None:
         os._exit(0)
 
 
-def _held(process: int) -> float:
-    """KiB of anonymous and shared memory; 0 once it has ended."""
+def _anonymous_memory(process: int) -> float:
+    """KiB of anonymous and shared memory of a process; 0 once it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -201,7 +200,7 @@ def _held(process: int) -> float:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """What a number depends on."""
+    """The machine and the versions that a result depends on."""
     if device == "cuda":
         return {"gpu": torch.cuda.get_device_name(), "dtype": "bfloat16", **_common()}
     names = [line for line in _cpuinfo() if line.startswith("model name")]
@@ -211,7 +210,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "pinned": hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1,
         "dtype": "float32",
-        "note": "CPU seconds of one pinned thread; peer and ours in turns in one process",
+        "note": "CPU seconds of one pinned thread; baseline and ours in turns in one process",
         **_common(),
     }
 

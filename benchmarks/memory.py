@@ -1,9 +1,9 @@
 """Memory of probing 10,000 samples of a 7B shape: activations in a file against all of them in memory.
 
-The activations are random numbers: what is measured is the room for them, their writing as capturing does it,
-and fitting and judging all heads' probes. Each side runs in a process of its own, freshly started, whose
-high-water mark counts everything that is mapped: pages of the file, too, while they are. What the system
-keeps of the file in its own cache is in neither figure: it gives that up when anything needs the room.
+The activations are random numbers. Measured are their allocation, their writing in the order of capturing,
+and the fitting and evaluation of all heads' probes. Each side runs in a process of its own, freshly started,
+whose high-water mark counts all mapped pages, those of the file included. The system's file cache is in
+neither figure: the system gives it up when memory is needed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.measure import Result, Side
 from truthgate_eval.probing.activations import ActivationWriter, allocate_activations
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 
 
@@ -76,8 +77,9 @@ def _probe(shape: tuple[int, int, int, int], memory: float, folder: str) -> floa
     for i in rng.permutation(shape[0]).tolist():  # capturing goes by length, and not in order
         writer.put([i], rng.standard_normal(shape[1:], dtype=np.float32))
     writer.drop()
-    documents = np.arange(shape[0]) // 2
-    return float(cross_validate_heads(room, np.arange(shape[0]) % 2, documents, solver="newton").scores.sum())
+    labels, documents = np.arange(shape[0]) % 2, np.arange(shape[0]) // 2
+    result = cross_validate_heads(room, labels, documents, ProbeConfig(solver="newton"))
+    return float(result.scores.sum())
 
 
 def _status(field: str) -> int:

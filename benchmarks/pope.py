@@ -1,9 +1,9 @@
-"""POPE-like polls, 18 questions a picture: `gated_vlm` without a gate against lmms-eval's `llava_hf`.
+"""POPE-like polls, 18 questions about each image: `gated_vlm` without a gate against lmms-eval's `llava_hf`.
 
-The language model is the real SmolLM2-135M. The vision half is a small CLIP tower of random weights that
-makes LLaVA-1.5's 576 tokens of a picture: what it says of a picture is of no interest here, its cost is
-far below a real tower's, and the peer runs it for every question. On a GPU both halves have LLaVA-1.5-7B's
-shape, with random weights made there.
+The language model is the real SmolLM2-135M. The vision tower is a small CLIP of random weights that makes
+LLaVA-1.5's 576 tokens of an image. Its features mean nothing, and it costs far less than a real tower; the
+baseline runs it for every question. On a GPU both halves have LLaVA-1.5-7B's shape, with random weights made
+there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _TEMPLATE = (
 
 
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
-    """Yield the comparison: `pope`; `pope_duplicates`, as its splits have; `pope_batch8`, against ours."""
+    """Yield `pope`, `pope_duplicates` (repeated as in POPE's splits) or `pope_batch8` (with engine=off)."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         save_model(folder, device)
@@ -48,26 +48,26 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
         ours = GatedVLM(folder, scores="none", batch_size=8, **options)
         if name == "pope_batch8":
             theirs: Any = GatedVLM(folder, scores="none", batch_size=8, engine="off", **options)
-            peer = "gated_vlm, engine=off, batch_size=8"
+            baseline = "gated_vlm, engine=off, batch_size=8"
         else:
             theirs = get_model("llava_hf", force_simple=True)(
                 folder, device_map=device, batch_size=1, **options
             )
-            peer = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
-    pictures, documents = poll(1 if quick else 2, duplicates=name == "pope_duplicates")
-    shared = ours.shared  # tried on the model before the clock runs, as loading is
+            baseline = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
+    images, documents = poll(1 if quick else 2, duplicates=name == "pope_duplicates")
+    shared = ours.question_engine  # runs the self check before the clock starts
     assert shared is not None
 
     def ask(model: Any) -> list[str]:
         if shared is not None:
-            shared.seen.for_model(None)  # every round looks at the pictures anew
+            shared.feature_cache.for_model(None)  # every round encodes the images again
         return answers(model, documents)
 
     yield compare(
         name,
-        f"{len(documents)} questions about {pictures} pictures of 576 tokens, {_MOST} new tokens at most",
+        f"{len(documents)} questions about {images} images of 576 tokens, {_MOST} new tokens at most",
         len(documents),
-        (peer, lambda: ask(theirs)),
+        (baseline, lambda: ask(theirs)),
         ("gated_vlm, batch_size=8", lambda: ask(ours)),
         checked(same_texts, device),
         rounds=rounds,
@@ -75,19 +75,19 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
     )
 
 
-def poll(pictures: int, *, duplicates: bool) -> tuple[int, list[dict[str, Any]]]:
-    """(pictures, 18 questions about each); with duplicates POPE's three splits, which share their 3 "yes"."""
+def poll(images: int, *, duplicates: bool) -> tuple[int, list[dict[str, Any]]]:
+    """(images, 18 questions about each); duplicates are as in POPE's splits, which share their 3 "yes"."""
     things = [*THINGS[:3] * 3, *THINGS[3:12]] if duplicates else THINGS
     found = []
-    for seed in range(pictures):
+    for seed in range(images):
         noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        picture = Image.fromarray(noise).resize((336, 336))
-        found += [{"picture": picture, "thing": thing} for thing in things]
-    return pictures, found
+        image = Image.fromarray(noise).resize((336, 336))
+        found += [{"image": image, "thing": thing} for thing in things]
+    return images, found
 
 
 def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
-    """The model's answers, asked as lmms-eval asks."""
+    """The model's answers to the requests that lmms-eval would make."""
     model.task_dict["pope"] = {"test": documents}
     requests = [
         Instance(
@@ -96,7 +96,7 @@ def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
                 f"Is there a {document['thing']} in the image?\n"
                 "Answer the question using a single word or phrase.",
                 {"max_new_tokens": _MOST, "temperature": 0, "until": ["\n\n"]},
-                lambda doc: [doc["picture"]], number, "pope", "test",
+                lambda doc: [doc["image"]], number, "pope", "test",
             ),
             0,
             {"task": "pope", "doc_id": number, "repeats": 1},

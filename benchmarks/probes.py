@@ -12,7 +12,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.measure import Result, compare
-from truthgate_eval.probing.solvers import fit_adamw, fit_newton
+from truthgate_eval.probing.activations import head_blocks
+from truthgate_eval.probing.config import SOLVER_SETTINGS, SolverName
+from truthgate_eval.probing.cross_validation import SOLVERS
+from truthgate_eval.probing.solvers import all_finite, block_bytes
 
 Probes = tuple[np.ndarray, np.ndarray]
 
@@ -21,7 +24,7 @@ DEVICES = ("cpu", "cuda")
 
 
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
-    """Yield one comparison for each size and peer."""
+    """Yield one comparison for each size and baseline."""
     torch.set_num_threads(1)
     warm_up(*data(2, 40, 8))
     if device == "cuda":
@@ -45,7 +48,7 @@ def newton(name: str, heads: int, n: int, width: int, rounds: int) -> Iterator[R
             f"{heads} heads, {n} sequences, width {width}",
             heads,
             (f"scikit-learn {solver} per head, tol=1e-5", partial(scikit, x, y, solver)),
-            ("truthgate_eval fit_newton", lambda: numpy(fit_newton(x, y))),
+            ("truthgate_eval newton", lambda: fit_all("newton", x, y)),
             lambda theirs, ours: not_above(theirs, ours, x, y),
             rounds=rounds,
         )
@@ -59,22 +62,22 @@ def paper(name: str, heads: int, n: int, width: int, epochs: int, rounds: int) -
         f"{heads} heads, {n} sequences, width {width}, {epochs} epochs",
         heads,
         ("torch AdamW, one product over all heads", lambda: adamw(x, y, epochs)),
-        ("truthgate_eval fit_adamw", lambda: numpy(fit_adamw(x, y, epochs=epochs))),
+        ("truthgate_eval adamw", lambda: fit_all("adamw", x, y, epochs=epochs)),
         close,
         rounds=rounds,
     )
 
 
 def exact(name: str, heads: int, n: int, width: int, epochs: int, rounds: int, device: str = "cpu") -> Result:
-    """Converged probes against the paper's 200 epochs, whose time is taken from fewer: all cost the same."""
+    """Converged probes against the paper's 200 epochs, whose time is extrapolated from fewer equal ones."""
     x, y = data(heads, n, width)
     where = torch.from_numpy(x).to(device)
     result = compare(
         f"{name}_exact_{n}",
-        f"{heads} heads, {n} sequences, width {width}; the peer's from {epochs} epochs",
+        f"{heads} heads, {n} sequences, width {width}; the baseline's from {epochs} epochs",
         heads,
         ("torch AdamW, 200 epochs, one product over all heads", lambda: adamw(where, y, epochs)),
-        ("truthgate_eval fit_newton", lambda: numpy(fit_newton(where, y))),
+        ("truthgate_eval newton", lambda: fit_all("newton", where, y)),
         lambda theirs, ours: not_above(theirs, ours, x[:, :32], y, heads=32),
         rounds=rounds,
         device=device,
@@ -82,24 +85,39 @@ def exact(name: str, heads: int, n: int, width: int, epochs: int, rounds: int, d
     cpu, wall = (
         [200 / epochs * seconds for seconds in times] for times in (result.baseline.cpu, result.baseline.wall)
     )
-    return replace(result, peer=replace(result.baseline, cpu=cpu, wall=wall))
+    return replace(result, baseline=replace(result.baseline, cpu=cpu, wall=wall))
 
 
 def warm_up(x: np.ndarray, y: np.ndarray) -> None:
-    """Each side once on next to nothing: what is imported at first use is no part of the time."""
+    """Run each side once on a few numbers, so that imports at first use are not timed."""
     scikit(x, y, "lbfgs")
     adamw(x, y, 1)
-    fit_newton(x, y)
-    fit_adamw(x, y, epochs=1)
+    fit_all("newton", x, y)
+    fit_all("adamw", x, y, epochs=1)
 
 
 def data(heads: int, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, heads, width] with correlated directions and labels that some of them tell, with noise."""
+    """Features [n, heads, width] with correlated directions; noisy labels that depend on some of them."""
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(width, width)) / np.sqrt(width)
     x = rng.standard_normal((n, heads, width), dtype=np.float32) @ mix.astype(np.float32)
     y = (x[:, :, 0].mean(axis=1) * np.sqrt(heads) + rng.normal(size=n) > 0).astype(np.int64)
     return x, y
+
+
+def fit_all(solver: SolverName, x: np.ndarray | torch.Tensor, y: np.ndarray, **settings: float) -> Probes:
+    """This package's probes of all heads on all sequences, block by block as in cross-validation."""
+    features = x[:, None]
+    device = x.device if isinstance(x, torch.Tensor) else torch.device("cpu")
+    truth, everything = torch.as_tensor(y, device=device), torch.arange(len(y), device=device)
+    parts = []
+    for _, block in head_blocks(features, device, block_bytes(device)):
+        if not all_finite(block):
+            raise ValueError("the features have NaN or infinite values")
+        weight, bias = SOLVERS[solver](block)(truth, [everything], **{**SOLVER_SETTINGS[solver], **settings})
+        parts.append((weight[0], bias[0]))
+    weights, intercepts = zip(*parts, strict=True)
+    return numpy((torch.cat(weights), torch.cat(intercepts)))
 
 
 def scikit(x: np.ndarray, y: np.ndarray, solver: str) -> Probes:
@@ -138,7 +156,7 @@ def numpy(probes: tuple[torch.Tensor, torch.Tensor]) -> Probes:
 def not_above(
     theirs: Probes, ours: Probes, x: np.ndarray, y: np.ndarray, heads: int | None = None
 ) -> dict[str, Any]:
-    """Our objective is not above the peer's on any head, and accuracy is within 2 sequences.
+    """Our objective is not above the baseline's on any head, and accuracy is within 2 sequences.
 
     With `heads`, only so many of them are compared, and accuracy is not: AdamW does not converge.
     """

@@ -1,16 +1,17 @@
-"""A sweep over gates on a model's upper third: its lower layers run for every gate, or once for all."""
+"""Several gates on a model's upper third: its lower layers run for every gate, or once for all gates."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from benchmarks.measure import Result, compare
-from benchmarks.work import judgements, load_model
+from benchmarks.work import load_model, yes_no_prompts
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach, random_gate
+from truthgate_eval.inference import self_check
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily
-from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 DEVICES = ("cpu", "cuda")
 _GATES = 6
@@ -20,33 +21,33 @@ _MOST = 4
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
     """Yield the comparison."""
     model, tokenizer = load_model(device)
-    anatomy = find_attention_layout(model)
-    first = anatomy.num_layers * 2 // 3
-    prompts = [tokenizer(text).input_ids for text in judgements(tokenizer, 8 if quick else 64)[0]]
-    whole = SharedPrefixModel(model, anatomy.decoder)
+    layout = find_attention_layout(model)
+    first = layout.num_layers * 2 // 3
+    prompts = [tokenizer(text).input_ids for text in yes_no_prompts(tokenizer, 8 if quick else 64)[0]]
+    whole = self_check.load(model, layout.decoder)
 
     def sweep(forward: SharedPrefixModel) -> list[list[list[int]]]:
         answers = []
         for seed in range(2 if quick else _GATES):
-            gate = random_gate(anatomy.shape, seed=seed, layers=range(first, anatomy.num_layers))
-            with attach(model, gate, anatomy=anatomy):
+            gate = random_gate(layout.shape, seed=seed, layers=range(first, layout.num_layers))
+            with attach(model, gate, layout=layout):
                 budget = TokenBudget.for_batch_size(8, prompts, forward.device)
                 answers.append(decode_greedily(forward, prompts, max_new_tokens=_MOST, budget=budget))
         return answers
 
-    def once() -> list[list[list[int]]]:
-        forward = SharedPrefixModel(model, anatomy.decoder)
-        if cache_lower_layers(forward, anatomy.layers[:first]) is None:
-            raise RuntimeError("nothing was kept")
+    def with_cache() -> list[list[list[int]]]:
+        forward = self_check.load(model, layout.decoder)
+        if self_check.cache_lower_layers(forward, layout.layers[:first]) is None:
+            raise RuntimeError("the lower layers were not cached")
         return sweep(forward)
 
     yield compare(
         name,
         f"{len(prompts)} HaluEval questions under {2 if quick else _GATES} gates on layers {first} to "
-        f"{anatomy.num_layers - 1}, {_MOST} new tokens",
+        f"{layout.num_layers - 1}, {_MOST} new tokens",
         len(prompts),
         ("all layers for every gate", lambda: sweep(whole)),
-        (f"layers 0 to {first - 1} once", once),
+        (f"layers 0 to {first - 1} once", with_cache),
         same,
         rounds=rounds,
         device=device,

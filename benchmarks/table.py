@@ -1,4 +1,4 @@
-"""The table in docs/performance.md, written from the results."""
+"""Writes the tables of docs/performance.md from `benchmarks/results/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BEGIN, END = "<!-- table: python -m benchmarks table -->", "<!-- end of table --
 
 
 def write() -> Path:
-    """Replace the page's table; what stands around it is kept."""
+    """Replace the page's tables; the text around them is kept."""
     page = PAGE.read_text()
     before, rest = page.split(BEGIN)
     after = rest.split(END)[1]
@@ -26,7 +26,7 @@ def write() -> Path:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """The comparisons, then what grows with documents, then the machines."""
+    """The comparisons, then the results by number of documents, then the machines."""
     comparisons = [result for result in results if "points" not in result]
     grown = [result for result in results if "points" in result]
     return "\n\n".join([table(comparisons), *([growth(grown)] if grown else []), machines(results)])
@@ -35,11 +35,11 @@ def tables(results: list[dict[str, Any]]) -> str:
 def table(results: list[dict[str, Any]]) -> str:
     """One line a result: medians of seconds, the ratio with its spread, memory, the check."""
     lines = [
-        "| job | peer | s | ours, s | ratio (spread, rounds) | peak MiB, peer / ours | check |",
+        "| job | baseline | s | ours, s | ratio (spread, rounds) | peak MiB, baseline / ours | check |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
-        peer, ours, ratios = result["peer"], result["ours"], result["ratio"]["rounds"]
+        baseline, ours, ratios = result["baseline"], result["ours"], result["ratio"]["rounds"]
         clock = "cpu" if result.get("device", "cpu") == "cpu" else "wall"
         check = ", ".join(
             f"{key} {_number(value)}" for key, value in result["check"].items() if key != "passed"
@@ -47,11 +47,11 @@ def table(results: list[dict[str, Any]]) -> str:
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}, {len(ratios)}"
         cells = (
             f"{result['name']}: {result['work']}",
-            peer["name"],
-            f"{statistics.median(peer[clock]):.2f}",
+            baseline["name"],
+            f"{statistics.median(baseline[clock]):.2f}",
             f"{statistics.median(ours[clock]):.2f}",
             f"**{result['ratio']['median']:.2f}x** ({spread})",
-            f"{_memory(peer['peak_mib'])} / {_memory(ours['peak_mib'])}",
+            f"{_memory(baseline['peak_mib'])} / {_memory(ours['peak_mib'])}",
             check,
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,4 +1,4 @@
-"""The model and the documents that several benchmarks run on: SmolLM2-135M-Instruct and HaluEval-QA."""
+"""The model and documents of several benchmarks: SmolLM2-135M-Instruct and HaluEval-QA."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def questions(count: int, start: int = 0) -> list[dict[str, Any]]:
 
 
 def pairs(tokenizer: Any, count: int) -> list[list[int]]:
-    """Token ids of the right and the hallucinated answer of each question, behind its knowledge."""
+    """Token ids of the right and the hallucinated answer of each question, after its knowledge."""
     texts = [
         f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer: {row[key]}"
         for row in questions(count)
@@ -56,7 +56,7 @@ def pairs(tokenizer: Any, count: int) -> list[list[int]]:
 
 
 def free_answers(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:
-    """(HaluEval's questions to be answered freely behind worked examples, tokens of what they share)."""
+    """(HaluEval's questions after worked examples, number of tokens that they share)."""
     instruction = "You answer questions with facts, in a short sentence.\n"
     for row in questions(100, start=9000):
         example = f"\nQuestion: {row['question']}\nAnswer: {row['right_answer']}\n"
@@ -67,8 +67,8 @@ def free_answers(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[st
     return prompts, len(tokenizer(instruction).input_ids)
 
 
-def judgements(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:
-    """(prompts behind one instruction with worked examples, tokens of the instruction)."""
+def yes_no_prompts(tokenizer: Any, count: int, tokens: int = 575) -> tuple[list[str], int]:
+    """(prompts after one instruction with worked examples, number of tokens of the instruction)."""
     instruction = "You judge answers. Say whether the answer is hallucinated, Yes or No.\n"
     for i, row in enumerate(questions(100, start=9000)):
         answer = row["hallucinated_answer"] if i % 2 else row["right_answer"]

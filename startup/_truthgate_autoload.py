@@ -1,8 +1,9 @@
 """Lets released versions of lm-eval and lmms-eval find truthgate_eval.
 
-Python runs `arm` at every start of the interpreter (see the .pth file beside this one), so
-it imports nothing and does nothing but wait: when a host loads one of the modules below, the
-hook in truthgate_eval.harness.autoload that bears its name runs once that module is ready.
+Python runs `arm` at every start of the interpreter (see the .pth file beside this one), so it imports
+nothing. When a harness loads one of the modules of `WATCHED`, `truthgate_eval.harness.autoload.on_import`
+is called with the module's name once that module is ready. The patches that it applies, and when each can
+go, are in the `patches` modules of `truthgate_eval/harness/`. See `docs/harnesses.md#registration`.
 """
 
 import sys
@@ -11,7 +12,7 @@ WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lmms_eval.tasks")
 
 
 class _Finder:
-    """Stands first in sys.meta_path, and leaves it when every watched module has been imported."""
+    """The first entry of sys.meta_path, until every watched module has been imported."""
 
     def __init__(self, names):
         self.waiting = set(names)
@@ -22,7 +23,7 @@ class _Finder:
             return None
         from importlib.util import find_spec
 
-        self._searching.add(name)  # the search below comes by here again
+        self._searching.add(name)  # the search below calls this finder again
         try:
             spec = find_spec(name)
         finally:
@@ -38,7 +39,7 @@ class _Finder:
 
 
 class _Loader:
-    """The module's real loader, and our hook after it."""
+    """The module's own loader, with a call of our hook after it."""
 
     def __init__(self, loader, finder):
         self._loader = loader
@@ -53,7 +54,7 @@ class _Loader:
     def exec_module(self, module):
         module.__spec__.loader = module.__loader__ = self._loader
         self._loader.exec_module(module)
-        # Only now: who merely asks for the spec, or fails half-way, may yet import the module.
+        # Not earlier: a program may only ask for the spec, or its import may fail and be tried again.
         self._finder.imported(module.__name__)
         _run_hook(module.__name__)
 
@@ -63,7 +64,7 @@ def _run_hook(name):
         from truthgate_eval.harness import autoload
 
         autoload.on_import(name)
-    except Exception as error:  # a host must never break because of us
+    except Exception as error:  # a harness must never break because of us
         import warnings
 
         warnings.warn(
@@ -72,7 +73,7 @@ def _run_hook(name):
 
 
 def arm():
-    """Watch for the hosts' modules; one that is loaded already gets its hook at once."""
+    """Watch for the harnesses' modules; for one that is loaded already, the hook runs at once."""
     for finder in sys.meta_path:
         if type(finder).__name__ == "_Finder" and type(finder).__module__ == __name__:
             return

@@ -70,7 +70,7 @@ def machine() -> str:
 
 
 def summary(scores: TruthScores) -> dict[str, Any]:
-    """What the page says of one artifact; accuracies are means over heads unless they say best."""
+    """The page's figures for one artifact; accuracies are means over heads unless named best."""
     assert scores.stderr is not None and scores.seed_scores is not None and scores.auroc is not None
     best = np.unravel_index(scores.scores.argmax(), scores.shape)
     gain = scores.scores - scores.controls["no-context"]
@@ -101,7 +101,7 @@ def summary(scores: TruthScores) -> dict[str, Any]:
 
 
 def in_the_knowledge(rows: list[int]) -> dict[str, float]:
-    """Share of the right and of the hallucinated answers that stand in their knowledge, letter case aside."""
+    """Share of the right and of the hallucinated answers that occur in their knowledge, ignoring letter case."""
     wanted = set(rows)
     records = [record for row, record in enumerate(halueval.read_records("qa")) if row in wanted]
     return {
@@ -110,7 +110,7 @@ def in_the_knowledge(rows: list[int]) -> dict[str, float]:
             for record in records
         )
         / len(records)
-        for column in halueval.ANSWERS["qa"]
+        for column in halueval.ANSWER_COLUMNS["qa"]
     }
 
 

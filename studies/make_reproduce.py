@@ -18,9 +18,9 @@ import transformers as hf
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "reproduce.md"
 FLOPS = 0.4 * 312e12  # 40 % of an A100's peak in bfloat16
-# Tokens of a sequence or prompt without its picture, and how many are run. HaluEval's means are those of
+# Tokens of a sequence or prompt without its image, and how many sequences are run. HaluEval's means are those of
 # SmolLM2's tokenizer on its first 2,000 questions; an answer of up to 8 tokens is counted with its prompt.
-PROBE_TEXT, JUDGE_TEXT, POPE_TEXT, PICTURE_TEXT = 137, 190, 50, 40
+PROBE_TEXT, HALUEVAL_TEXT, POPE_TEXT, IMAGE_TEXT = 137, 190, 50, 40
 HALUEVAL, POPE, PHD, RLHF_V = 9_708, 27_000, 10_000, 2_726
 
 _LLAMA = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -38,12 +38,12 @@ _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24
 
 @dataclass(frozen=True)
 class Model:
-    """A model of the paper: how it is called here, its geometry, and the settings published for it.
+    """A model of the paper: its names, its configuration, and the settings published for it.
 
     Attributes:
-        title: For people.
+        title: The page's heading for it.
         hub: Its hub id.
-        host: Our lmms-eval model, or None for a language model.
+        harness_model: Our lmms-eval model, or None for a language model.
         build: Its class and configuration.
         image_tokens: Of a COCO photograph (640 x 480).
         file: Name of its artifacts.
@@ -54,7 +54,7 @@ class Model:
 
     title: str
     hub: str
-    host: str | None
+    harness_model: str | None
     build: tuple[Any, Any]
     image_tokens: int
     file: str
@@ -131,7 +131,7 @@ def language_model(model: Model) -> Iterator[str]:
     if model.text is None:
         return
     metadata = f'--metadata \'{{"exclude_rows_of": "{model.file}.npz"}}\''
-    judge = f"lm_eval --model gated_hf --tasks halueval_qa --batch_size 8 --log_samples {metadata}"
+    evaluate = f"lm_eval --model gated_hf --tasks halueval_qa --batch_size 8 --log_samples {metadata}"
     lam, norm = model.text
     gates = {"vanilla": "scores=none", "text": f"scores={model.file}.npz,lam={lam:g},norm={norm}"}
     if model.code[0] is not None:
@@ -143,24 +143,24 @@ def language_model(model: Model) -> Iterator[str]:
     yield block(
         f"{probe} --tasks probe_halueval_qa --limit 292 --site pre --split sequence --output {model.file}-pre.npz",
         *(
-            f"{judge} --model_args {loaded},{gate} --output_path runs/{model.file}/{name}"
+            f"{evaluate} --model_args {loaded},{gate} --output_path runs/{model.file}/{name}"
             for name, gate in gates.items()
         ),
         f"truthgate compare runs/{model.file}/vanilla runs/{model.file}/text runs/{model.file}/code",
     )
-    yield f"{cost(model, parameters, HALUEVAL, JUDGE_TEXT)} a run.\n"
+    yield f"{cost(model, parameters, HALUEVAL, HALUEVAL_TEXT)} a run.\n"
 
 
 def multimodal_model(model: Model) -> Iterator[str]:
     """A multimodal model's commands."""
     parameters, loaded = model.parameters, "dtype=bfloat16"
-    probe = f"truthgate probe --model {model.host} --model_args {loaded}"
-    seen = model.image_tokens + PICTURE_TEXT
+    probe = f"truthgate probe --model {model.harness_model} --model_args {loaded}"
+    tokens = model.image_tokens + IMAGE_TEXT
     yield (
         f"## {model.title}\n\n`{model.hub}`, {parameters / 1e9:.2f} billion parameters, about {model.image_tokens} "
         "tokens a photograph. *Not run here.*\n"
     )
-    yield "Its own scores for gating, and those of the analysis: text alone, a black picture, and pictures.\n"
+    yield "Its own scores for gating, and scores for the analysis: text alone, a black image, and images.\n"
     yield block(
         f"{probe} --tasks probe_rlhf_v --output {model.file}.npz",
         f"{probe} --tasks probe_minimal_pairs --output {model.file}-minimal.npz",
@@ -170,7 +170,7 @@ def multimodal_model(model: Model) -> Iterator[str]:
         f"truthgate show {model.file}.npz --plot {model.file}.png",
     )
     yield (
-        f"RLHF-V: {cost(model, parameters, 2 * RLHF_V, seen)}; PhD: {cost(model, parameters, PHD, seen)}; text alone: "
+        f"RLHF-V: {cost(model, parameters, 2 * RLHF_V, tokens)}; PhD: {cost(model, parameters, PHD, tokens)}; text alone: "
         f"{cost(model, parameters, 10_000, PROBE_TEXT)}.\n"
     )
     assert model.text is not None
@@ -184,29 +184,29 @@ def multimodal_model(model: Model) -> Iterator[str]:
     own = {"code-llm": (model.base, model.code[0]), "code-mllm": (model.file, model.code[1])}
     changed = {name: pair for name, pair in own.items() if pair[1] != lam}
     gates |= {name: f"scores={file}.npz,lam={value:g},norm={norm}" for name, (file, value) in changed.items()}
-    judge = f"lmms_eval --model {model.host} --tasks pope_all --batch_size 8 --log_samples"
+    evaluate = f"lmms_eval --model {model.harness_model} --tasks pope_all --batch_size 8 --log_samples"
     yield (
-        "POPE, vanilla, gated with the base's scores and with its own, and by three random gates"
-        + ("; `code-` runs have the released code's lam where it is another" if changed else "")
+        "POPE: vanilla, gated by the base's scores, by its own, and by three random gates"
+        + ("; `code-` runs have the released code's lam where it differs" if changed else "")
         + ":\n"
     )
     yield block(
         *(
-            f"{judge} --model_args {loaded},{gate} --output_path runs/{model.file}/{name}"
+            f"{evaluate} --model_args {loaded},{gate} --output_path runs/{model.file}/{name}"
             for name, gate in gates.items()
         ),
         "truthgate compare " + " ".join(f"runs/{model.file}/{name}" for name in gates),
     )
-    yield f"{cost(model, parameters, POPE, model.image_tokens + POPE_TEXT)} a run, before questions are shared.\n"
+    yield f"{cost(model, parameters, POPE, model.image_tokens + POPE_TEXT)} a run, without sharing of images or prefixes.\n"
 
 
 def block(*commands: str) -> str:
-    """A console block; a long command goes on in further lines."""
+    """A console block; long commands are broken into lines."""
     return "```console\n" + "".join(f"$ {wrapped(command)}\n" for command in commands) + "```\n"
 
 
 def wrapped(command: str) -> str:
-    """Broken between words, never behind an option that waits for its value."""
+    """Broken between words, never between an option and its value."""
     lines, line = [], ""
     for unit in re.findall(r"--\S+(?: (?!--)(?:'[^']*'|\S+))?|\S+", command):
         if line and len(line) + len(unit) > 96:
@@ -219,12 +219,12 @@ def wrapped(command: str) -> str:
 HEAD = """# Reproduce the paper
 
 The commands for every model of the paper, by `studies/make_reproduce.py`. **None of them was run here**: this project was
-built on a machine without a GPU and without the hub. The same code runs on small models of the same classes in the
-test suite. What the paper reports is beside measured figures in `truthgate compare`, in rows marked *published*.
+built on a machine without a GPU and without the hub. The test suite runs the same code on small models of the same
+classes. `truthgate compare` shows the paper's figures beside measured ones, in rows marked *published*.
 
 Memory is the weights in bfloat16 and the keys and values of a batch of 8; leave a few gigabytes for activations. Time
-is 2 x parameters x tokens at 40 % of an A100's bfloat16 peak, one pass over every sequence, nothing shared: an upper
-bound for what shares prefixes, a lower bound where batches are small. The paper reports 10 to 20 minutes to probe a
+is 2 x parameters x tokens at 40 % of an A100's bfloat16 peak, for one pass over every sequence without shared prefixes: an
+upper bound with shared prefixes, a lower bound for small batches. The paper reports 10 to 20 minutes to probe a
 language model on about 10,000 sequences, and 30 to 40 minutes for a multimodal one, on one A6000.
 
 ## Data
@@ -261,12 +261,14 @@ SWEEP = (
 def main() -> None:
     """Write the page."""
     parts = [
-        part for model in _models() for part in (multimodal_model if model.host else language_model)(model)
+        part
+        for model in _models()
+        for part in (multimodal_model if model.harness_model else language_model)(model)
     ]
     tail = [
-        "## Correlations\n\nFigures 1b, 1c and 3: text alone, a black picture, other data, the other family, two models head by "
+        "## Correlations\n\nFigures 1b, 1c and 3: text alone, a black image, other data, the other family, two models head by "
         f"head.\n\n{block(*CORRELATE)}",
-        f"## Choosing lam and norm\n\nThe grid search on a held-out fifth, with the choice judged on the rest:\n\n{block(*SWEEP)}",
+        f"## Choosing lam and norm\n\nThe grid search on a held-out fifth, with the choice evaluated on the other documents:\n\n{block(*SWEEP)}",
     ]
     PAGE.write_text(HEAD + "\n".join([*parts, *tail]), encoding="utf-8")
 

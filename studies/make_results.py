@@ -22,7 +22,7 @@ from results_run import StudyFolder
 from results_tables import fill
 
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.files import write_whole
+from truthgate_eval.files import write_atomic
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, SCENES_LLAVA_EARLY
 from truthgate_eval.packaged.smollm2 import SMOLLM2
 
@@ -49,8 +49,8 @@ def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
     for site in SITES:
         shutil.copyfile(folder / f"matrix-{site}.png", images / f"results-matrix-{site}.png")
     save_axis(results, images / "results-axis.png")
-    write_whole(docs / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
-    write_whole(page, text.encode())
+    write_atomic(docs / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
+    write_atomic(page, text.encode())
 
 
 def _parser() -> argparse.ArgumentParser:

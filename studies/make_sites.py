@@ -2,7 +2,7 @@
 
     python studies/make_sites.py FOLDER
 
-runs ordinary commands in FOLDER, about half an hour on two cores, and goes on where it was interrupted.
+runs ordinary commands in FOLDER, about half an hour on two cores, and continues after an interruption.
 The page's tables stand between two comments, and are replaced.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from truthgate_eval.gating.scores import TruthScores
 
-PROBED, SELECTION, REST, LAM = 292, 150, 400, 4.5
+PROBED, SELECTION, EVALUATION, LAM = 292, 150, 400, 4.5
 READINGS = {
     "post-post": "the paper's text",
     "pre-post": "the released code",
@@ -29,7 +29,7 @@ BEGIN, END = "<!-- studies/make_sites.py writes from here -->\n", "<!-- to here 
 
 
 def main(work: Path) -> None:
-    """Probe and judge what is missing, then write the tables."""
+    """Probe and evaluate what is missing, then write the tables."""
     work.mkdir(parents=True, exist_ok=True)
     for site in ("post", "pre"):
         if not (work / f"{site}.npz").is_file():
@@ -43,14 +43,14 @@ def main(work: Path) -> None:
             f"sweep {reading}.npz --site {gated} --lam {-LAM},1,{LAM},10 --norm centered --limit {SELECTION}"
         )
         run(work, "truthgate_eval", *sweep.split(), "--rest_limit", "0")
-    judge(work)
+    evaluate(work)
     run(work, "truthgate_eval", "correlate", "post.npz", "pre.npz", "--json", "correlation.json")
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     PAGE.write_text(before + BEGIN + tables(work) + END + rest.split(END)[1], encoding="utf-8")
 
 
-def judge(work: Path) -> None:
-    """Vanilla, two random gates and the three readings, where nothing was probed or chosen."""
+def evaluate(work: Path) -> None:
+    """Run vanilla, two random gates and the three readings on documents that were not probed or chosen on."""
     gates = {"vanilla": "scores=none", "random-1": "scores=random:1", "random-2": "scores=random:2"}
     for reading in READINGS:
         probed, gated = reading.split("-")
@@ -58,7 +58,9 @@ def judge(work: Path) -> None:
     metadata = json.dumps({"subset": "evaluation", "exclude_rows_of": "post.npz"})
     for name, gate in gates.items():
         if not list((work / "runs" / name).rglob("results_*.json")):
-            command = f"--model gated_hf --tasks halueval_qa --limit {REST} --batch_size 8 --log_samples"
+            command = (
+                f"--model gated_hf --tasks halueval_qa --limit {EVALUATION} --batch_size 8 --log_samples"
+            )
             where = ("--model_args", gate, "--metadata", metadata, "--output_path", f"runs/{name}")
             run(work, "lm_eval", *command.split(), *where)
     runs = [f"{name}=runs/{name}" if name in READINGS else f"runs/{name}" for name in gates]
@@ -77,7 +79,7 @@ def tables(work: Path) -> str:
     versions = artifacts["post"].metadata["versions"]
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers", "lm_eval"))
     means = ", ".join(f"{artifact.scores.mean():.3f} ({site})" for site, artifact in artifacts.items())
-    spreads = ", ".join(f"{spread(artifact):.3f} ({site})" for site, artifact in artifacts.items())
+    spreads = ", ".join(f"{mean_distance(artifact):.3f} ({site})" for site, artifact in artifacts.items())
     pairs = json.loads((work / "correlation.json").read_text())["correlations"]
     agree = ", ".join(
         f"r = {pair['r']:.2f} {pair['scope']}" for pair in pairs if pair["measure"] == "pearson"
@@ -89,19 +91,19 @@ def tables(work: Path) -> str:
         f"\nMean score: {means}; mean distance from a layer's mean: {spreads}. The two maps agree to {agree}.\n"
         f"\n### Over the lam axis\n\nAccuracy in percent ± one standard error on {SELECTION} questions of "
         f"`halueval_qa`'s held-out fifth, norm centered.\n\n{axis_table(work)}\n"
-        f"\n### On the rest\n\nlam = {LAM}, centered, {REST} questions that took part neither in probing nor in "
-        f"choosing.\n\n{compared}\n\n"
+        f"\n### On the evaluation split\n\nlam = {LAM}, centered, {EVALUATION} questions that were neither probed nor used for the "
+        f"choice.\n\n{compared}\n\n"
     )
 
 
-def spread(artifact: TruthScores) -> float:
+def mean_distance(artifact: TruthScores) -> float:
     """The mean distance of a score from its layer's mean, which is what norm=centered leaves."""
     centered = artifact.scores - artifact.scores.mean(axis=1, keepdims=True)
     return float(abs(centered).mean())
 
 
 def axis_table(work: Path) -> str:
-    """A row for each reading, vanilla in its place at lam = 0."""
+    """A row for each reading, with vanilla at lam = 0."""
     points = {}
     for reading in READINGS:
         recommended = TruthScores.load(work / f"{reading}.npz").metadata["recommended"]

@@ -15,45 +15,51 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from results_plan import READINGS
 
-from truthgate_eval.files import read_json_lines, write_whole
+from truthgate_eval.data.splits import SELECTION, TEST, Split
+from truthgate_eval.files import read_json_lines, write_atomic
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.sweep import REST, SELECTION, Candidate, EvalResult, best_candidate, candidate_gate
+from truthgate_eval.gating.sweep import Candidate, EvalResult, best_candidate, candidate_gate
 from truthgate_eval.gating.sweep_store import SweepStore
+
+if TYPE_CHECKING:
+    from truthgate_eval.harness.evaluator import Evaluator
 
 _POINT = ("lam", "norm", "site", "value", "stderr", "documents")
 
 
 def main(part: str, model: str, selection: int, rest: int, batch: int, names: Sequence[str]) -> None:
     """Judge every gate that is not judged yet."""
+    from truthgate_eval.harness.evaluator import EvaluatorConfig
     from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalEvaluator
 
     gates = {name: gate(part, name) for name in names}
-    limits = {SELECTION: selection, REST: rest}
+    limits: dict[Split, float | None] = {SELECTION: selection, TEST: rest}
     folder = SweepStore(Path(f"judged-{part}"), {"model": model, "limits": limits, "batch": batch})
-    bench = LmmsEvalEvaluator(
-        TruthScores.load(Path(f"sweep-{part}-scenes-post.npz")), "gated_vlm", ["scenes"], metric="acc",
-        model_args={"pretrained": model, "dtype": "bfloat16"}, limits=limits, batch_size=batch, device="cpu",
-    )  # fmt: skip
-    for name, settings in gates.items():
-        subset = SELECTION if name.startswith("random-") else REST
-        judge = functools.partial(_judge, bench, settings, subset)
-        found = folder.test_result(name, settings, judge)[1]
+    config = EvaluatorConfig(
+        ["scenes"], "acc", {"pretrained": model, "dtype": "bfloat16"}, limits, batch_size=batch, device="cpu"
+    )
+    artifact = TruthScores.load(Path(f"sweep-{part}-scenes-post.npz"))
+    evaluator = LmmsEvalEvaluator(artifact, "gated_vlm", config)
+    for name, own in gates.items():
+        split = SELECTION if name.startswith("random-") else TEST
+        evaluate = functools.partial(_evaluate, evaluator, own, split)
+        found = folder.test_result(name, own, evaluate)[1]
         sys.stderr.write(f"{name}: {found.value:.4f}, n = {found.documents}\n")
 
 
-def _judge(bench: Any, settings: GateConfig, subset: str, output: Path) -> EvalResult:
-    """Judge, and note the group, which lmms-eval records where it loads the tasks itself."""
-    found = bench.judge(settings, subset, output)
+def _evaluate(evaluator: Evaluator, gate: GateConfig, split: Split, output: Path) -> EvalResult:
+    """Evaluate, and add the group to the results file, which lmms-eval writes only for tasks that it loads itself."""
+    found = evaluator.evaluate(gate, split, output)
     for file in output.rglob("*_results.json"):
         results = json.loads(file.read_bytes())
-        results["group_subtasks"] = {"scenes": list(bench.tasks)}
-        write_whole(file, json.dumps(results, indent=1).encode())
+        results["group_subtasks"] = {"scenes": list(evaluator.indices)}
+        write_atomic(file, json.dumps(results, indent=1).encode())
     return found
 
 

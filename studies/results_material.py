@@ -21,7 +21,7 @@ from truthgate_eval.data.images import open_image
 from truthgate_eval.data.store import read_rows, write_dataset
 from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.attention_layout import find_attention_layout
-from truthgate_eval.packaged.scenes import MAKE
+from truthgate_eval.packaged.scenes import DRAWING_VERSION
 from truthgate_eval.packaged.scenes_dataset import scenes_file
 from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
 from truthgate_eval.packaged.smollm2 import resolve_smollm2
@@ -36,7 +36,7 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 def main(folder: Path, base: str, child: str) -> None:
     """Make everything; the last thing written is what the permutation was and how exact it is."""
     for half, rows in split_rows(read_rows(scenes_file("probe"))).items():
-        source = {"drawn": MAKE, "half": half}
+        source = {"drawn": DRAWING_VERSION, "half": half}
         write_dataset(folder / f"data_{half}" / "scenes", {"probe": rows}, source=source)
     save_random(base, folder / "random_base")
     record = save_permuted(child, folder / "permuted_child")

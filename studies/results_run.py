@@ -22,7 +22,7 @@ from typing import Any
 from results_plan import Step
 
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.files import write_whole
+from truthgate_eval.files import write_atomic
 
 HERE = Path(__file__).parent.resolve()
 Record = dict[str, Any]
@@ -91,7 +91,7 @@ class StudyFolder:
                 _remove(self.folder / made)
         self._write(step.name, begun)
         if step.copies and not (self.folder / step.copies[1]).is_file():
-            write_whole(self.folder / step.copies[1], (self.folder / step.copies[0]).read_bytes())
+            write_atomic(self.folder / step.copies[1], (self.folder / step.copies[0]).read_bytes())
         start = time.monotonic()
         log = self.folder / "logs" / f"{step.name}.txt"
         data = str((self.folder / step.data).absolute()) if step.data else None
@@ -109,7 +109,7 @@ class StudyFolder:
         return None
 
     def _write(self, name: str, record: Record) -> None:
-        write_whole(self.folder / "steps" / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+        write_atomic(self.folder / "steps" / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
 def command(step: Step) -> list[str]:

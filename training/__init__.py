@@ -1,1 +1,1 @@
-"""Trains a small child model that sees: `python -m training FOLDER`."""
+"""Trains the packaged vision-language model smollm2-135m-scenes: `python -m training FOLDER`."""

@@ -1,4 +1,4 @@
-"""What a child is taught: captions of scenes, and polls about them, drawn anew for every step."""
+"""Training and evaluation data: captions of scenes, and yes/no questions about them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from truthgate_eval.data.store import Row
 from truthgate_eval.packaged.scenes import make_scene
 from truthgate_eval.packaged.scenes_dataset import make_questions
 
-CAPTION = "Describe the image."
-SHORT = "\nAnswer the question using a single word or phrase."  # as the tasks end a question
-_CHUNK = 512  # scenes that a poll's statistics are taken over
+CAPTION_PROMPT = "Describe the image."
+QUESTION_ENDING = "\nAnswer the question using a single word or phrase."  # as in the tasks
+# Questions are made for this many scenes at a time, since POPE's rule counts objects over a set of images.
+_CHUNK = 512
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingExample:
-    """A picture, a question and the answer to learn."""
+    """An image, a question about it, and the answer to learn."""
 
     image: Image.Image
     question: str
@@ -27,69 +29,75 @@ class TrainingExample:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """The lessons of one child.
+    """The data and the length of a training run.
 
     Attributes:
-        part: Scenes that it draws from: `train`, or `sibling` for another child.
-        tail: How fast an object's frequency falls with its rank.
-        seed: Of the choice of questions.
-        batch: Lessons a step.
-        steps: How many steps there are.
+        subset: Subset of the scenes: `train`, or `sibling` for a second model.
+        tail: Exponent of the objects' frequencies; see `make_scene`.
+        seed: Of the weights and of the choice of questions.
+        batch_size: Examples in a step.
+        steps: Number of steps.
     """
 
-    part: str
+    subset: str
     tail: float
     seed: int
-    batch: int
+    batch_size: int
     steps: int
 
-    def share_of_polls(self, step: int) -> float:
-        """Polls among the lessons of a step: one of five in the first half, then seven of ten."""
+    def question_share(self, step: int) -> float:
+        """Share of questions among the examples of a step; the others are captions."""
         return 1 / 5 if step < self.steps / 2 else 7 / 10
 
     def batches(self) -> Callable[[int], list[TrainingExample]]:
-        """The lessons of a step, by its number; scenes never come twice."""
-        kept: dict[int, list[TrainingExample]] = {}
+        """A function that returns the examples of a step, each about a scene of its own."""
+        cache: dict[int, list[TrainingExample]] = {}
 
-        def of(step: int) -> list[TrainingExample]:
-            found = []
-            for number in range(step * self.batch, (step + 1) * self.batch):
+        def batch(step: int) -> list[TrainingExample]:
+            examples = []
+            for number in range(step * self.batch_size, (step + 1) * self.batch_size):
                 chunk = number // _CHUNK
-                if chunk not in kept:
-                    kept.clear()
-                    kept[chunk] = self._chunk(chunk)
-                found.append(kept[chunk][number % _CHUNK])
-            return found
+                if chunk not in cache:
+                    cache.clear()
+                    cache[chunk] = self._chunk(chunk)
+                examples.append(cache[chunk][number % _CHUNK])
+            return examples
 
-        return of
+        return batch
 
     def _chunk(self, chunk: int) -> list[TrainingExample]:
         numbers = range(chunk * _CHUNK, (chunk + 1) * _CHUNK)
-        scenes = [make_scene(self.part, number, tail=self.tail) for number in numbers]
-        asked: dict[str, list[dict[str, str]]] = {}
+        scenes = [make_scene(self.subset, number, tail=self.tail) for number in numbers]
+        questions: dict[str, list[Row]] = {}
         for rows in make_questions(scenes).values():
             for row in rows:
-                asked.setdefault(row["image"], []).append(row)
-        lessons = []
+                questions.setdefault(row["image"], []).append(row)
+        examples = []
         for number, scene in zip(numbers, scenes, strict=True):
-            draw = random.Random(f"{self.seed} {number}")
-            if draw.random() < self.share_of_polls(number // self.batch):
-                row = draw.choice(asked[scene.name])
-                lessons.append(
-                    TrainingExample(scene.image, row["question"] + SHORT, row["answer"].capitalize())
-                )
+            rng = random.Random(f"{self.seed} {number}")
+            if rng.random() < self.question_share(number // self.batch_size):
+                examples.append(_question_example(scene.image, rng.choice(questions[scene.name])))
             else:
-                lessons.append(TrainingExample(scene.image, CAPTION, scene.caption))
-        return lessons
+                examples.append(TrainingExample(scene.image, CAPTION_PROMPT, scene.caption))
+        return examples
 
 
 def eval_set(
-    part: str, tail: float, scenes: int, split: str = "random", *, first: int = 10_000_000
+    subset: str, tail: float, scenes: int, split: str = "random", *, first: int = 10_000_000
 ) -> list[TrainingExample]:
-    """Polls about scenes that no lesson shows: those from number `first` on, far behind the last lesson."""
-    drawn = [make_scene(part, number, tail=tail) for number in range(first, first + scenes)]
-    pictures = {scene.name: scene.image for scene in drawn}
-    return [
-        TrainingExample(pictures[row["image"]], row["question"] + SHORT, row["answer"].capitalize())
-        for row in make_questions(drawn)[split]
-    ]
+    """Yes/no questions about scenes that no training run reaches.
+
+    Args:
+        subset: Subset of the scenes.
+        tail: Exponent of the objects' frequencies; see `make_scene`.
+        scenes: Number of scenes. Each gives up to six questions.
+        split: `random`, `popular` or `adversarial`.
+        first: Number of the first scene.
+    """
+    drawn = [make_scene(subset, number, tail=tail) for number in range(first, first + scenes)]
+    images = {scene.name: scene.image for scene in drawn}
+    return [_question_example(images[row["image"]], row) for row in make_questions(drawn)[split]]
+
+
+def _question_example(image: Image.Image, row: Row) -> TrainingExample:
+    return TrainingExample(image, row["question"] + QUESTION_ENDING, row["answer"].capitalize())

@@ -17,7 +17,7 @@ class GateError(TruthGateError):
     """A gate setting (lam, norm, site, layers, mode) is not one that exists."""
 
 
-class AnatomyError(TruthGateError):
+class AttentionLayoutError(TruthGateError):
     """The model has no text decoder whose attention heads can be gated."""
 
 
@@ -51,3 +51,16 @@ def first_line(error: BaseException) -> str:
     """
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def one_line(error: BaseException) -> str:
+    r"""An exception's whole message on one line, or the name of its class where the message is empty.
+
+    Args:
+        error: Any exception; command lines print ours with it.
+
+    Example:
+        >>> one_line(TruthGateError("no such file:\n  a.npz"))
+        'no such file: a.npz'
+    """
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,7 +1,8 @@
-"""The benchmarks' measuring: memory that is really needed, seconds of the right clock, the page's tables."""
+"""The benchmarks: peak memory, the clock of each device, results as files, the tables of the page."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import table  # noqa: E402
+from benchmarks import measure, memory, probes, table  # noqa: E402
 from benchmarks.measure import Result, Side, compare, own_peak  # noqa: E402
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's memory counters")
@@ -21,17 +22,17 @@ def fill(mib: int) -> float:
 
 
 @linux
-def test_a_sides_peak_is_its_own_whatever_was_freed_before() -> None:
+def test_a_sides_peak_memory_does_not_depend_on_what_the_other_side_freed() -> None:
     result = compare(
-        "x", "work", 1, ("peer", lambda: fill(200)), ("ours", lambda: fill(60)), lambda *_: {}, rounds=1
+        "x", "work", 1, ("baseline", lambda: fill(200)), ("ours", lambda: fill(60)), lambda *_: {}, rounds=1
     )
     assert result.baseline.peak_mib == pytest.approx(200, abs=15)
-    assert result.ours.peak_mib == pytest.approx(60, abs=15)  # also in the 200 MiB that the peer gave back
+    assert result.ours.peak_mib == pytest.approx(60, abs=15)  # also in the 200 MiB that the baseline freed
     assert own_peak(lambda: None) < 15
 
 
-def test_a_gpus_ratio_is_of_wall_seconds() -> None:
-    sides = Side("peer", [1.0], [9.0], 1.0), Side("ours", [1.0], [3.0], 1.0)
+def test_the_ratio_is_of_cpu_seconds_and_on_a_gpu_of_wall_seconds() -> None:
+    sides = Side("baseline", [1.0], [9.0], 1.0), Side("ours", [1.0], [3.0], 1.0)
     assert Result("x", "work", 1, *sides, {}).ratios == [1.0]
     assert Result("x", "work", 1, *sides, {}, "cuda").ratios == [3.0]
 
@@ -46,10 +47,37 @@ def test_without_a_gpu_the_gpu_variant_is_refused_in_one_line(monkeypatch: pytes
         command.require_gpu("pope", SimpleNamespace())
 
 
+def test_a_saved_result_can_be_put_into_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    sides = Side("the other", [3.0], [3.0], 2.0), Side("ours", [1.0], [1.0], None)
+    path = Result("x", "work", 1, *sides, {"passed": True, "different": 0}).save(quick=False)
+    line = table.table([json.loads(path.read_text())]).splitlines()[-1]
+    assert line == "| x: work | the other | 3.00 | 1.00 | **3.00x** (3.00 to 3.00, 1) | 2 /  | different 0 |"
+
+
+def test_the_time_of_200_epochs_is_extrapolated_from_fewer() -> None:
+    result = probes.exact("probes", heads=32, n=60, width=4, epochs=2, rounds=1)
+    assert result.check["passed"] and result.baseline.cpu[0] >= 0
+    assert result.baseline.name.startswith("torch AdamW, 200 epochs")
+
+
+def test_probing_gives_the_same_scores_from_memory_and_from_a_file(tmp_path: Path) -> None:
+    in_memory, in_a_file = (memory._probe((20, 2, 2, 4), limit, str(tmp_path)) for limit in (1.0, 0.0))
+    assert in_memory == in_a_file > 0
+
+
+@pytest.mark.real  # for its tokenizer and HaluEval
+def test_probing_by_number_of_documents_counts_seconds_of_each_step() -> None:
+    from benchmarks import linear, work
+
+    tokenizer = work.load_model()[1]
+    found = linear.probe(linear.tiny(len(tokenizer)), tokenizer, 10)
+    assert found["sequences"] == 20 and 0 < found["tokens_planned"]
+    assert set(linear.STEPS) <= set(found)
+
+
 def test_the_committed_results_make_the_pages_tables() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
-    import json
-
     results = [
         json.loads(p.read_text()) for p in sorted(table.RESULTS.glob("*.json")) if ".quick" not in p.name
     ]
@@ -60,7 +88,7 @@ def test_the_committed_results_make_the_pages_tables() -> None:
 def test_the_gpu_variant_of_pope_saves_a_checkpoint_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its branch on this machine's CPU, in a small shape; the real one needs a GPU."""
+    """The code of the GPU variant, run on the CPU in a small shape."""
     import torch
     import transformers as hf
 

@@ -1,4 +1,4 @@
-"""Every command in the README and the docs is one that the programs would take."""
+"""Every command in the README and the docs has options, models and tasks that exist."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import typer
 
 from truthgate_eval.cli import main as cli
 from truthgate_eval.gating.gate_config import GATE_ARGUMENTS
-from truthgate_eval.harness.autoload import LM_EVAL_MODELS
-from truthgate_eval.harness.lmms_eval.registry import MODELS
+from truthgate_eval.harness.lm_eval.patches import MODELS as LM_EVAL_MODELS
+from truthgate_eval.harness.lmms_eval.registry import MODELS as LMMS_EVAL_MODELS
 from truthgate_eval.paths import shipped
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS
 
@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of every line behind a $ in a console block; a backslash continues a line."""
+    """The words of every line after a $ in a console block; a backslash continues a line."""
     for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             if line.strip().startswith("$ "):
@@ -51,7 +51,7 @@ def test_truthgate_commands_have_options_that_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_host_commands_name_models_tasks_and_arguments_that_exist(page: Path) -> None:
+def test_harness_commands_name_models_tasks_and_arguments_that_exist(page: Path) -> None:
     tasks = {path.stem for path in (shipped("tasks")).glob("*/*.yaml")} | {"pope", "truthfulqa_mc1"}
     for words in commands(page):
         while words and "=" in words[0]:
@@ -60,12 +60,23 @@ def test_host_commands_name_models_tasks_and_arguments_that_exist(page: Path) ->
             continue
         model, lmms = option(words, "--model"), words[0] == "lmms_eval"
         if model is not None:
-            assert model in (MODELS if lmms else {**LM_EVAL_MODELS, "hf": ""}), words
+            assert model in (LMMS_EVAL_MODELS if lmms else {**LM_EVAL_MODELS, "hf": ""}), words
         for task in (option(words, "--tasks") or "").split(","):
             assert task in tasks or task == "", words
         arguments = [pair.split("=")[0] for pair in (option(words, "--model_args") or "").split(",") if pair]
-        if lmms and model in MODELS:
+        if lmms and model in LMMS_EVAL_MODELS:
             assert set(arguments) <= {*LOAD_ARGUMENTS, *GATE_ARGUMENTS, "batch_size"}, words
+
+
+def test_flags_in_the_reference_of_a_command_exist() -> None:
+    program: Any = typer.main.get_command(cli.app)
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## truthgate (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    assert {name for name, _ in sections} == {"probe", "sweep", "correlate", "compare", "report"}
+    for name, section in sections:
+        known = {flag for parameter in program.commands[name].params for flag in parameter.opts}
+        for cell in re.findall(r"^\| ((?:`--[\w-]+`(?:, )?)+) \|", section, flags=re.MULTILINE):
+            assert set(re.findall(r"--[\w-]+", cell)) <= known, (name, cell)
 
 
 def test_the_docs_have_commands_at_all() -> None:

@@ -1,4 +1,4 @@
-"""`truthgate` as a user runs it, but in this process."""
+"""The `truthgate` program in this process, which saves the seconds that torch takes to import."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from truthgate_eval.cli import main as cli
 
 @dataclass
 class Done:
+    """What a finished command left, as in `subprocess.CompletedProcess`."""
+
     returncode: int
     stdout: str
     stderr: str
 
 
 def truthgate(*arguments: str, cwd: Path | None = None) -> Done:
-    """Run the command line's `main` in this process, which saves the seconds that torch takes to import."""
+    """Run `truthgate ARGUMENTS` in the folder `cwd`, with output 200 characters wide."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         width, terminal.console.width = terminal.console.width, 200
@@ -37,6 +39,7 @@ def truthgate(*arguments: str, cwd: Path | None = None) -> Done:
 
 
 def probe(checkpoint: str, data: str, *more: str, cwd: Path) -> Done:
+    """Run `truthgate probe` on HaluEval-QA in the folder `data`, on the CPU."""
     return truthgate(
         "probe", "--model_args", f"pretrained={checkpoint}", "--tasks", "probe_halueval_qa", "--device", "cpu",
         "--metadata", json.dumps({"halueval_path": data}), *more, cwd=cwd,

@@ -1,4 +1,4 @@
-"""Requests as lmms-eval makes them, and a small task of its own on disk."""
+"""Requests as lmms-eval makes them, and three small tasks on disk: generation, rounds and multiple choice."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def doc_to_text(doc, lmms_eval_specific_kwargs=None, previous_output=None, round
     if round_idx is None:
         return doc["question"]
     ended = round_idx == 2
-    return doc_to_visual(doc), f"and round {round_idx}?", ended, previous_output, {"seen": round_idx}
+    return doc_to_visual(doc), f"and round {round_idx}?", ended, previous_output, {"round": round_idx}
 
 def letters(doc, results):
     return {"letters": len(results[0])}
@@ -71,12 +71,12 @@ TASKS = {
 
 
 def documents(folder: Path, number: int = 8) -> list[dict[str, Any]]:
-    """Questions of different lengths with no picture, one or two, saved in the folder."""
+    """Questions of different lengths about no, one or two images, which are saved in the folder."""
     rows = []
     for n in range(number):
         paths = [str(folder / f"{n}_{k}.png") for k in range((1, 0, 2, 1)[n % 4])]
         for k, path in enumerate(paths):
-            factories_vlm.picture(10 * n + k, (30 + 10 * n, 60)).save(path)
+            factories_vlm.random_image(10 * n + k, (30 + 10 * n, 60)).save(path)
         rows.append(
             {"question": f"Is there a {'very ' * (3 * n % 5)}big cat?", "pictures": paths, "answer": n % 2}
         )
@@ -94,7 +94,7 @@ def save_tasks(folder: Path, number: int = 8) -> Path:
     return folder
 
 
-def open_pictures(doc: dict[str, Any]) -> list[Any]:
+def open_images(doc: dict[str, Any]) -> list[Any]:
     from PIL import Image
 
     return [Image.open(path) for path in doc["pictures"]]
@@ -106,11 +106,11 @@ def instance(kind: str, doc_id: int, *arguments: Any) -> Instance:
 
 
 def generate(model: Any, docs: Sequence[dict[str, Any]], settings: Any = None) -> list[str]:
-    """The model's answers to these documents, asked as lmms-eval asks."""
+    """The model's answers to these documents, in requests as lmms-eval makes them."""
     model.task_dict[TASK] = {SPLIT: list(docs)}
     requests = [
         instance(
-            "generate_until", n, doc["question"], dict(settings or SETTINGS), doc.get("visual", open_pictures)
+            "generate_until", n, doc["question"], dict(settings or SETTINGS), doc.get("visual", open_images)
         )
         for n, doc in enumerate(docs)
     ]

@@ -12,34 +12,35 @@ from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngi
 
 
 def prompts() -> list[list[int]]:
-    """Prompts behind one instruction, in related pairs, alone, equal, and one inside another."""
-    draw = torch.randint(3, 90, (700,), generator=torch.Generator().manual_seed(5)).tolist()
-    instruction, rest = draw[:60], draw[60:]
-    behind = [instruction + rest[7 * i : 7 * i + 3 + i % 5] for i in range(70)]
-    return [*behind, behind[3], *(rest[i : i + 4] for i in range(6)), [5], [5, 6], [5, 6, 7]]
+    """Prompts after one instruction, in related pairs, alone, equal, and one a prefix of another."""
+    tokens = torch.randint(3, 90, (700,), generator=torch.Generator().manual_seed(5)).tolist()
+    instruction, others = tokens[:60], tokens[60:]
+    instructed = [instruction + others[7 * i : 7 * i + 3 + i % 5] for i in range(70)]
+    return [*instructed, instructed[3], *(others[i : i + 4] for i in range(6)), [5], [5, 6], [5, 6, 7]]
 
 
 def questions() -> list[tuple[str, list[Image.Image]]]:
-    """Several about each picture, also behind a long text; about two, about none; some asked twice."""
-    shown = [[factories_vlm.picture(n, (30 + 25 * n, 90 - 10 * n))] for n in range(5)]
-    shown += [[shown[0][0], shown[1][0]], [shown[1][0], shown[0][0]], []]
+    """Several about each image, also after a long text; about two images, about none; some twice."""
+    images = [[factories_vlm.random_image(n, (30 + 25 * n, 90 - 10 * n))] for n in range(5)]
+    images += [[images[0][0], images[1][0]], [images[1][0], images[0][0]], []]
     texts = [
         f"Is there a {'very ' * (n % 3)}big {thing}?" for n, thing in enumerate("cat dog cup car".split())
     ]
-    found = [(text, pictures) for pictures in shown for text in texts]
+    found = [(text, own) for own in images for text in texts]
     long = "Look at it, and then answer. " * 12
-    found += [(f"{long}{text}", pictures) for pictures in shown[:2] for text in texts]
+    found += [(f"{long}{text}", own) for own in images[:2] for text in texts]
     return [*found, found[0], (found[1][0], [found[1][1][0].copy()])]
 
 
-def asked(shared: ImageQuestionEngine, answers: Sequence[str] = ("",)) -> list[ImagePrompt]:
+def image_prompts(engine: ImageQuestionEngine, answers: Sequence[str] = ("",)) -> list[ImagePrompt]:
+    """The questions for an engine, each once with every answer to score."""
     return [
         ImagePrompt(
-            shared.vlm.prompt(text, len(shown)),
-            shared.register_images(shown),
-            lambda shown=shown: shown,
+            engine.vlm.prompt(text, len(images)),
+            engine.register_images(images),
+            lambda images=images: images,
             answer,
         )
-        for text, shown in questions()
+        for text, images in questions()
         for answer in answers
     ]

@@ -1,4 +1,4 @@
-"""Tiny random models of the real classes, made from their configs: no hub, milliseconds each."""
+"""Tiny language models with random weights, of transformers' own classes; each is made in milliseconds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> Any:
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            # Biases start at zero in most classes, where a forgotten one would not be seen.
+            # Biases start at zero in most classes: a test could not tell one that is left out.
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model.to(dtype).eval()
 
@@ -99,7 +99,7 @@ def tiny_tokenizer() -> Any:
 
 
 def save_tiny_checkpoint(folder: Any, name: str = "llama") -> str:
-    """A tiny model with its tokenizer, as a folder that any host loads."""
+    """Save a tiny model with its tokenizer, as a folder that both harnesses load; its path."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     config = CONFIGS[name]()

@@ -1,7 +1,7 @@
-"""Tiny random vision-language models of the real classes, with real processors, saved as checkpoints.
+"""Tiny vision-language models with random weights, of transformers' own classes and with real processors.
 
-Every language half has 3 layers of 4 heads (2 key-value heads) and hidden size 32, so that one score
-artifact fits them all, as it does in a family.
+Every language model has 3 layers of 4 heads (2 key-value heads) and hidden size 32, so that one score
+artifact fits them all, as it does in a family. No download is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OMNI = [
     "<|audio_bos|>", "<|audio_eos|>",
 ]  # fmt: skip
 
-# As in the checkpoints of the real models: LLaVA-1.5's, and Qwen's with its system message.
+# The chat templates of the real checkpoints: LLaVA-1.5's, and Qwen's with its system message.
 LLAVA_TEMPLATE = (
     "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['content'] is string %}{{ m['content'] }}"
     "{% else %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
@@ -47,7 +47,7 @@ def tokenizer(extra: list[str], **named: str) -> Any:
     """A byte-level BPE tokenizer; `named` are attributes such as image_token, as Qwen's files have them."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    # Printable characters, space and line break only: then no two answers look alike that are not.
+    # Printable characters, space and line break only, so that different tokens give different texts.
     symbols = _SPECIAL + [chr(n) for n in range(33, 127)] + ["\u0120", "\u010a"]
     vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
     merges = [("t", "h"), ("i", "n"), ("a", "n"), ("e", "r"), ("\u0120", "Y"), ("\u0120", "N")]
@@ -156,7 +156,7 @@ def _omni_config(words: Any) -> Any:
 
 
 def qwen2_5_omni() -> tuple[Any, Any]:
-    """The full model, talker and all, as the hub's checkpoint is; only its thinker is of interest."""
+    """The full model with its talker, as the hub's checkpoint has it; the tests use its thinker."""
     named = {
         "image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
         "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
@@ -185,21 +185,21 @@ def make(name: str) -> tuple[Any, Any]:
 
 
 def save(folder: Path, name: str) -> str:
-    """A tiny model with its processor, as a folder that any host loads."""
+    """Save a tiny model with its processor, as a folder that both harnesses load; its path."""
     model, processor = make(name)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return str(folder)
 
 
-def picture(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """A small noisy picture, its own for every seed."""
+def random_image(seed: int = 0, size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """A small image of noise; every seed gives another."""
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(noise)
 
 
 def save_smollm2_llava(folder: Path) -> str:
-    """A LLaVA whose language model is the packaged SmolLM2-135M; its vision half is tiny and untrained."""
+    """A LLaVA whose language model is the packaged SmolLM2-135M; its vision tower is tiny and untrained."""
     from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
     base = resolve_smollm2(SMOLLM2)

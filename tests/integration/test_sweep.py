@@ -1,4 +1,4 @@
-"""`truthgate sweep` through both hosts: one load, either part, files that `compare` reads, going on."""
+"""`truthgate sweep` through both harnesses: one load, both splits, files for `compare`, continuing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from helpers.command_line import truthgate
 from truthgate_eval.analysis.runs.run import read_run
 from truthgate_eval.data.poll import prepare_poll
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.lm_eval import evaluator as lm_eval_sweep
-from truthgate_eval.harness.lmms_eval import evaluator as lmms_eval_sweep
-from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
+from truthgate_eval.harness import evaluator
+from truthgate_eval.inference.self_check import cache_lower_layers
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +30,7 @@ def artifact(folder: Path, **metadata: Any) -> Path:
 
 @pytest.fixture
 def text(tmp_path: Path, checkpoint: str, halueval_folder: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A sweep's arguments under lm-eval; rows 0 to 9 were probed."""
+    """A sweep's arguments for lm-eval; rows 0 to 9 were probed."""
     (tmp_path / "halueval").symlink_to(halueval_folder)
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
     scores = artifact(tmp_path, rows={"halueval/qa": list(range(10))})
@@ -41,13 +40,11 @@ def text(tmp_path: Path, checkpoint: str, halueval_folder: str, monkeypatch: pyt
 
 
 @pytest.fixture
-def pictured(
-    tmp_path: Path, vlm_checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
-) -> list[str]:
-    """A sweep's arguments under lmms-eval, on a poll about ten pictures."""
+def image(tmp_path: Path, vlm_checkpoint: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A sweep's arguments for lmms-eval, on a poll about ten images."""
     lines = []
     for n in range(10):
-        factories_vlm.picture(n).save(tmp_path / f"{n}.png")
+        factories_vlm.random_image(n).save(tmp_path / f"{n}.png")
         lines.append(json.dumps({"image": f"{n}.png", "objects": ["dog", "cat", f"thing {n}"]}))
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     prepare_poll(tmp_path / "a.jsonl", [tmp_path], tmp_path)
@@ -59,54 +56,58 @@ def pictured(
     ]  # fmt: skip
 
 
-def choose_gated(bench: Any, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, str]]:
-    """Let lam=1 win, whatever the tiny model says; returns the list of (lam, part) that were judged."""
-    plain, judged = bench.judge, []
+def record_evaluations(
+    monkeypatch: pytest.MonkeyPatch, *, interrupt_after: int | None = None
+) -> list[tuple[float, str]]:
+    """Let lam=1 win, whatever the tiny model answers; returns the list of (lam, split) that were evaluated."""
+    original, evaluated = evaluator.Evaluator.evaluate, []
 
-    def judge(self: Any, gate: Any, part: str, output: Path | None = None) -> Any:
-        found = plain(self, gate, part, output)
-        judged.append((gate.lam, part))
+    def evaluate(self: Any, gate: Any, split: Any, output: Path | None = None) -> Any:
+        if len(evaluated) == interrupt_after:
+            raise KeyboardInterrupt
+        found = original(self, gate, split, output)
+        evaluated.append((gate.lam, split))
         return type(found)(float(gate.lam == 1), found.stderr, found.documents)
 
-    monkeypatch.setattr(bench, "evaluate", judge)
-    return judged
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate", evaluate)
+    return evaluated
 
 
-@pytest.mark.parametrize("host", ["text", "pictured"])
-def test_the_choice_alone_is_judged_on_the_rest(
-    host: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("harness", ["text", "image"])
+def test_only_the_choice_is_evaluated_on_the_test_split(
+    harness: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = request.getfixturevalue(host)
-    bench = lm_eval_sweep.LmEvalEvaluator if host == "text" else lmms_eval_sweep.LmmsEvalEvaluator
-    judged = choose_gated(bench, monkeypatch)
+    arguments = request.getfixturevalue(harness)
+    evaluated = record_evaluations(monkeypatch)
     done = truthgate(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert judged == [
+    assert evaluated == [
         (0, "selection"), (1, "selection"), (-1, "selection"),
         (0, "evaluation"), (1, "evaluation"), (0, "evaluation"),
     ]  # fmt: skip
     recommended = TruthScores.load(tmp_path / "a.npz").metadata["recommended"]
-    assert (recommended["lam"], recommended["modality"]) == (1, "text" if host == "text" else "image")
+    assert (recommended["lam"], recommended["modality"]) == (1, "text" if harness == "text" else "image")
     runs = {
         name: read_run(tmp_path / "a.sweep" / "rest" / name) for name in ("vanilla", "chosen", "random-1")
     }
     gates = {name: run.gate or {} for name, run in runs.items()}
+    assert [gate["kind"] for gate in gates.values()] == ["vanilla", "scores", "random"]
     assert gates["vanilla"]["scores"] == "none" and gates["random-1"]["scores"] == "random:1"
     assert gates["chosen"]["lam"] == 1 and gates["chosen"]["scores"] == str(tmp_path / "a.npz")
     [*tasks] = runs["vanilla"].tasks.values()
-    rest = sum(len(task.samples) for task in tasks)
+    test = sum(len(task.samples) for task in tasks)
     selection = recommended["points"][0]["documents"]
-    whole = {"text": 60 - 10, "pictured": 2 * 60}[host]  # without the rows that were probed
-    assert selection + rest == whole and 0 < selection < whole / 2
+    whole = {"text": 60 - 10, "image": 2 * 60}[harness]  # without the rows that were probed
+    assert selection + test == whole and 0 < selection < whole / 2
     assert "truthgate compare" in done.stdout and (tmp_path / "a.sweep" / "sweep.png").is_file()
 
 
-@pytest.mark.parametrize("host", ["text", "pictured"])
-def test_the_gate_is_off_between_settings_and_vanilla_is_vanilla(
-    host: str, request: pytest.FixtureRequest, tmp_path: Path
+@pytest.mark.parametrize("harness", ["text", "image"])
+def test_no_gate_stays_on_the_model_for_the_next_one(
+    harness: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """lam = 0 in front of and behind other gates gives the same samples; another gate gives others."""
-    arguments = request.getfixturevalue(host)
+    """The vanilla model before and after other gates gives the same samples; another gate gives others."""
+    arguments = request.getfixturevalue(harness)
     arguments[arguments.index("--lam") + 1] = "9"
     done = truthgate(*arguments, "--rest_limit", "10", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -118,36 +119,34 @@ def test_the_gate_is_off_between_settings_and_vanilla_is_vanilla(
     assert _answers(folder / "vanilla") == first["vanilla"]
 
 
-@pytest.mark.parametrize("host", ["text", "pictured"])
+@pytest.mark.parametrize("harness", ["text", "image"])
 def test_layers_below_the_gated_ones_run_once(
-    host: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    harness: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is found is what a sweep finds that computes everything anew."""
-    arguments = [*request.getfixturevalue(host), "--layers", "2", "--limit", "8", "--rest_limit", "0"]
-    bench = lm_eval_sweep if host == "text" else lmms_eval_sweep
-    again, points = [], []
-    for keeps in (True, False):
+    """The results are those of a sweep without the cache of lower layers."""
+    arguments = [*request.getfixturevalue(harness), "--layers", "2", "--limit", "8", "--rest_limit", "0"]
+    caches, points = [], []
+    for caching in (True, False):
 
-        def keep(forward: Any, layers: Any, keeps: bool = keeps) -> Any:
-            kept = cache_lower_layers(forward, layers if keeps else ())
-            again.append(lambda: kept and kept.again)
-            return kept
+        def cache_layers(model: Any, layers: Any, caching: bool = caching) -> Any:
+            caches.append(cache_lower_layers(model, layers if caching else ()))
+            return caches[-1]
 
-        monkeypatch.setattr(bench, "cache_lower_layers", keep)
-        done = truthgate(*arguments, "-o", str(tmp_path / f"{keeps}"), cwd=tmp_path)
+        monkeypatch.setattr(evaluator, "cache_lower_layers", cache_layers)
+        done = truthgate(*arguments, "-o", str(tmp_path / f"{caching}"), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        points.append((tmp_path / f"{keeps}" / "points.jsonl").read_text())
+        points.append((tmp_path / f"{caching}" / "points.jsonl").read_text())
     assert points[0] == points[1] and len(points[0].splitlines()) == 3
-    assert again[0]() > 0 and again[1]() is None
+    assert caches[0].num_reused > 0 and caches[1] is None
     assert TruthScores.load(tmp_path / "a.npz").metadata["recommended"]["layers"] == "2"
 
 
-@pytest.mark.parametrize("host", ["text", "pictured"])
+@pytest.mark.parametrize("harness", ["text", "image"])
 @pytest.mark.parametrize(("layers", "line"), [("1-3", "this model's layers are 0 to 2"), ("a", "8-15")])
 def test_layers_that_do_not_exist_are_one_line(
-    host: str, layers: str, line: str, request: pytest.FixtureRequest, tmp_path: Path
+    harness: str, layers: str, line: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    done = truthgate(*request.getfixturevalue(host), "--layers", layers, cwd=tmp_path)
+    done = truthgate(*request.getfixturevalue(harness), "--layers", layers, cwd=tmp_path)
     assert done.returncode == 1 and line in done.stderr
     assert "Traceback" not in done.stderr and not list(tmp_path.glob("a.sweep/points*"))
 
@@ -158,33 +157,27 @@ def _answers(folder: Path) -> list[Any]:
     return [row["filtered_resps"] for row in rows]
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(
+def test_an_interrupted_sweep_continues(
     text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = lm_eval_sweep.LmEvalEvaluator
-    plain, judged = bench.judge, []
-
-    def judge(self: Any, gate: Any, part: str, output: Path | None = None) -> Any:
-        if len(judged) == 2:
-            raise KeyboardInterrupt
-        judged.append(gate.lam)
-        return plain(self, gate, part, output)
-
-    monkeypatch.setattr(bench, "evaluate", judge)
-    assert truthgate(*text, "--rest_limit", "0", cwd=tmp_path).returncode != 0
+    with monkeypatch.context() as patch:
+        evaluated = record_evaluations(patch, interrupt_after=2)
+        assert truthgate(*text, "--rest_limit", "0", cwd=tmp_path).returncode != 0
+        assert evaluated == [(0, "selection"), (1, "selection")]
     assert "recommended" not in TruthScores.load(tmp_path / "a.npz").metadata
-    judged.clear()
+    evaluated = record_evaluations(monkeypatch)
     done = truthgate(*text, "--rest_limit", "0", cwd=tmp_path)
-    assert done.returncode == 0 and judged == [-1]
+    assert done.returncode == 0 and evaluated == [(-1, "selection")]
     assert done.stderr.count("(from before)") == 2
     assert len(TruthScores.load(tmp_path / "a.npz").metadata["recommended"]["points"]) == 3
 
 
-def test_mistakes_are_one_line(text: list[str], tmp_path: Path) -> None:
+def test_every_mistake_is_one_line(text: list[str], tmp_path: Path) -> None:
     for more, message in [
         (("--metric", "f2"), "has no metric 'f2': it has acc"),
         (("--model", "vllm"), "a sweep takes hf, or one of gated_vlm"),
         (("--tasks", "halueval_qb"), "did you mean"),
+        (("--limit", "-3"), "--limit=-3: expected a number of documents, 1 or more"),
     ]:
         done = truthgate(*text, *more, "--output", f"{more[1]}.sweep", cwd=tmp_path)
         assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr

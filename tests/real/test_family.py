@@ -25,6 +25,7 @@ from truthgate_eval.analysis.heads.family import (
 )
 from truthgate_eval.harness.lm_eval.probing import load_lm, load_tokenized
 from truthgate_eval.paths import packaged_file
+from truthgate_eval.probing.config import CaptureConfig, ProbeConfig
 from truthgate_eval.probing.run import run_probing
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
@@ -99,7 +100,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyMatrix:
     }
     for name, model in models.items():
         seed = SEED if name == "base" else OTHER_SEED
-        scores = run_probing(model, sequences, name=name, seed=seed, batch_size=16)
+        scores = run_probing(
+            model, sequences, ProbeConfig(seed=seed), name=name, capture_config=CaptureConfig(batch_size=16)
+        )
         scores.save(folder / f"{name}.npz")
     found = correlate_family([read_member(str(folder / f"{name}.npz")) for name in models])
     Console(width=100).print(matrix_table(found, "pearson"), pairs_table(found))

@@ -9,6 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval.probing import load_lm, load_tokenized
 from truthgate_eval.probing.capture import capture
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 from truthgate_eval.probing.folds import make_folds
 
@@ -27,7 +28,7 @@ def test_newton_is_scikit_learn_on_every_real_head(activations, site: str) -> No
     """Validation accuracy equal on all 270 heads, and the objective within 1e-5, on real activations."""
     x, sequences = activations
     _, layers, heads, _ = x.shape
-    ours = cross_validate_heads(x, sequences.labels, sequences.groups, solver="newton", folds=1)
+    ours = cross_validate_heads(x, sequences.labels, sequences.groups, ProbeConfig(solver="newton", folds=1))
     ((train, validation),) = make_folds(sequences.groups, folds=1)
     y = sequences.labels
     for layer in range(layers):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from truthgate_eval.cli.console import console, print_line
-from truthgate_eval.files import check_file, write_whole
+from truthgate_eval.files import check_file, write_atomic
 
 
 def compare(
@@ -41,14 +41,17 @@ def compare(
     for path, suffix in ((markdown, ".md"), (csv, ".csv"), (latex, ".tex"), (json_file, ".json")):
         if path is not None:
             check_file(path, suffix)
-    # statsmodels and the readers take a second to import, which other commands should not wait for.
+    # numpy and scipy take a second to import, and other commands do not need them.
     from truthgate_eval.analysis.leaderboard import formats
+    from truthgate_eval.analysis.leaderboard.cells import footnote
     from truthgate_eval.analysis.leaderboard.table import make_leaderboard
+    from truthgate_eval.analysis.leaderboard.terminal import terminal_tables
+    from truthgate_eval.analysis.named_path import split_named_path
     from truthgate_eval.analysis.runs.methods import make_entries
     from truthgate_eval.analysis.runs.run import read_run
 
-    given = [_split(text) for text in runs]
-    entries = make_entries([(name, read_run(path)) for name, path in given])
+    named_paths = [split_named_path(text) for text in runs]
+    entries = make_entries([(name, read_run(path)) for name, path in named_paths])
     leaderboard = make_leaderboard(
         entries,
         baseline=baseline,
@@ -57,27 +60,18 @@ def compare(
         seed=seed,
         published=published,
     )
-    for table in formats.terminal_tables(leaderboard):
+    for table in terminal_tables(leaderboard):
         console.print(table)
-        console.print()
-    print_line(formats.footnote(leaderboard))
+    print_line(footnote(leaderboard))
     for warning in leaderboard.warnings:
         print_line(f"warning: {warning}")
     contents = {
         markdown: formats.markdown,
         csv: formats.as_csv,
         latex: formats.latex,
-        json_file: lambda board: json.dumps(board.as_dict(), indent=2) + "\n",
+        json_file: lambda made: json.dumps(made.as_dict(), indent=2) + "\n",
     }
     for path, make in contents.items():
         if path is not None:
-            write_whole(path, make(leaderboard).encode())
+            write_atomic(path, make(leaderboard).encode())
             print_line(f"-> {path}")
-
-
-def _split(text: str) -> tuple[str | None, str]:
-    """`NAME=RUN` as (NAME, RUN); a path that exists is a path, even with a = in it."""
-    name, equals, path = text.partition("=")
-    if not equals or not name or Path(text).exists():
-        return None, text
-    return name, path

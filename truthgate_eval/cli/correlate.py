@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console()
+from truthgate_eval.cli.console import console, print_line
 
 
 class Measure(str, Enum):
@@ -47,12 +46,10 @@ def correlate(
         as_json,
         correlate_family,
         different_settings,
-        matrix_table,
-        members_table,
-        pairs_table,
         read_member,
     )
-    from truthgate_eval.files import check_file, write_whole
+    from truthgate_eval.analysis.heads.family_tables import matrix_tables, members_table, pairs_table
+    from truthgate_eval.files import check_file, write_atomic
 
     for path, suffixes in (
         (csv, (".csv",)),
@@ -69,12 +66,13 @@ def correlate(
         sys.stderr.write(f"warning: {warning}\n")
     console.print(members_table(family))
     if len(members) > 2:
-        console.print(matrix_table(family, measure.value))
+        for table in matrix_tables(family, measure.value):
+            console.print(table)
     console.print(pairs_table(family))
     for path, text in ((csv, as_csv), (json, as_json)):
         if path is not None:
-            write_whole(path, text(family).encode())
-            _say(path)
+            write_atomic(path, text(family).encode())
+            print_line(f"-> {path}")
     for path, draw in (
         (plot, lambda: plots.matrix_figure(family, measure.value)),
         (scatter, lambda: plots.scatter_figure(family)),
@@ -82,9 +80,4 @@ def correlate(
     ):
         if path is not None:
             plots.save_figure(draw(), path)
-            _say(path)
-
-
-def _say(path: Path) -> None:
-    """Print where something was written: never wrapped, so that the path can be copied."""
-    console.print(f"-> {path}", soft_wrap=True, highlight=False, markup=False)
+            print_line(f"-> {path}")

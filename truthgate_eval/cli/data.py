@@ -1,12 +1,11 @@
-"""`truthgate data`: original releases and one's own pictures made into data sets that tasks can load."""
+"""`truthgate data`: data sets for tasks, from original releases and from one's own images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from truthgate_eval.data.store import PreparedDataset
 
 data_app = typer.Typer(
-    help="Make data sets for tasks from original releases or from your own pictures.",
+    help="Make data sets for tasks from original releases or from your own images.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -34,19 +33,15 @@ Out = Annotated[
     typer.Option("--out", help="The data folder. Default: $TRUTHGATE_DATA, or a folder in the user's cache."),
 ]
 Images = Annotated[
-    list[Path], typer.Option("--images", help="A folder of pictures, at any depth; repeat for several.")
+    list[Path],
+    typer.Option("--images", help="A folder of images; subfolders count. Repeat for several folders."),
 ]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Leave questions about missing pictures out.")
+    bool, typer.Option("--allow-missing", help="Leave out questions about missing images.")
 ]
 
 
-class Kind(str, Enum):
-    """Who rewrites."""
-
-    none = "none"
-    local = "local"
-    endpoint = "endpoint"
+RewriterKind = Literal["none", "local", "endpoint"]
 
 
 @data_app.command()
@@ -56,26 +51,29 @@ def poll(
         Path, typer.Option(help="COCO instances JSON, or JSON lines of image and objects.")
     ],
     out: Out = None,
-    per_picture: Annotated[int, typer.Option(min=1, help="Yes questions a picture, and as many no.")] = 3,
+    per_image: Annotated[
+        int,
+        typer.Option("--per-picture", min=1, help="Yes questions for each image, and as many no questions."),
+    ] = 3,
     min_objects: Annotated[
-        int | None, typer.Option(min=1, help="Leave pictures with fewer objects out. Default: --per-picture.")
+        int | None, typer.Option(min=1, help="Leave out images with fewer objects. Default: --per-picture.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many pictures.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many images.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
     probe_share: Annotated[
-        float, typer.Option(help="Share of the pictures to set aside for probing: task probe_poll.")
+        float, typer.Option(help="Share of the images to set aside for probing: task probe_poll.")
     ] = 0.0,
     allow_missing: AllowMissing = False,
 ) -> None:
-    """Polls by POPE's sampling rule from annotated pictures: tasks `poll`, `poll_random`, ..."""
+    """Questions about annotated images, by POPE's sampling rule: tasks `poll`, `poll_random`, ..."""
     from truthgate_eval.data.poll import prepare_poll
 
-    with _working("looking for pictures"):
+    with _progress("looking for images"):
         prepared = prepare_poll(
             annotations,
             images,
             out or data_dir(),
-            per_picture=per_picture,
+            per_image=per_image,
             min_objects=min_objects,
             limit=limit,
             seed=seed,
@@ -98,7 +96,7 @@ def pope(
     """POPE's nine question files: tasks `pope_all`, `pope_coco`, `pope_coco_random`, ..."""
     from truthgate_eval.metrics.pope import SOURCES
 
-    with _working("looking for pictures"):
+    with _progress("looking for images"):
         prepared = prepare_pope(
             questions, images, out or data_dir(), sources=source or SOURCES, allow_missing=allow_missing
         )
@@ -114,8 +112,8 @@ def phd(
     out: Out = None,
     allow_missing: AllowMissing = False,
 ) -> None:
-    """PhD's questions, for probing with pictures and with text."""
-    with _working("looking for pictures"):
+    """PhD's questions, for probing with images and with text."""
+    with _progress("looking for images"):
         prepared = prepare_phd(json, images, out or data_dir(), allow_missing=allow_missing)
     _report(prepared, "truthgate probe --tasks probe_phd_image")
 
@@ -127,15 +125,15 @@ def rlhf_v(
         typer.Option(help="The release's file, or the authors' JSON lines. Default: from the hub."),
     ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option("--images", help="With JSON lines: a folder of pictures.")
+        list[Path] | None, typer.Option("--images", help="With JSON lines: a folder of images.")
     ] = None,
     out: Out = None,
     allow_missing: AllowMissing = False,
 ) -> None:
-    """RLHF-V's question-answering samples, for probing with pictures."""
+    """RLHF-V's question-answering samples, for probing with images."""
     from truthgate_eval.data.rlhf_v import prepare_rlhf_v
 
-    with _working("records") as step:
+    with _progress("records") as step:
         prepared = prepare_rlhf_v(
             out or data_dir(),
             parquet=parquet,
@@ -148,10 +146,10 @@ def rlhf_v(
 
 @data_app.command()
 def halueval(
-    folder: Annotated[Path, typer.Argument(help="HaluEval's folder with qa_data.json and its like.")],
+    folder: Annotated[Path, typer.Argument(help="HaluEval's folder, with qa_data.json and the others.")],
     out: Out = None,
 ) -> None:
-    """HaluEval's files, checked and copied to where its tasks look for them."""
+    """HaluEval's files, checked and copied into the data folder."""
     _report(prepare_halueval(folder, out or data_dir()), "lm_eval --tasks halueval")
 
 
@@ -162,14 +160,14 @@ def minimal_pairs(
         typer.Option("--input", help="Prepared pairs, or JSON lines of question, chosen and rejected."),
     ] = None,
     rewriter: Annotated[
-        Kind,
+        RewriterKind,
         typer.Option(help="none: filter only; local: transformers; endpoint: OpenAI-compatible."),
-    ] = Kind.none,
+    ] = "none",
     model: Annotated[str | None, typer.Option(help="The rewriter's name or path.")] = None,
     base_url: Annotated[
         str | None, typer.Option(help="The endpoint, such as http://localhost:8000/v1.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="Of a local rewriter, such as cuda:0.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of a local rewriter, such as cuda:0.")] = None,
     last_words: Annotated[int, typer.Option(min=1, help="How many words at the end may differ.")] = 2,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many pairs.")] = None,
     out: Out = None,
@@ -178,7 +176,7 @@ def minimal_pairs(
     from truthgate_eval.data.minimal_pairs import prepare_minimal_pairs
 
     folder = out or data_dir()
-    with _working("rewritten") as step:
+    with _progress("rewritten") as step:
         prepared = prepare_minimal_pairs(
             source or folder / "rlhf_v" / "qa.parquet",
             folder,
@@ -191,32 +189,34 @@ def minimal_pairs(
     _report(prepared)
 
 
-def _rewriter(kind: Kind, model: str | None, base_url: str | None, device: str | None) -> Rewriter | None:
+def _rewriter(
+    rewriter: RewriterKind, model: str | None, base_url: str | None, device: str | None
+) -> Rewriter | None:
     from truthgate_eval.data.rewriters import endpoint_rewriter, local_rewriter
 
-    if kind is Kind.none:
+    if rewriter == "none":
         if model is not None:
             raise DataError(f"--model {model} without --rewriter: expected --rewriter local or endpoint")
         return None
     if model is None:
-        raise DataError(f"--rewriter {kind.value} needs --model")
-    if kind is Kind.endpoint:
+        raise DataError(f"--rewriter {rewriter} needs --model")
+    if rewriter == "endpoint":
         return endpoint_rewriter(model, base_url=base_url)
     return local_rewriter(model, device=device)
 
 
 @contextmanager
-def _working(what: str) -> Iterator[Callable[[int], None]]:
-    """A counter on stderr that goes away at the end, for what may take more than a few seconds."""
+def _progress(description: str) -> Iterator[Callable[[int], None]]:
+    """A transient progress counter on stderr; yields a function that adds to it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        task = bars.add_task(what, total=None)
-        yield lambda steps: bars.advance(task, steps)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda steps: progress.advance(task, steps)
 
 
 def _report(prepared: PreparedDataset, use: str | None = None) -> None:
-    from truthgate_eval.data.images import name_some
-    from truthgate_eval.data.store import MISSING
+    from truthgate_eval.data.images import shorten_names
+    from truthgate_eval.data.store import MISSING_FILE
 
     for name, rows in prepared.files.items():
         console.print(f"{prepared.folder.name}/{name}: {rows} rows", highlight=False)
@@ -224,8 +224,8 @@ def _report(prepared: PreparedDataset, use: str | None = None) -> None:
         console.print(f"  {note}", highlight=False)
     if prepared.missing:
         console.print(
-            f"  {len(prepared.missing)} pictures are missing: {name_some(prepared.missing)} "
-            f"(all in {prepared.folder / MISSING})",
+            f"  {len(prepared.missing)} images are missing: {shorten_names(prepared.missing)} "
+            f"(all in {prepared.folder / MISSING_FILE})",
             highlight=False,
             soft_wrap=True,
         )

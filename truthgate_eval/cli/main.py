@@ -1,23 +1,27 @@
-"""`truthgate`: probe a model, look at its scores, choose a gate, check the installation."""
+"""`truthgate`: the program, its error line, and the commands that have no module of their own."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from truthgate_eval import __version__
 from truthgate_eval.cli.compare import compare
-from truthgate_eval.cli.console import console, print_line
+from truthgate_eval.cli.console import console, print_line, set_up_logging
 from truthgate_eval.cli.correlate import correlate
 from truthgate_eval.cli.data import data_app
 from truthgate_eval.cli.probe import probe
 from truthgate_eval.cli.report import report
 from truthgate_eval.cli.sweep import sweep
-from truthgate_eval.errors import TruthGateError
+from truthgate_eval.errors import TruthGateError, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from truthgate_eval.gating.scores import TruthScores
 
 app = typer.Typer(
     help="Find the attention heads that tell truth from hallucination, and gate them.",
@@ -37,25 +41,30 @@ app.command()(sweep)
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1."""
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
-    logging.captureWarnings(True)
     try:
         app()
     except TruthGateError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(1)
 
 
-def _version(show: bool) -> None:
-    if show:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         console.print(f"truthgate_eval {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
-) -> None: ...
+    context: typer.Context,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also print what the libraries in use log.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001 (its callback prints)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    set_up_logging(context, verbose=verbose)
 
 
 @app.command()
@@ -72,10 +81,10 @@ def show(
     from truthgate_eval.gating.scores import TruthScores
 
     artifact = TruthScores.resolve(scores)
-    facts = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _facts(artifact):
-        facts.add_row(f"[dim]{name}[/dim]", value)
-    console.print(facts)
+    summary = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _summary(artifact):
+        summary.add_row(f"[dim]{name}[/dim]", value)
+    console.print(summary)
     console.print()
     console.print(top_heads(artifact, min(top, artifact.scores.size)))
     console.print()
@@ -86,11 +95,11 @@ def show(
         print_line(f"heat map -> {plot}")
 
 
-def _facts(artifact: Any) -> list[tuple[str, str]]:
-    """The metadata that a reader asks for first, as (name, text) pairs."""
+def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
+    """An artifact's most important metadata, as (name, text) pairs."""
     meta = artifact.metadata
     probe = meta.get("probe", {})
-    facts = [
+    pairs = [
         ("model", artifact.model),
         ("heads", f"{artifact.shape[0]} layers x {artifact.shape[1]} heads"),
         ("task", meta.get("task")),
@@ -103,7 +112,7 @@ def _facts(artifact: Any) -> list[tuple[str, str]]:
         ("note", meta.get("note")),
         ("mean score", f"{artifact.scores.mean():.3f}"),
         ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.3f}"),
-        ("seeds", None if artifact.seed_scores is None else _spread(artifact.seed_scores)),
+        ("seeds", None if artifact.seed_scores is None else _seed_deviation(artifact.seed_scores)),
         ("sha256", artifact.fingerprint[:16]),
         ("created", meta.get("created")),
     ]
@@ -111,13 +120,14 @@ def _facts(artifact: Any) -> list[tuple[str, str]]:
         chosen = ", ".join(
             f"{key}={recommended[key]}" for key in ("lam", "norm", "site") if key in recommended
         )
-        facts.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
-    return [(name, str(value)) for name, value in facts if value]
+        pairs.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
+    return [(name, str(value)) for name, value in pairs if value]
 
 
-def _spread(seed_scores: Any) -> str:
-    spread = seed_scores.std(axis=0, ddof=1).mean()
-    return f"{len(seed_scores)}; standard deviation of a head's score {spread:.3f}"
+def _seed_deviation(seed_scores: np.ndarray[Any, Any]) -> str:
+    """The number of seeds, and the deviation between them, which is a mean over all heads."""
+    deviation = seed_scores.std(axis=0, ddof=1).mean()
+    return f"{len(seed_scores)}; standard deviation of a head's score {deviation:.3f}"
 
 
 @app.command("import")
@@ -135,7 +145,7 @@ def import_scores(
     """Make a full artifact of published scores, with the provenance that you state."""
     from truthgate_eval.errors import GateError
     from truthgate_eval.gating.attention_layout import check_site
-    from truthgate_eval.gating.gate import make_gate
+    from truthgate_eval.gating.gate import check_norm, make_gate
     from truthgate_eval.gating.scores import TruthScores, check_output
 
     check_output(output)
@@ -148,7 +158,8 @@ def import_scores(
     if (lam is None) != (norm is None):
         raise GateError("a recommendation needs both: give --lam and --norm, or neither")
     if lam is not None and norm is not None:
-        make_gate(source, lam=lam, norm=norm, site=gate_site)  # refuses what could not be used later
+        # Raises on settings that no gate could use later.
+        make_gate(source, lam=lam, norm=check_norm(norm), site=check_site(gate_site))
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
     print_line(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
@@ -160,7 +171,7 @@ def demo(
     documents: Annotated[int, typer.Option(min=10, help="Documents to probe on.")] = 100,
     limit: Annotated[int, typer.Option(min=1, help="Documents of a task to evaluate.")] = 50,
 ) -> None:
-    """Run the main job on the packaged family: probe and gate base and child, on HaluEval and on scenes."""
+    """Probe and gate the packaged models, base and vision child, on HaluEval and on scenes."""
     from truthgate_eval.cli.demo import run_demo
 
     run_demo(console, folder, documents=documents, limit=limit)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from truthgate_eval.cli.console import print_line
-from truthgate_eval.files import check_file, write_whole
+from truthgate_eval.files import check_file, write_atomic
 
 
 def report(
@@ -38,23 +38,22 @@ def report(
 ) -> None:
     """Write one HTML page of runs and artifacts that needs no network."""
     check_file(output, ".html", ".htm")
-    from truthgate_eval.analysis.report.collect import collect, read_inputs
+    from truthgate_eval.analysis.report.collect import ReportConfig, collect, read_inputs
     from truthgate_eval.analysis.report.page import render
 
     entries, members = read_inputs(inputs)
-    content = collect(
-        entries,
-        members,
+    config = ReportConfig(
         baseline=baseline,
         published=published,
+        permutations=permutations,
+        resamples=resamples,
         documents=documents,
         thumbnails=thumbnails,
         images=images or (),
-        permutations=permutations,
-        resamples=resamples,
     )
+    content = collect(entries, members, config)
     page = render(content).encode("utf-8", "replace")
-    write_whole(output, page)
+    write_atomic(output, page)
     counts = (
         f"{len(entries)} runs, {len(members)} artifacts, {len(content['samples']['documents'])} documents"
     )

@@ -1,13 +1,11 @@
-"""`truthgate sweep`: choose a gate on a held-out fifth of the data, and judge the choice on the rest."""
+"""`truthgate sweep`: choose a gate on a held-out fifth of the documents, and evaluate it on the rest."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,8 +16,9 @@ from truthgate_eval.harness.lmms_eval.registry import MODELS
 if TYPE_CHECKING:
     from truthgate_eval.gating.gate_config import GateConfig
     from truthgate_eval.gating.scores import TruthScores
-    from truthgate_eval.gating.sweep import Candidate, Evaluator
+    from truthgate_eval.gating.sweep import Candidate
     from truthgate_eval.gating.sweep_store import SweepStore
+    from truthgate_eval.harness.evaluator import Evaluator, EvaluatorConfig
 
 
 def sweep(
@@ -30,7 +29,7 @@ def sweep(
     ] = "hf",
     model_args: Annotated[
         str,
-        typer.Option("--model_args", "-a", help="As in the host; hf's default: the small packaged model."),
+        typer.Option("--model_args", "-a", help="As in the harness; hf's default: the small packaged model."),
     ] = "",
     lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
     norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
@@ -40,144 +39,180 @@ def sweep(
         typer.Option(help="Layers to gate, such as 15-29 or 3+8-15; those below run once. Default: all."),
     ] = None,
     metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
-    limit: Annotated[int | None, typer.Option(min=1, help="Documents of a task, per setting.")] = None,
-    rest_limit: Annotated[
-        int | None, typer.Option("--rest_limit", min=0, help="Documents of a task's rest; 0: leave it out.")
+    limit: Annotated[
+        float | None, typer.Option(help="Documents of a task, per setting, or a fraction below 1.")
     ] = None,
-    random: Annotated[int, typer.Option(min=0, help="Also judge so many random gates on the rest.")] = 0,
+    rest_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--rest_limit", min=0, help="As --limit, for a task's test split; 0: leave the test out."
+        ),
+    ] = None,
+    random: Annotated[
+        int, typer.Option(min=0, help="Also evaluate so many random gates on the test split.")
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Points, plot and runs. Default: SCORES.sweep.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1)] = 8,
     device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
 ) -> None:
-    """Choose lam, norm and site on a held-out fifth of the data; judge only the choice on the rest.
+    """Choose lam, norm and site on a held-out fifth of the data; evaluate only the choice on the rest.
 
-    Interrupted, it goes on where it was when the same command is given again.
+    An interrupted sweep continues where it was when the same command is given again.
     """
-    from lm_eval.utils import simple_parse_args_string
-
-    from truthgate_eval.gating.gate_config import GateConfig, parse_layers
+    from truthgate_eval.data.splits import SELECTION, TEST
+    from truthgate_eval.gating.gate_config import parse_layers
     from truthgate_eval.gating.scores import TruthScores
-    from truthgate_eval.gating.sweep import (
-        REST,
-        SELECTION,
-        best_candidate,
-        candidate_gate,
-        format_candidates,
-        make_grid,
-        recommend,
-    )
-    from truthgate_eval.gating.sweep_plot import save_sweep_plot
+    from truthgate_eval.gating.sweep import candidate_gate, make_grid
     from truthgate_eval.gating.sweep_store import SweepStore
+    from truthgate_eval.harness.evaluator import EvaluatorConfig
+    from truthgate_eval.harness.model_args import parse_model_args
+    from truthgate_eval.limits import check_limit
 
+    # All arguments are checked before the model is loaded.
     artifact = TruthScores.load(scores)
     if scores.suffix != ".npz":
         raise TruthGateError(
             f"{scores} cannot hold a recommendation: make an .npz of it with truthgate import"
         )
+    check_limit(limit, "--limit")
     grid = make_grid(lam=lam, norm=norm, site=site)
-    parse_layers(layers)  # a slip of the pen shows before the model is loaded
-    names, arguments = tasks.split(","), simple_parse_args_string(model_args)
-    identity = {
-        "scores": artifact.fingerprint, "model": model, "model_args": arguments, "tasks": names,
-        "metric": metric, "limit": limit, "rest_limit": rest_limit, "batch_size": batch_size,
-        "layers": layers,
-    }  # fmt: skip
-    folder = SweepStore(output or scores.with_suffix(".sweep"), identity)
-    settings = {
-        "metric": metric, "model_args": arguments, "limits": {SELECTION: limit, REST: rest_limit},
-        "batch_size": batch_size, "device": device, "layers": layers,
-    }  # fmt: skip
-    bench = _bench(artifact, scores, model, names, settings)
-    gate = functools.partial(candidate_gate, artifact, str(scores), layers=layers)
-    points = _judge_grid(bench, gate, grid, folder)
-    console.print(format_candidates(points, metric))
-    save_sweep_plot(points, metric, tasks, folder.plot_file)
-    chosen = best_candidate(points)
-    recommended = recommend(
-        artifact, chosen, points, tasks=tasks, metric=metric, modality=bench.modality, layers=layers
+    parse_layers(layers)
+    config = EvaluatorConfig(
+        tasks=tasks.split(","),
+        metric=metric,
+        model_args=parse_model_args(model_args),
+        limits={SELECTION: limit, TEST: rest_limit or None},
+        layers=layers,
+        batch_size=batch_size,
+        device=device,
     )
-    recommended.save(scores)
-    print_line(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
-    print_line(f"plot -> {folder.plot_file}")
+    identity = {
+        "scores": artifact.fingerprint, "model": model, "model_args": config.model_args,
+        "tasks": config.tasks, "metric": metric, "limit": limit, "rest_limit": rest_limit,
+        "batch_size": batch_size, "layers": layers,
+    }  # fmt: skip
+    store = SweepStore(output or scores.with_suffix(".sweep"), identity)
+    evaluator = _load_evaluator(artifact, scores, model, config)
+    gates = [candidate_gate(artifact, str(scores), candidate, layers=layers) for candidate in grid]
+    candidates = _evaluate_grid(evaluator, grid, gates, store)
+    chosen = _recommend(artifact, scores, candidates, evaluator, store)
     if rest_limit != 0:
-        gates = {"vanilla": GateConfig.parse("none")}
-        if chosen.lam != 0:
-            gates["chosen"] = gate(chosen)
-        for seed in range(1, random + 1):
-            gates[f"random-{seed}"] = GateConfig.parse(f"random:{seed}", site=chosen.site, layers=layers)
-        _judge_rest(bench, gates, folder)
+        gate = candidate_gate(artifact, str(scores), chosen, layers=layers)
+        _evaluate_on_test_split(evaluator, _test_gates(gate, chosen, random, layers), store)
 
 
-def _bench(
-    artifact: TruthScores, scores: Path, model: str, names: list[str], settings: dict[str, Any]
-) -> Evaluator:
+def _load_evaluator(artifact: TruthScores, scores: Path, model: str, config: EvaluatorConfig) -> Evaluator:
     if model in MODELS:
-        from loguru import logger
-
         from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalEvaluator
+        from truthgate_eval.harness.quiet import log_to_stderr
 
-        logger.remove()  # lmms-eval's own log of every evaluation
-        logger.add(sys.stderr, level="WARNING", format="{level}: {message}")
-        return LmmsEvalEvaluator(artifact, model, names, **settings)
+        log_to_stderr()  # after lmms_eval's import, which sends its log to stdout
+        return LmmsEvalEvaluator(artifact, model, config)
     if model not in ("hf", "gated_hf"):
         raise TruthGateError(f"--model {model}: a sweep takes hf, or one of {', '.join(MODELS)}")
     from truthgate_eval.harness.lm_eval.evaluator import LmEvalEvaluator
 
-    return LmEvalEvaluator(artifact, str(scores), names, **settings)
+    return LmEvalEvaluator(artifact, str(scores), config)
 
 
-def _judge_grid(
-    bench: Evaluator, gate: Callable[[Candidate], GateConfig], grid: list[Candidate], folder: SweepStore
+def _evaluate_grid(
+    evaluator: Evaluator, grid: list[Candidate], gates: list[GateConfig], store: SweepStore
 ) -> list[Candidate]:
-    """Every point of the grid with its value; finished ones come from the folder."""
-    from truthgate_eval.gating.sweep import SELECTION
+    """All candidates with their metric; those that the folder has are not evaluated again."""
+    from truthgate_eval.data.splits import SELECTION
 
-    done = folder.candidates()
-    for number, point in enumerate(grid, start=1):
-        known = point.label in done
-        if not known:
-            outcome = bench.evaluate(gate(point), SELECTION)
-            done[point.label] = dataclasses.replace(point, **dataclasses.asdict(outcome))
-            folder.add(done[point.label])
-        # The host draws a bar for the documents of each setting; a second one would not stand beside it.
-        value = f"{done[point.label].value:.4f}{' (from before)' if known else ''}"
-        _note(f"[{number}/{len(grid)}] lam={point.lam:g},norm={point.norm},site={point.site}: {value}")
-    return [done[point.label] for point in grid]
+    done = store.candidates()
+    for number, (candidate, gate) in enumerate(zip(grid, gates, strict=True), start=1):
+        from_before = candidate.label in done
+        if not from_before:
+            done[candidate.label] = candidate.with_result(evaluator.evaluate(gate, SELECTION))
+            store.add(done[candidate.label])
+        # The harness has a progress bar of documents for each candidate; a second bar would collide with it.
+        value = f"{done[candidate.label].value:.4f}{' (from before)' if from_before else ''}"
+        setting = f"lam={candidate.lam:g},norm={candidate.norm},site={candidate.site}"
+        _print_progress(f"[{number}/{len(grid)}] {setting}: {value}")
+    return [done[candidate.label] for candidate in grid]
 
 
-def _judge_rest(bench: Evaluator, gates: dict[str, GateConfig], folder: SweepStore) -> None:
-    """The vanilla model, the choice and random gates on the documents that did not take part in choosing."""
-    from truthgate_eval.gating.sweep import REST
+def _recommend(
+    artifact: TruthScores, scores: Path, candidates: list[Candidate], evaluator: Evaluator, store: SweepStore
+) -> Candidate:
+    """Choose a candidate, save it in the artifact, and print and plot all of them."""
+    from truthgate_eval.data.splits import SELECTION
+    from truthgate_eval.gating.sweep import best_candidate, format_candidates, recommend
+    from truthgate_eval.gating.sweep_plot import save_sweep_plot
+
+    config, tasks = evaluator.config, ",".join(evaluator.config.tasks)
+    console.print(format_candidates(candidates, config.metric))
+    save_sweep_plot(candidates, config.metric, tasks, store.plot_file)
+    chosen = best_candidate(candidates)
+    recommended = recommend(
+        artifact,
+        chosen,
+        candidates,
+        tasks=tasks,
+        metric=config.metric,
+        modality=evaluator.modality,
+        split=SELECTION,
+        layers=config.layers,
+    )
+    recommended.save(scores)
+    print_line(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    print_line(f"plot -> {store.plot_file}")
+    return chosen
+
+
+def _test_gates(
+    chosen_gate: GateConfig, chosen: Candidate, num_random: int, layers: str | None
+) -> dict[str, GateConfig]:
+    """The gates to evaluate on the test split, by the names of their runs."""
+    from truthgate_eval.gating.gate_config import GateConfig
+
+    gates = {"vanilla": GateConfig.parse("none")}
+    if chosen.lam != 0:
+        gates["chosen"] = chosen_gate
+    for seed in range(1, num_random + 1):
+        gates[f"random-{seed}"] = GateConfig.parse(f"random:{seed}", site=chosen.site, layers=layers)
+    return gates
+
+
+def _evaluate_on_test_split(evaluator: Evaluator, gates: dict[str, GateConfig], store: SweepStore) -> None:
+    """Evaluate the vanilla model, the choice and random gates on documents that nothing was chosen on."""
+    from truthgate_eval.data.splits import TEST
 
     folders = []
     for number, (name, gate) in enumerate(gates.items(), start=1):
-        run, outcome = folder.test_result(name, gate, functools.partial(bench.evaluate, gate, REST))
-        folders.append(run)
-        _note(f"[{number}/{len(gates)}] {name}, the rest, n = {outcome.documents}: {outcome.value:.4f}")
+        evaluate = functools.partial(evaluator.evaluate, gate, TEST)
+        folder, result = store.test_result(name, gate, evaluate)
+        folders.append(folder)
+        _print_progress(
+            f"[{number}/{len(gates)}] {name}, test split, n = {result.documents}: {result.value:.4f}"
+        )
     if len(folders) == 1:
-        print_line(f"the choice is the vanilla model; its run on the rest -> {folders[0]}")
+        print_line(f"the choice is the vanilla model; its run on the test split -> {folders[0]}")
         return
-    _compare(folders)
+    _print_comparison(folders)
 
 
-def _note(line: str) -> None:
-    """Progress goes to stderr, and stays."""
+def _print_progress(line: str) -> None:
+    """Print a line of progress on stderr, so that stdout stays clean for pipes."""
     sys.stderr.write(f"{line}\n")
 
 
-def _compare(folders: list[Path]) -> None:
-    from truthgate_eval.analysis.leaderboard.formats import footnote, terminal_tables
+def _print_comparison(folders: list[Path]) -> None:
+    from truthgate_eval.analysis.leaderboard.cells import footnote
     from truthgate_eval.analysis.leaderboard.table import make_leaderboard
+    from truthgate_eval.analysis.leaderboard.terminal import terminal_tables
     from truthgate_eval.analysis.runs.methods import make_entries
     from truthgate_eval.analysis.runs.run import read_run
 
     leaderboard = make_leaderboard(
         make_entries([(None, read_run(folder)) for folder in folders]), published="none"
     )
-    for board in terminal_tables(leaderboard):
-        console.print(board)
+    for table in terminal_tables(leaderboard):
+        console.print(table)
     print_line(footnote(leaderboard))
     for warning in leaderboard.warnings:
         print_line(f"warning: {warning}")

@@ -1,1 +1,1 @@
-"""Data sets: read from original releases, prepared once, loaded by tasks."""
+"""Data sets: original releases, converted once to Parquet files that tasks load."""

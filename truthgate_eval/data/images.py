@@ -1,4 +1,4 @@
-"""Finding the pictures that a data set names in the folders that a user has, and opening them."""
+"""Images: found by name in the user's folders, and opened."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # COCO's number stands at the end of a name in every release: COCO_val2014_000000310196, 000000310196.
 _COCO_NUMBER = re.compile(r"(?:^|_)(\d{12})$")
-_NAMED = 5  # missing pictures that a message names
+_MAX_NAMES = 5  # of missing images in a message
 
 
 class ImageFolders:
-    """The pictures below some folders, found by name.
+    """The images in some folders and their subfolders, by name.
 
-    A COCO picture is found under the name of any of COCO's releases: `COCO_val2014_000000310196.jpg`,
-    `000000310196.jpg` and the bare number 310196 are one photograph.
+    An image of COCO is found by its name in any release: `COCO_val2014_000000310196.jpg`, `000000310196.jpg`
+    and the bare number 310196 are the same photograph.
+
+    Raises:
+        DataError: A folder does not exist.
     """
 
     def __init__(self, folders: Iterable[Path]) -> None:
@@ -34,23 +37,23 @@ class ImageFolders:
         self._coco: dict[int, Path] = {}
         for folder in self.folders:
             if not folder.is_dir():
-                raise DataError(f"no folder of pictures at {folder}")
+                raise DataError(f"no folder of images at {folder}")
             self._index(folder)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def find(self, name: str) -> Path | None:
-        """The picture of that name or number, or None."""
-        base = Path(name).name
-        stem = Path(base).stem if Path(base).suffix.lower() in _SUFFIXES else base
-        found = self._names.get(base) or self._stems.get(stem)
+        """The path of the image with that file name or COCO number, or None."""
+        file = Path(name).name
+        stem = Path(file).stem if Path(file).suffix.lower() in _SUFFIXES else file
+        found = self._names.get(file) or self._stems.get(stem)
         if found is None and (number := _coco_number(stem)) is not None:
             found = self._coco.get(number)
         return found
 
     def find_all(self, names: Iterable[str]) -> tuple[dict[str, Path], list[str]]:
-        """Where each name was found, and the names that were not, each once and in order."""
+        """Paths by name, and the names that were not found, without duplicates and in order."""
         found: dict[str, Path] = {}
         missing: list[str] = []
         for name in dict.fromkeys(names):
@@ -84,29 +87,42 @@ def _coco_number(stem: str) -> int | None:
 
 
 def describe_missing(missing: Sequence[str], folders: Sequence[Path]) -> str:
-    """How many pictures are missing, where they were looked for, and the first few names."""
+    """A message with the number of missing images, the folders, and the first few names."""
     where = ", ".join(str(folder) for folder in folders)
-    return f"{len(missing)} pictures are not in {where}: {name_some(missing)}"
+    return f"{len(missing)} images are not in {where}: {shorten_names(missing)}"
 
 
-def name_some(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+def shorten_names(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are.
+
+    Example:
+        >>> shorten_names(["a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg", "f.jpg", "g.jpg"])
+        'a.jpg, b.jpg, c.jpg, d.jpg, e.jpg and 2 more'
+    """
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """A picture in RGB.
+def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
+    """An image in RGB.
+
+    Every image file that this package reads is opened here, so that all commands see the same pixels.
+
+    Args:
+        path: The file.
+        min_side: Lets a JPEG file be decoded at a reduced size, which is faster, with no side below this.
 
     Raises:
-        DataError: The file is missing or is not a picture.
+        DataError: The file is missing or is not an image.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            if min_side is not None:
+                image.draft("RGB", (min_side, min_side))
+            return image.convert("RGB")
     except FileNotFoundError as error:
-        raise DataError(f"no picture at {path}: prepare the data set again where the pictures are") from error
+        raise DataError(f"no image at {path}: prepare the data set again where the images are") from error
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise DataError(f"cannot read the picture {path}: {error}") from error
+        raise DataError(f"cannot read the image {path}: {error}") from error

@@ -1,9 +1,8 @@
-"""Minimal pairs: a chosen and a rejected answer that differ in nothing but their last word or two.
+"""Minimal pairs: a chosen and a rejected answer that differ in their last one or two words only.
 
-A probe reads the last token. Where the two answers of a pair have different shapes, it can tell them
-apart by length and style; in a minimal pair only the claim itself differs (METHOD.md, "Probing data").
-A rewriter gives the rejected answer the chosen one's sentence structure; the filter keeps the pairs that
-are minimal then, and says why the others were dropped.
+A probe can tell two answers apart by their length and style. In a minimal pair only the claim differs; see
+`docs/method.md#probing-data`. A rewriter gives the rejected answer the sentence structure of the chosen one.
+A filter then keeps the minimal pairs, and reports why it drops the others.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from truthgate_eval.data.store import PreparedDataset, Row, read_rows, write_dat
 from truthgate_eval.errors import DataError
 from truthgate_eval.files import read_json_lines, sha256
 
+# What `check_pair` returns, and what it means.
 REASONS = {
     "kept": "differs in the last words only",
     "empty": "an answer has no words",
@@ -34,7 +34,15 @@ _EDGES = re.compile(r"^\W+|\W+$")
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """A question about a picture with a truthful and a hallucinated answer."""
+    """A question about an image with a truthful and a hallucinated answer.
+
+    Attributes:
+        row: The pair's number in its source.
+        question: The question.
+        chosen: The truthful answer.
+        rejected: The hallucinated answer.
+        image_path: The image's file, or None.
+    """
 
     row: int
     question: str
@@ -47,14 +55,18 @@ Rewriter = Callable[[AnswerPair], str]
 
 
 def check_pair(chosen: str, rejected: str, *, last_words: int = 2) -> str:
-    """`kept`, or why the pair is not minimal: a key of `REASONS`.
+    """`kept` for a minimal pair, or the reason why it is none: a key of `REASONS`.
 
-    Words are compared without case and without punctuation at their edges.
+    Words are compared without case and without punctuation at their beginning and end.
 
     Args:
         chosen: The truthful answer.
         rejected: The hallucinated answer.
         last_words: How many words at the end may differ.
+
+    Example:
+        >>> check_pair("The cat is black.", "The cat is white."), check_pair("A red cat.", "Two cats.")
+        ('kept', 'earlier')
     """
     left, right = _words(chosen), _words(rejected)
     if not left or not right:
@@ -68,12 +80,17 @@ def check_pair(chosen: str, rejected: str, *, last_words: int = 2) -> str:
         return "added"
     if max(len(left), len(right)) - shared > last_words:
         return "earlier"
-    # The last token would tell the two apart without a look at the claim.
+    # Otherwise the last token alone tells the two answers apart.
     return "kept" if _ending(chosen) == _ending(rejected) else "ending"
 
 
 def align_ending(rejected: str, chosen: str) -> str:
-    """The rejected answer with the final punctuation of the chosen one."""
+    """The rejected answer with the final punctuation of the chosen one.
+
+    Example:
+        >>> align_ending("A dog!", "A cat.")
+        'A dog.'
+    """
     return _ENDING.sub("", rejected) + _ending(chosen)
 
 
@@ -87,19 +104,19 @@ def rewrite_pairs(
     """The pairs with their rejected answers rewritten.
 
     Args:
-        pairs: What to rewrite.
-        rewriter: Gives the new rejected answer of a pair.
-        journal: JSON lines that every answer is added to at once. A pair that is in it with the same
-            question and answers is not rewritten again, so a run that broke off can go on.
+        pairs: The pairs.
+        rewriter: Returns the new rejected answer of a pair.
+        journal: A file that each answer is appended to at once, as JSON lines. A pair that is in it with the
+            same question and answers is not rewritten again, so that an interrupted run can be continued.
         progress: Called with 1 after each pair.
 
     Raises:
         DataError: The journal cannot be read.
     """
-    done = _read_journal(journal) if journal is not None and journal.is_file() else {}
+    answers = _read_journal(journal) if journal is not None and journal.is_file() else {}
     rewritten = []
     for pair in pairs:
-        answer = done.get(_identity(pair))
+        answer = answers.get(_identity(pair))
         if answer is None:
             answer = align_ending(rewriter(pair).strip(), pair.chosen)
             if journal is not None:
@@ -126,10 +143,10 @@ def prepare_minimal_pairs(
         source: A prepared file of chosen and rejected answers, such as `rlhf_v/qa.parquet`, or JSON
             lines of question, chosen and rejected.
         out: The data folder.
-        rewriter: Rewrites the rejected answers first; without one, they are judged as they are.
-        rewriter_name: For the provenance, and for the journal's name.
+        rewriter: Rewrites the rejected answers before the filter; None leaves them as they are.
+        rewriter_name: For the provenance and for the name of the journal.
         last_words: How many words at the end may differ.
-        limit: At most this many pairs are looked at.
+        limit: At most this many pairs of the source.
         progress: Called with 1 after each rewritten pair.
 
     Raises:
@@ -154,13 +171,13 @@ def prepare_minimal_pairs(
         for row, pair, verdict in zip(rows, pairs, verdicts, strict=True)
         if verdict == "kept"
     ]
-    judged = [
+    verdict_rows = [
         {"row": pair.row, "chosen": pair.chosen, "rejected": pair.rejected, "verdict": verdict}
         for pair, verdict in zip(pairs, verdicts, strict=True)
     ]
     return write_dataset(
         folder,
-        {"pairs": kept, "verdicts": judged},
+        {"pairs": kept, "verdicts": verdict_rows},
         source={
             "file": str(source),
             "sha256": sha256(source),

@@ -1,7 +1,7 @@
-"""PhD's questions with a text context (mode icc): documents for probing a language model.
+"""PhD's questions of mode icc: with a text context for language models, with an image for multimodal ones.
 
-The context contradicts the picture that the questions were written for. Where the context is the
-knowledge, the data set's yes and no are therefore inverted (METHOD.md, "Probing data").
+The context contradicts the image that the questions are about. Where the context is the knowledge, the data
+set's yes and no are therefore exchanged; see `docs/method.md#probing-data`.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from truthgate_eval.data.store import (
 )
 from truthgate_eval.errors import DataError
 from truthgate_eval.files import sha256
+from truthgate_eval.metrics.yes_no import YES_NO, Answer
 from truthgate_eval.paths import data_dir
 
-_QUESTIONS = {"yes_question": "no", "no_question": "yes"}  # the truthful answer under the context
+# The truthful answer to each of a record's two questions, under the context.
+_QUESTIONS: dict[str, Answer] = {"yes_question": "no", "no_question": "yes"}
 
 
 def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
-    """Two documents a record: each question with the answers yes and no.
+    """Two documents for each record: its two questions, with the answers yes and no.
 
-    `choices` is (yes, no), `target` the place of the answer that the context supports, `row` counts
-    the questions in the order of the file. Records of mode ccs have no context, and are passed over.
+    `choices` is [yes, no], `target` the index of the answer that the context supports, `row` the number of
+    the question in the file, from 0. Records of mode ccs have no context and are skipped.
 
     Args:
         phd_path: PhD's `data.json`; by default `$TRUTHGATE_DATA/phd/data.json`.
@@ -43,7 +45,7 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
     path = Path(str(phd_path)).expanduser() if phd_path else data_dir() / "phd" / "data.json"
     result = []
     for number, record in enumerate(_records(path)):
-        # The file holds mode ccs too, whose records are about made pictures and have no context.
+        # The file has mode ccs too: questions about generated images, without a context.
         if isinstance(record, dict) and "ccs_description" in record:
             continue
         context = _context(record, f"{path}, record {number}")
@@ -55,12 +57,12 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
                     "kind": str(record.get("task", "")),
                     "context": context,
                     "question": record[name],
-                    "choices": ["yes", "no"],
-                    "target": ["yes", "no"].index(truthful),
+                    "choices": list(YES_NO),
+                    "target": YES_NO.index(truthful),
                 }
             )
     if not result:
-        raise DataError(f"{path}: no record has a context, so there is nothing to ask under one")
+        raise DataError(f"{path}: no record has a context, so there are no questions of mode icc")
     return result
 
 
@@ -72,7 +74,7 @@ def _records(path: Path) -> list[Any]:
         )
     try:
         records = json.loads(path.read_bytes())
-    except ValueError as error:  # not JSON, or not even text
+    except ValueError as error:  # not JSON, or not UTF-8
         raise DataError(f"{path} is not JSON: {error}") from error
     if not isinstance(records, list) or not records:
         found = "an empty one" if records == [] else type(records).__name__
@@ -93,37 +95,37 @@ def _context(record: Any, where: str) -> str:
 def prepare_phd(
     data: Path, images: Sequence[Path], out: Path, *, allow_missing: bool = False
 ) -> PreparedDataset:
-    """Write `out/phd/image.parquet`, PhD's questions about pictures, and copy `data.json` beside it.
+    """Write `out/phd/image.parquet`, PhD's questions about images, and copy `data.json` into the same folder.
 
-    The copy is what the text task `probe_phd_text` reads.
+    The text task `probe_phd_text` reads the copy.
 
     Args:
         data: PhD's `data.json`, or the TruthProbe authors' JSON lines with PhD's questions.
-        images: Folders of COCO's pictures of 2014 or 2017.
+        images: Folders of COCO's images of 2014 or 2017.
         out: The data folder.
-        allow_missing: Leave the questions about missing pictures out instead of refusing.
+        allow_missing: Leave questions about missing images out.
 
     Raises:
-        DataError: The file is not PhD's, or pictures are missing.
+        DataError: The file is not PhD's, or images are missing.
     """
     folders = ImageFolders(images)
-    authors = data.suffix == ".jsonl"
-    rows = read_sequences(data, folders) if authors else list(_phd_questions(data))
+    from_authors = data.suffix == ".jsonl"
+    rows = read_sequences(data, folders) if from_authors else list(_image_questions(data))
     found, missing = folders.find_all(row["image"] for row in rows)
     folder = out / "phd"
     require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
     kept = add_image_paths(rows, found)
     notes = [f"{len(rows) - len(kept)} of {len(rows)} questions left out"] if len(kept) < len(rows) else []
-    if not authors:
+    if not from_authors:
         copy_into_dataset(data, folder / "data.json")
     source = {"file": str(data), "sha256": sha256(data), "images": [str(path) for path in folders.folders]}
     return write_dataset(folder, {"image": kept}, source=source, missing=missing, notes=notes)
 
 
-def _phd_questions(data: Path) -> Iterator[Row]:
-    """Each record's two questions about the picture; the reader of the text task checks the file."""
+def _image_questions(data: Path) -> Iterator[Row]:
+    """Each record's two questions about its image."""
     for document in documents(str(data)):
-        # The text reader's truth is the context's; the picture's is the opposite one.
+        # `documents` has the answer that the context supports; the image supports the other one.
         yield {
             "row": document["row"],
             "image": document["image_id"],

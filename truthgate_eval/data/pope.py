@@ -1,4 +1,4 @@
-"""POPE's question files, prepared as nine data sets."""
+"""POPE's nine question files, prepared as one data set."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, req
 from truthgate_eval.errors import DataError
 from truthgate_eval.files import read_json_lines, sha256
 from truthgate_eval.metrics.pope import SOURCES, SPLITS
+from truthgate_eval.metrics.yes_no import YES_NO
 
 
 def prepare_pope(
@@ -20,17 +21,17 @@ def prepare_pope(
     sources: Sequence[str] = SOURCES,
     allow_missing: bool = False,
 ) -> PreparedDataset:
-    """Write `out/pope/{source}_{split}.parquet` from POPE's question files, as they were released.
+    """Write `out/pope/{source}_{split}.parquet` from POPE's question files, as they are released.
 
     Args:
-        questions: The folder with `coco_pope_random.json` and its like, at any depth.
-        images: Folders of pictures: COCO val2014 for `coco` and `aokvqa`, GQA's for `gqa`.
+        questions: A folder with `coco_pope_random.json` and the others, in it or in subfolders.
+        images: Folders of images: COCO val2014 for `coco` and `aokvqa`, GQA for `gqa`.
         out: The data folder.
-        sources: Those of the three to prepare.
-        allow_missing: Leave the questions about missing pictures out instead of refusing.
+        sources: The sources of images to prepare.
+        allow_missing: Leave questions about missing images out.
 
     Raises:
-        DataError: A question file is missing or is not POPE's, or pictures are missing.
+        DataError: A question file is missing or is not POPE's, or images are missing.
     """
     unknown = [source for source in sources if source not in SOURCES]
     if unknown:
@@ -40,15 +41,15 @@ def prepare_pope(
         for source in sources
         for split in SPLITS
     }
-    asked = {name: _read_questions(path) for name, path in paths.items()}
+    rows = {name: _read_questions(path) for name, path in paths.items()}
     folders = ImageFolders(images)
-    found, missing = folders.find_all(row["image"] for rows in asked.values() for row in rows)
+    found, missing = folders.find_all(row["image"] for file_rows in rows.values() for row in file_rows)
     require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=out / "pope")
-    files = {name: add_image_paths(rows, found) for name, rows in asked.items()}
+    files = {name: add_image_paths(file_rows, found) for name, file_rows in rows.items()}
     notes = [
-        f"{name}: {len(asked[name]) - len(rows)} of {len(asked[name])} questions left out"
-        for name, rows in files.items()
-        if len(rows) < len(asked[name])
+        f"{name}: {len(rows[name]) - len(kept)} of {len(rows[name])} questions left out"
+        for name, kept in files.items()
+        if len(kept) < len(rows[name])
     ]
     source = {
         "questions": {name: {"file": str(path), "sha256": sha256(path)} for name, path in paths.items()},
@@ -70,7 +71,7 @@ def _question_file(folder: Path, source: str, split: str) -> Path:
 def _read_questions(path: Path) -> list[Row]:
     rows = []
     for number, record in read_json_lines(path, ("question_id", "image", "text", "label")):
-        if record["label"] not in ("yes", "no"):
+        if record["label"] not in YES_NO:
             raise DataError(f"{path}, line {number}: label {record['label']!r}, expected yes or no")
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""Vision-language models that rewrite a rejected answer to the chosen one's sentence structure."""
+"""Vision-language models that give a rejected answer the sentence structure of the chosen one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Rewritten answer:"""
 
 
 def instruction(pair: AnswerPair) -> str:
-    """What the model is asked to do with a pair."""
+    """The prompt for a pair."""
     return _INSTRUCTION.format(question=pair.question, chosen=pair.chosen, rejected=pair.rejected)
 
 
@@ -34,17 +34,17 @@ def endpoint_rewriter(model: str, *, base_url: str | None = None, api_key: str |
     """A rewriter behind an OpenAI-compatible endpoint.
 
     Args:
-        model: The model's name there.
+        model: The model's name at the endpoint.
         base_url: Such as http://localhost:8000/v1; by default `$OPENAI_BASE_URL`, or OpenAI's own.
-        api_key: By default `$OPENAI_API_KEY`. A local server takes any.
+        api_key: By default `$OPENAI_API_KEY`; with a base URL, any key if none is set.
 
     Raises:
-        ModelError: No key is set for an endpoint that is not one's own.
+        ModelError: There is neither a base URL nor a key.
     """
     import openai
 
-    local = base_url or os.environ.get("OPENAI_BASE_URL")
-    key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if local else None)
+    has_base_url = base_url or os.environ.get("OPENAI_BASE_URL")
+    key = api_key or os.environ.get("OPENAI_API_KEY") or ("none" if has_base_url else None)
     if key is None:
         raise ModelError("no key for the endpoint: set OPENAI_API_KEY, or give --base-url of a local server")
     client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=5, timeout=120)
@@ -68,7 +68,7 @@ def endpoint_rewriter(model: str, *, base_url: str | None = None, api_key: str |
 
 
 def local_rewriter(model: str, *, device: str | None = None) -> Rewriter:
-    """A rewriter that is any image-text-to-text model of transformers.
+    """A rewriter that runs an image-text-to-text model of transformers in this process.
 
     Raises:
         ModelError: The model cannot be loaded.
@@ -99,5 +99,5 @@ def _data_url(path: Path) -> str:
     try:
         content = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
-        raise DataError(f"cannot read the picture {path}: {error.strerror}") from error
+        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
     return f"data:{mimetypes.guess_type(path.name)[0] or 'image/jpeg'};base64,{content}"

@@ -1,4 +1,4 @@
-"""RLHF-V's question-answering samples, chosen and rejected answer, as a prepared data set."""
+"""RLHF-V's question-answering samples, with their chosen and rejected answers, as a prepared data set."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from truthgate_eval.data.author_sequences import read_sequences
 from truthgate_eval.data.images import ImageFolders
 from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, require_images, write_dataset
-from truthgate_eval.errors import DataError
-from truthgate_eval.files import replace_folder, sha256
+from truthgate_eval.errors import DataError, first_line
+from truthgate_eval.files import folder_lock, sha256, update_folder
 
 HUB = "openbmb/RLHF-V-Dataset"
 _COLUMNS = ("image", "text", "origin_split", "idx")
@@ -25,38 +25,39 @@ def prepare_rlhf_v(
     allow_missing: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> PreparedDataset:
-    """Write `out/rlhf_v/qa.parquet` and its pictures from RLHF-V's question-answering samples.
+    """Write `out/rlhf_v/qa.parquet` and its images from RLHF-V's question-answering samples.
 
     Args:
         out: The data folder.
         parquet: The release's Parquet file, or the TruthProbe authors' JSON lines; by default the hub.
-        images: Folders of pictures, for JSON lines only: the release has its pictures inside.
-        allow_missing: Leave the questions about missing pictures out instead of refusing.
+        images: Folders of images, for JSON lines only; the release has its images inside.
+        allow_missing: Leave questions about missing images out.
         progress: Called with 1 after each record.
 
     Raises:
-        DataError: The data cannot be read, is not RLHF-V's, or pictures are missing.
+        DataError: The data cannot be read, is not RLHF-V's, or images are missing.
     """
     folder = out / "rlhf_v"
     if parquet is not None and parquet.suffix == ".jsonl":
         return _prepare_sequences(parquet, images, folder, allow_missing=allow_missing)
-    kinds: Counter[str] = Counter()
+    types: Counter[str] = Counter()
     rows: list[Row] = []
-    with replace_folder(folder) as partial:
-        (partial / "images").mkdir()
-        for number, record in enumerate(_records(parquet)):
-            where = f"{parquet or HUB}, record {number}"
-            kind = _question_type(record, where)
-            kinds[kind] += 1
-            if kind == "question_answering":
-                row, content = _preference(record, where)
-                (partial / "images" / row["image"]).write_bytes(content)
-                rows.append({**row, "image_path": str(folder.absolute() / "images" / row["image"])})
-            if progress is not None:
-                progress(1)
-    notes = [f"{count} records of type {kind}" for kind, count in kinds.most_common()]
-    source = {"file": str(parquet), "sha256": sha256(parquet)} if parquet else {"hub": HUB}
-    return write_dataset(folder, {"qa": rows}, source=source, notes=notes)
+    with folder_lock(folder):
+        with update_folder(folder) as partial:
+            (partial / "images").mkdir()
+            for number, record in enumerate(_records(parquet)):
+                where = f"{parquet or HUB}, record {number}"
+                question_type = _question_type(record, where)
+                types[question_type] += 1
+                if question_type == "question_answering":
+                    row, content = _preference(record, where)
+                    (partial / "images" / row["image"]).write_bytes(content)
+                    rows.append({**row, "image_path": str(folder.absolute() / "images" / row["image"])})
+                if progress is not None:
+                    progress(1)
+        notes = [f"{count} records of type {question_type}" for question_type, count in types.most_common()]
+        source = {"file": str(parquet), "sha256": sha256(parquet)} if parquet else {"hub": HUB}
+        return write_dataset(folder, {"qa": rows}, source=source, notes=notes)
 
 
 def _prepare_sequences(
@@ -91,41 +92,41 @@ def _from_hub() -> Iterator[Row]:
 
     try:
         data = datasets.load_dataset(HUB, split="train")
-    except Exception as error:  # the hub raises many kinds: no network, no data set, no file
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # of many classes: no network, no data set, no file
+        reason = first_line(error)
         raise DataError(f"cannot fetch {HUB} from the hub ({reason}): give --parquet FILE") from error
     yield from data.cast_column("image", datasets.Image(decode=False))
 
 
 def _question_type(record: Row, where: str) -> str:
-    """The type named in `origin_split`, which is a string of JSON or the bare type."""
+    """The type in `origin_split`, which is a JSON object with a type, or the type alone."""
     missing = [name for name in _COLUMNS if name not in record]
     if missing:
         raise DataError(f"{where}: no {', '.join(missing)}, so this is not RLHF-V's data")
-    given = str(record["origin_split"])
+    origin = str(record["origin_split"])
     try:
-        parsed = json.loads(given)
+        parsed = json.loads(origin)
     except json.JSONDecodeError:
-        parsed = given
-    kind = str(parsed.get("type", given) if isinstance(parsed, dict) else parsed)
-    kind = kind.lower().replace(" ", "_").replace("-", "_")
+        parsed = origin
+    text = str(parsed.get("type", origin) if isinstance(parsed, dict) else parsed)
+    text = text.lower().replace(" ", "_").replace("-", "_")
     for known in ("question_answering", "detailed_description"):
-        if known in kind:
+        if known in text:
             return known
-    raise DataError(f"{where}: origin_split {given!r} names neither question answering nor description")
+    raise DataError(f"{where}: origin_split {origin!r} is neither question answering nor description")
 
 
 def _preference(record: Row, where: str) -> tuple[Row, bytes]:
-    """A document of chosen and rejected answer, and the content of its picture."""
+    """A row with the chosen and the rejected answer, and the content of its image file."""
     try:
         text = record["text"] if isinstance(record["text"], dict) else json.loads(record["text"])
         answers = [str(text["chosen"]), str(text["rejected"])]
         question, content = str(text["question"]), record["image"]["bytes"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: no question, chosen and rejected, or no picture ({error!r})") from error
+        raise DataError(f"{where}: no question, chosen and rejected, or no image ({error!r})") from error
     if not content:
-        raise DataError(f"{where}: its picture is empty")
-    # Records can share a picture's name; the index keeps them apart.
+        raise DataError(f"{where}: its image is empty")
+    # Several records can have the same image name, but not the same index.
     suffix = Path(str(record.get("image_path") or "")).suffix or ".jpg"
     row = {
         "row": int(record["idx"]),

@@ -1,9 +1,9 @@
-"""Prepared data sets: Parquet files in a folder below the data folder, with their provenance.
+"""Prepared data sets: Parquet files in a folder inside the data folder, with their provenance.
 
     $TRUTHGATE_DATA/pope/coco_random.parquet, ..., prepared.json, missing_pictures.txt
 
-Pictures stay where they are: a row has the absolute path of its picture. `prepared.json` says what the
-set was made from and what was left out.
+Images are not copied: a row has the absolute path of its image. `prepared.json` records what the data set was
+made from and what was left out.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 from truthgate_eval import __version__
 from truthgate_eval.data.images import describe_missing
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import replace_folder
+from truthgate_eval.files import update_folder
 from truthgate_eval.paths import data_dir
 
-MISSING, PROVENANCE = "missing_pictures.txt", "prepared.json"
+MISSING_FILE, PROVENANCE_FILE = "missing_pictures.txt", "prepared.json"
 
-# What to type for each data set when it is not there.
-COMMANDS = {
+# The command that makes each data set, for error messages.
+PREPARE_COMMANDS = {
     "pope": "truthgate data pope --questions DIR --images DIR",
     "poll": "truthgate data poll --images DIR --annotations FILE",
     "phd": "truthgate data phd --json data.json --images DIR",
@@ -42,10 +42,10 @@ class PreparedDataset:
     """A data set that has been written.
 
     Attributes:
-        folder: Where it is.
-        files: Each file's name and its number of rows.
-        missing: Names of pictures that were not found; their rows were left out.
-        notes: What else a user should know, a sentence each.
+        folder: Its folder.
+        files: Number of rows by file name, without the suffix.
+        missing: Names of images that were not found; their rows were left out.
+        notes: Sentences for the user about what was left out.
     """
 
     folder: Path
@@ -55,15 +55,19 @@ class PreparedDataset:
 
 
 def prepared_file(name: str, *, data: Path | None = None) -> Path:
-    """The file of a prepared data set, such as `pope/coco_random`.
+    """The path of a prepared file, such as that of `pope/coco_random`.
+
+    Args:
+        name: Folder and file name, without the suffix.
+        data: The data folder; by default `data_dir()`.
 
     Raises:
-        DataError: It has not been made; the message has the command that makes it.
+        DataError: The file does not exist; the message has the command that makes it.
     """
     path = (data or data_dir()) / f"{name}.parquet"
     if path.is_file():
         return path
-    command = COMMANDS.get(name.split("/")[0])
+    command = PREPARE_COMMANDS.get(name.split("/")[0])
     how = f"make it with `{command}`" if command else "no command makes a data set of that name"
     raise DataError(f"the data set {name} is not prepared: no file {path}; {how}, or set TRUTHGATE_DATA")
 
@@ -72,7 +76,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a prepared file.
 
     Raises:
-        DataError: It is missing, or is not Parquet.
+        DataError: The file is missing, or is not Parquet.
     """
     import pyarrow
     import pyarrow.parquet
@@ -93,14 +97,17 @@ def write_dataset(
     missing: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> PreparedDataset:
-    """Write a data set; no file of an older one is touched before all new ones are complete.
+    """Write a data set. Files of an older one are replaced only when all new files are complete.
 
     Args:
-        folder: Made if it is not there.
+        folder: Made if it does not exist.
         files: Rows by file name, without the suffix.
-        source: What the set was made from, for `prepared.json`.
-        missing: Names of pictures that were not found.
-        notes: Sentences about what was left out.
+        source: What the data set is made from, for `prepared.json`.
+        missing: Names of images that were not found.
+        notes: Sentences for the user about what was left out.
+
+    Raises:
+        DataError: A file would be empty, or the folder cannot be written.
     """
     import pyarrow
     import pyarrow.parquet
@@ -109,13 +116,13 @@ def write_dataset(
         if not rows:
             raise DataError(f"{folder.name}/{name} would be empty: nothing was written")
     counts = {name: len(rows) for name, rows in files.items()}
-    with replace_folder(folder) as partial:
+    with update_folder(folder) as partial:
         for name, rows in files.items():
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial / f"{name}.parquet")
         if missing:
-            (partial / MISSING).write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
+            _write_missing(partial, missing)
         else:
-            (folder / MISSING).unlink(missing_ok=True)
+            (folder / MISSING_FILE).unlink(missing_ok=True)
         provenance = {
             "truthgate_eval": __version__,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -124,7 +131,7 @@ def write_dataset(
             "missing_pictures": len(missing),
             "notes": list(notes),
         }
-        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        (partial / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     return PreparedDataset(folder, counts, list(missing), list(notes))
 
 
@@ -136,29 +143,38 @@ def require_images(
     allow_missing: bool,
     report_to: Path,
 ) -> None:
-    """Refuse to go on with missing pictures unless that is allowed, and never with none at all.
+    """Raise an error for missing images, unless some may be missing and at least one was found.
 
-    The full list of the missing is written to a file in `report_to` before the refusal.
+    Args:
+        found: Paths by name of the images that were found.
+        missing: Names of those that were not; written to a file in `report_to` before the error is raised.
+        folders: The folders that were searched.
+        allow_missing: Whether some may be missing.
+        report_to: The data set's folder.
 
     Raises:
-        DataError: Pictures are missing.
+        DataError: Images are missing.
     """
     if not missing or (allow_missing and found):
         return
-    with replace_folder(report_to) as partial:
-        (partial / MISSING).write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
+    with update_folder(report_to) as partial:
+        _write_missing(partial, missing)
     hint = "; --allow-missing leaves their questions out" if found else ", so none of them was found"
-    raise DataError(f"{describe_missing(missing, folders)} (all in {report_to / MISSING}){hint}")
+    raise DataError(f"{describe_missing(missing, folders)} (all in {report_to / MISSING_FILE}){hint}")
+
+
+def _write_missing(folder: Path, missing: Sequence[str]) -> None:
+    (folder / MISSING_FILE).write_text("".join(f"{name}\n" for name in missing), encoding="utf-8")
 
 
 def add_image_paths(rows: Iterable[Row], found: Mapping[str, Path]) -> list[Row]:
-    """The rows whose picture was found, each with its `image_path`."""
+    """The rows whose image was found, each with its `image_path`."""
     return [{**row, "image_path": str(found[row["image"]])} for row in rows if row["image"] in found]
 
 
 def copy_into_dataset(source: Path, target: Path) -> None:
-    """Copy a released file into a prepared data set's folder, whole or not at all."""
+    """Copy a released file into the folder of a prepared data set, atomically."""
     if target.exists() and source.samefile(target):
         return
-    with replace_folder(target.parent) as partial:
+    with update_folder(target.parent) as partial:
         shutil.copyfile(source, partial / target.name)

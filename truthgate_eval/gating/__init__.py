@@ -1,1 +1,1 @@
-"""The soft gate: where heads are, their scores, the gate, and the search for its settings."""
+"""The soft gate: a model's attention heads, their truth scores, the gate, and the search for its settings."""

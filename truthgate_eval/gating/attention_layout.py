@@ -1,24 +1,27 @@
-"""Where a Hugging Face model keeps its attention heads.
+"""The attention heads of a Hugging Face model: the text decoder's layers and output projections.
 
-Nothing is guessed from a module's name: one dry pass over two tokens of text shows which
-blocks run and which linear map each attention block applies last. That map is the
-output projection `W_o`, and a vision or audio tower, which text never reaches, cannot
-be taken for it.
+The output projection's name differs between model classes, so it is not looked up. A dry pass over two tokens
+of text records which linear maps run and in which order; the last one of an attention block is its output
+projection `W_o`. A vision or audio tower does not run on text, so it is never found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
-from truthgate_eval.errors import AnatomyError, GateError
+from truthgate_eval.devices import weights_device
+from truthgate_eval.errors import AttentionLayoutError, GateError
 
 Site = Literal["post", "pre"]
-SITES: tuple[str, ...] = get_args(Site)
+SITES: tuple[Site, ...] = get_args(Site)
+
+# One call of a linear map: its rank among all calls, input width, output width.
+_Call = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,10 @@ class Projection:
     """One layer's attention output projection `W_o`.
 
     Attributes:
-        name: Its dotted path below the decoder, such as `layers.3.self_attn.o_proj`.
-        module: The outermost module that computes it (a LoRA wrapper, if there is one).
-        in_features: Width of its input, query heads x head_dim.
-        out_features: Width of its output, the residual stream's hidden size.
+        name: Dotted path below the decoder, such as `layers.3.self_attn.o_proj`.
+        module: The outermost module that computes the projection: a LoRA wrapper, if there is one.
+        in_features: Input width, query heads x head_dim.
+        out_features: Output width, the hidden size of the residual stream.
     """
 
     name: str
@@ -40,13 +43,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """A model's text decoder and its heads.
+    """The attention heads of a model's text decoder, and the modules that compute them.
 
     Attributes:
         decoder: The text decoder, without the language-model head.
         projections: The output projection of every layer, in layer order.
         num_heads: Query heads per layer.
-        layers: The layers themselves.
+        layers: The layers' modules, in layer order.
     """
 
     decoder: nn.Module
@@ -61,18 +64,17 @@ class AttentionLayout:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(layers, heads): the shape of every score array of this model."""
+        """(layers, heads), the shape of this model's score arrays."""
         return self.num_layers, self.num_heads
 
     def head_width(self, site: str) -> int:
-        """Features per head at `site`: head_dim for `pre`, hidden / heads for `post`.
+        """Features per head at a site: head_dim for `pre`, hidden size / heads for `post`.
 
         Raises:
-            GateError: The site is unknown, or its features do not divide into heads.
+            GateError: The site is unknown, or the number of heads does not divide its features.
         """
-        check_site(site)
-        first = self.projections[0]
-        features = first.in_features if site == "pre" else first.out_features
+        projection = self.projections[0]
+        features = projection.in_features if check_site(site) == "pre" else projection.out_features
         if features % self.num_heads:
             raise GateError(
                 f"site={site} needs features that divide into heads: this model has {features} features "
@@ -81,44 +83,51 @@ class AttentionLayout:
         return features // self.num_heads
 
 
-def check_site(site: str) -> None:
-    """Raise `GateError` unless `site` is one of `SITES`."""
-    if site not in SITES:
-        raise GateError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
+def check_site(site: str) -> Site:
+    """The site of that name.
+
+    Raises:
+        GateError: There is none.
+    """
+    for known in SITES:
+        if site == known:
+            return known
+    raise GateError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
 
 
 def find_attention_layout(model: Any) -> AttentionLayout:
-    """Find the text decoder of a causal language model or a vision-language model.
+    """Find the attention heads of a causal language model or of a vision-language model's decoder.
 
     Args:
-        model: A transformers model, also one wrapped by PEFT or dispatched over devices.
+        model: A transformers model; it may be wrapped by PEFT or dispatched over devices.
 
     Raises:
-        AnatomyError: No decoder-only attention was found; the message says what was.
+        AttentionLayoutError: The model is not decoder-only, or some layer does not run exactly one attention
+            block; the message lists what was found.
     """
     config = model.config.get_text_config(decoder=True)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise AnatomyError(
+        raise AttentionLayoutError(
             f"{type(model).__name__} is an encoder-decoder; gates are defined for decoder-only models"
         )
     heads = getattr(config, "num_attention_heads", None)
     count = getattr(config, "num_hidden_layers", None)
     if not isinstance(heads, int) or not isinstance(count, int):
-        raise AnatomyError(
+        raise AttentionLayoutError(
             f"{type(config).__name__} does not say one number of layers and attention heads "
             f"(found num_hidden_layers={count!r}, num_attention_heads={heads!r})"
         )
     decoder = model.get_decoder()
-    calls = _dry_pass(decoder)
-    layers, projections = _output_projections(decoder, calls, count)
+    calls = _record_linear_calls(decoder)
+    layers, projections = _find_output_projections(decoder, calls, count)
     widths = {(p.in_features, p.out_features) for p in projections}
     if len(widths) != 1:
-        raise AnatomyError(f"the layers' output projections differ in shape: {sorted(widths)}")
+        raise AttentionLayoutError(f"the layers' output projections differ in shape: {sorted(widths)}")
     return AttentionLayout(decoder, projections, heads, layers)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) features of a linear map of any make, or None for another module."""
+    """(in, out) features of a linear map of any class, or None for another module."""
     features = getattr(module, "in_features", None), getattr(module, "out_features", None)
     if isinstance(features[0], int) and isinstance(features[1], int):
         return features[0], features[1]
@@ -129,7 +138,7 @@ def linear_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The outermost linear maps below `module`: a LoRA layer, not the layer inside it."""
+    """Paths and modules of the outermost linear maps: a LoRA layer, not the layer inside it."""
     for name, child in module.named_children():
         path = f"{prefix}.{name}" if prefix else name
         if linear_shape(child) is not None:
@@ -138,16 +147,15 @@ def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
             yield from _linears(child, path)
 
 
-def _dry_pass(decoder: nn.Module) -> dict[nn.Module, tuple[int, int, int]]:
-    """Run two tokens; return for each linear map (call order, input width, output width)."""
-    calls: dict[nn.Module, tuple[int, int, int]] = {}
+def _record_linear_calls(decoder: nn.Module) -> dict[nn.Module, _Call]:
+    """Run the decoder on two tokens and record the last call of each linear map."""
+    calls: dict[nn.Module, _Call] = {}
 
-    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         calls[module] = (len(calls), args[0].shape[-1], output.shape[-1])
 
     hooks = [module.register_forward_hook(record) for _, module in _linears(decoder)]
-    device = next(decoder.parameters()).device
-    tokens = torch.tensor([[0, 1]], device="cpu" if device.type == "meta" else device)
+    tokens = torch.tensor([[0, 1]], device=weights_device(decoder))
     try:
         with torch.no_grad():
             decoder(input_ids=tokens, use_cache=False)
@@ -157,39 +165,41 @@ def _dry_pass(decoder: nn.Module) -> dict[nn.Module, tuple[int, int, int]]:
     return calls
 
 
-def _output_projections(
-    decoder: nn.Module, calls: dict[nn.Module, tuple[int, int, int]], count: int
+def _find_output_projections(
+    decoder: nn.Module, calls: Mapping[nn.Module, _Call], count: int
 ) -> tuple[tuple[nn.Module, ...], tuple[Projection, ...]]:
-    """All `count` layers, and the last linear map that each one's attention applied."""
+    """The decoder's `count` layers, and the output projection of each."""
     found: dict[str, tuple[Projection, ...]] = {}
     for path, blocks in decoder.named_modules():
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != count:
             continue
-        outputs = [_attention_output(f"{path}.{i}", block, calls) for i, block in enumerate(blocks)]
-        complete = tuple(output for output in outputs if output is not None)
-        if len(complete) == count:
-            return tuple(blocks), complete
-        found[path] = complete
-    tried = ", ".join(f"{path}: {len(layers)} of {count}" for path, layers in found.items())
-    raise AnatomyError(
+        outputs = [_find_output_projection(f"{path}.{i}", block, calls) for i, block in enumerate(blocks)]
+        projections = tuple(output for output in outputs if output is not None)
+        if len(projections) == count:
+            return tuple(blocks), projections
+        found[path] = projections
+    tried = ", ".join(f"{path}: {len(projections)} of {count}" for path, projections in found.items())
+    raise AttentionLayoutError(
         f"{type(decoder).__name__}: expected {count} layers that each run one attention block; "
         f"found {tried or 'no list of that many layers'}"
     )
 
 
-def _attention_output(
-    path: str, block: nn.Module, calls: dict[nn.Module, tuple[int, int, int]]
+def _find_output_projection(
+    path: str, block: nn.Module, calls: Mapping[nn.Module, _Call]
 ) -> Projection | None:
-    """The output projection of one layer, or None where no attention block ran."""
+    """The output projection of one layer, or None if no attention block ran in it."""
     ran: list[Projection] = []
     for name, child in block.named_children():
         if not any(word in f"{name} {type(child).__name__}".lower() for word in ("attn", "attention")):
             continue
         used = [(calls[module][0], sub, module) for sub, module in _linears(child) if module in calls]
-        if not used:  # a norm named after the attention, or a cross-attention that text does not use
+        if not used:  # a layer norm named after the attention, or cross-attention, which text does not use
             continue
         _, sub, module = max(used, key=lambda item: item[0])
         ran.append(Projection(f"{path}.{name}.{sub}", module, *calls[module][1:]))
     if len(ran) > 1:
-        raise AnatomyError(f"{path} runs more than one attention block: {', '.join(p.name for p in ran)}")
+        raise AttentionLayoutError(
+            f"{path} runs more than one attention block: {', '.join(p.name for p in ran)}"
+        )
     return ran[0] if ran else None

@@ -1,8 +1,8 @@
 """The soft gate: g = 1 + lam * norm(S) on every attention head.
 
-METHOD.md, "Soft gate" (the paper's equations 5 and 6, appendix D). A `Gate` is the array
-of g; `attach` applies it to a loaded model in a way that can be changed and taken back,
-`fold` writes it into the model's weights for good.
+Equations 5 and 6 and appendix D of the paper, see `docs/method.md#soft-gate`. A `Gate` is the array of g.
+`attach` applies it to a loaded model with hooks, which can be replaced and removed; `fold` multiplies it into
+the model's weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from truthgate_eval.devices import weights_device
 from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import (
     AttentionLayout,
+    Site,
     check_site,
     find_attention_layout,
     linear_shape,
@@ -27,22 +30,24 @@ from truthgate_eval.gating.attention_layout import (
 from truthgate_eval.gating.scores import TruthScores
 
 Norm = Literal["minmax", "centered", "zscore", "none"]
-NORMS: tuple[str, ...] = get_args(Norm)
-# The released code divides by (max - min + 1e-6); a layer of equal scores so gets 0.
+NORMS: tuple[Norm, ...] = get_args(Norm)
+# The released code divides by (max - min + 1e-6), which makes the norm of a layer of equal scores 0.
 _MINMAX_EPS = 1e-6
+# Scores are float32: a standard deviation below their rounding error means a layer of equal scores.
+_ZSCORE_MIN_STD = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """What to multiply each head by, and where.
+    """The factor of every attention head, and the site where it applies.
 
     Attributes:
         values: float32 [layers, heads]; g of equation 6.
-        site: `post` scales slices of the output projection's output, `pre` its input heads.
+        site: `post` scales each head's slice of the output projection's output, `pre` of its input.
     """
 
     values: NDArray[np.float32]
-    site: str = "post"
+    site: Site = "post"
 
     def __post_init__(self) -> None:
         check_site(self.site)
@@ -51,13 +56,43 @@ class Gate:
             raise GateError(f"gate values must be a finite [layers, heads] array, got {self.values.shape}")
 
 
-def normalize(scores: NDArray[Any], norm: str) -> NDArray[np.float64]:
-    """norm(S) of METHOD.md, within each layer: [layers, heads] in, [layers, heads] out.
+def check_norm(norm: str) -> Norm:
+    """The norm of that name.
 
-    A layer whose scores are all equal gets 0 from every norm but `none`.
+    Raises:
+        GateError: There is none.
     """
-    if norm not in NORMS:
-        raise GateError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
+    for known in NORMS:
+        if norm == known:
+            return known
+    raise GateError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
+
+
+def normalize(scores: NDArray[Any], norm: Norm) -> NDArray[np.float64]:
+    """norm(S) of `docs/method.md#soft-gate`, within each layer.
+
+    * `minmax`: (S - min) / (max - min + 1e-6)
+    * `centered`: S - mean
+    * `zscore`: (S - mean) / standard deviation
+    * `none`: S
+
+    A layer of equal scores is normalized to 0 by every norm except `none`.
+
+    Args:
+        scores: [layers, heads].
+        norm: One of `NORMS`.
+
+    Returns:
+        [layers, heads].
+
+    Raises:
+        GateError: There is no such norm.
+
+    Example:
+        >>> normalize(np.array([[0.5, 0.625, 0.75]]), "centered").tolist()
+        [[-0.125, 0.0, 0.125]]
+    """
+    norm = check_norm(norm)
     scores = np.asarray(scores, dtype=np.float64)
     if norm == "none":
         return scores
@@ -67,74 +102,97 @@ def normalize(scores: NDArray[Any], norm: str) -> NDArray[np.float64]:
     centered = scores - scores.mean(axis=1, keepdims=True)
     if norm == "centered":
         return centered
-    spread = centered.std(axis=1, keepdims=True)
-    # Scores are float32: a spread below their rounding is a layer of equal scores.
-    flat = spread < 1e-7
-    return np.where(flat, 0.0, centered / np.where(flat, 1.0, spread))
+    std = centered.std(axis=1, keepdims=True)
+    constant = std < _ZSCORE_MIN_STD
+    return np.where(constant, 0.0, centered / np.where(constant, 1.0, std))
 
 
 def make_gate(
     scores: TruthScores | NDArray[Any],
     *,
     lam: float,
-    norm: str,
-    site: str = "post",
+    norm: Norm,
+    site: Site = "post",
     layers: Sequence[int] | None = None,
 ) -> Gate:
     """The gate g = 1 + lam * norm(S) of equation 6.
 
     Args:
         scores: Truth scores, [layers, heads].
-        lam: Strength; 0 leaves the model as it is.
-        norm: One of `NORMS`.
+        lam: Strength; 0 leaves the model unchanged.
+        norm: Normalization of the scores within each layer, one of `NORMS`.
         site: Where the gate acts, `post` or `pre`.
         layers: The layers to gate (0-based); the others keep g = 1. None gates all.
+
+    Raises:
+        GateError: An argument has no such value, or the model has no such layers.
+
+    Example:
+        >>> gate = make_gate(np.array([[0.5, 0.625, 0.75]]), lam=2.0, norm="centered")
+        >>> gate.values.tolist()
+        [[0.75, 1.0, 1.25]]
     """
     if not math.isfinite(lam):
         raise GateError(f"lam must be a finite number, got {lam}")
     array = scores.scores if isinstance(scores, TruthScores) else scores
-    return Gate(_only(1.0 + lam * normalize(array, norm), layers), site)
+    return Gate(_restrict_to_layers(1.0 + lam * normalize(array, norm), layers), site)
 
 
 def random_gate(
-    shape: tuple[int, int], *, seed: int, site: str = "post", layers: Sequence[int] | None = None
+    shape: tuple[int, int], *, seed: int, site: Site = "post", layers: Sequence[int] | None = None
 ) -> Gate:
-    """The ablation's gate: g - 1 is drawn once, uniformly from [-1, 1], for each head."""
+    """The random gate of the paper's ablation: g is uniform on [0, 2], independently for each head.
+
+    Args:
+        shape: (layers, heads) of the model.
+        seed: Determines the gate.
+        site: As in `make_gate`.
+        layers: As in `make_gate`.
+    """
     draw = np.random.default_rng(seed).uniform(-1.0, 1.0, size=shape)
-    return Gate(_only(1.0 + draw, layers), site)
+    return Gate(_restrict_to_layers(1.0 + draw, layers), site)
 
 
-def _only(values: NDArray[np.float64], layers: Sequence[int] | None) -> NDArray[np.float32]:
+def _restrict_to_layers(values: NDArray[np.float64], layers: Sequence[int] | None) -> NDArray[np.float32]:
+    """Set g = 1 in all other layers."""
     if layers is not None:
         if not layers or min(layers) < 0 or max(layers) >= len(values):
             raise GateError(f"layers {list(layers)} are not all within this model's 0 to {len(values) - 1}")
-        rest = np.setdiff1d(np.arange(len(values)), np.asarray(layers))
+        others = np.setdiff1d(np.arange(len(values)), np.asarray(layers))
         values = values.copy()
-        values[rest] = 1.0
+        values[others] = 1.0
     return values.astype(np.float32)
 
 
 class GateHandle:
-    """A gate that is live on a model: change it with `set`, take it off with `remove`.
+    """A gate that is attached to a model: `set` replaces it, `remove` detaches it.
 
-    Also a context manager that takes the gate off at the end of the block.
+    Also a context manager that removes the gate at the end of the block.
+
+    Attributes:
+        layout: The model's attention heads.
+        gate: The gate that is attached, or was last.
     """
 
-    def __init__(self, anatomy: AttentionLayout, gate: Gate) -> None:
-        self.anatomy = anatomy
+    def __init__(self, layout: AttentionLayout, gate: Gate) -> None:
+        self.layout = layout
         self._hooks: list[_Hook] = []
         self.set(gate)
 
     def set(self, gate: Gate) -> None:
-        """Replace the gate on the loaded model; the weights are not touched."""
-        vectors = _head_vectors(self.anatomy, gate)
+        """Replace the gate; the model's weights are not changed.
+
+        Raises:
+            GateError: The gate's shape is not the model's; the gate before it stays.
+        """
+        vectors = _feature_vectors(self.layout, gate)
         self.remove()
         self.gate = gate
-        for projection, vector in zip(self.anatomy.projections, vectors, strict=True):
+        for projection, vector in zip(self.layout.projections, vectors, strict=True):
             self._hooks.append(_Hook(projection.module, vector, gate.site))
 
     def remove(self) -> None:
-        """Take the gate off; the model is bit for bit what it was."""
+        """Remove the gate's hooks; the model computes bit for bit what it did without a gate."""
         for hook in self._hooks:
             hook.handle.remove()
         self._hooks = []
@@ -147,62 +205,71 @@ class GateHandle:
 
 
 class _Hook:
-    """Multiplies one projection's input or output by its layer's gate."""
+    """A forward hook that multiplies one projection's input or output by its layer's gate."""
 
-    def __init__(self, module: nn.Module, vector: torch.Tensor, site: str) -> None:
-        self.vector = vector.to(_device(module))
+    def __init__(self, module: nn.Module, vector: torch.Tensor, site: Site) -> None:
+        self.vector = vector.to(weights_device(module))
+        self.handle: RemovableHandle
         if site == "pre":
-            self.handle = module.register_forward_pre_hook(self.before)
+            self.handle = module.register_forward_pre_hook(self.scale_input)
         else:
-            self.handle = module.register_forward_hook(self.after)
+            self.handle = module.register_forward_hook(self.scale_output)
 
     def scale(self, x: torch.Tensor) -> torch.Tensor:
-        if self.vector.device != x.device:  # weights that are offloaded show no device until they run
+        if self.vector.device != x.device:  # the device of offloaded weights is unknown until they run
             self.vector = self.vector.to(x.device)
-        # The gate is float32: multiply there, and give back what the model computes in.
+        # Multiplied in the gate's float32, then cast back to the model's dtype.
         return (x * self.vector).to(x.dtype)
 
-    def before(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def scale_input(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return self.scale(args[0]), *args[1:]
 
-    def after(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def scale_output(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return self.scale(output)
 
 
-def attach(model: Any, gate: Gate, *, anatomy: AttentionLayout | None = None) -> GateHandle:
-    """Gate a loaded model, live: x_{l+1} = x_l + concat_h(g[l,h] * o_l[h]) (equation 5).
+def attach(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> GateHandle:
+    """Gate a loaded model with hooks: x_{l+1} = x_l + concat_h(g[l,h] * o_l[h]) (equation 5).
 
     Args:
-        model: A transformers model; PEFT, quantised and multi-device ones work too.
+        model: A transformers model; it may be wrapped by PEFT, quantized or dispatched over devices.
         gate: The gate; its shape must be the model's (layers, heads).
-        anatomy: The model's anatomy, if it is known already.
+        layout: The model's attention heads, if they are known already.
 
     Raises:
+        AttentionLayoutError: The model is not decoder-only.
         GateError: The gate's shape is not the model's; nothing was attached.
     """
-    return GateHandle(anatomy or find_attention_layout(model), gate)
+    return GateHandle(layout or find_attention_layout(model), gate)
 
 
-def fold(model: Any, gate: Gate, *, anatomy: AttentionLayout | None = None) -> None:
-    """Multiply the gate into the projections' weights: no cost per token, and no way back.
+def fold(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> None:
+    """Multiply the gate into the output projections' weights, which costs nothing per token.
 
-    `post` scales the projection's output features and its bias, `pre` its input features.
+    `post` scales a projection's output features and its bias, `pre` its input features. A folded gate cannot
+    be removed.
+
+    Args:
+        model: A transformers model.
+        gate: The gate; its shape must be the model's (layers, heads).
+        layout: The model's attention heads, if they are known already.
 
     Raises:
-        GateError: A projection's weight cannot be multiplied in place (quantised, wrapped
-            by an adapter, or offloaded); nothing was changed.
+        AttentionLayoutError: The model is not decoder-only.
+        GateError: The gate's shape is not the model's, or a weight cannot be multiplied in place because it
+            is quantized, wrapped by an adapter, or offloaded; nothing was changed.
     """
-    anatomy = anatomy or find_attention_layout(model)
-    vectors = _head_vectors(anatomy, gate)
-    for projection in anatomy.projections:
+    layout = layout or find_attention_layout(model)
+    vectors = _feature_vectors(layout, gate)
+    for projection in layout.projections:
         _check_foldable(projection.name, projection.module)
-    for projection, vector in zip(anatomy.projections, vectors, strict=True):
+    for projection, vector in zip(layout.projections, vectors, strict=True):
         module = projection.module
         weight = module.get_parameter("weight")
         vector = vector.to(weight.device)
-        # nn.Linear keeps its weight as (out, in), Conv1D as (in, out).
-        rows = (gate.site == "post") == isinstance(module, nn.Linear)
-        _scale_(weight, vector[:, None] if rows else vector)
+        # The weight of nn.Linear is (out, in), that of Conv1D (in, out).
+        scales_rows = (gate.site == "post") == isinstance(module, nn.Linear)
+        _scale_(weight, vector[:, None] if scales_rows else vector)
         if gate.site == "post" and getattr(module, "bias", None) is not None:
             _scale_(module.get_parameter("bias"), vector)
 
@@ -224,17 +291,12 @@ def _check_foldable(name: str, module: nn.Module) -> None:
         raise GateError(f"{name} is offloaded, so a gate cannot be folded into it; use mode=live")
 
 
-def _head_vectors(anatomy: AttentionLayout, gate: Gate) -> list[torch.Tensor]:
-    """Each layer's gate, spread over its heads' features: float32 [heads * width]."""
-    if gate.values.shape != anatomy.shape:
+def _feature_vectors(layout: AttentionLayout, gate: Gate) -> list[torch.Tensor]:
+    """Each layer's gate, one value per feature: float32 [heads * width]."""
+    if gate.values.shape != layout.shape:
         raise GateError(
             f"the gate has {gate.values.shape[0]} layers x {gate.values.shape[1]} heads, "
-            f"the model {anatomy.shape[0]} x {anatomy.shape[1]}"
+            f"the model {layout.shape[0]} x {layout.shape[1]}"
         )
-    width = anatomy.head_width(gate.site)
+    width = layout.head_width(gate.site)
     return list(torch.from_numpy(np.repeat(gate.values, width, axis=1)))
-
-
-def _device(module: nn.Module) -> torch.device:
-    device = next(module.parameters()).device
-    return torch.device("cpu") if device.type == "meta" else device

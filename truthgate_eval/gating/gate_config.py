@@ -1,7 +1,7 @@
-"""A gate as a user writes it, `scores=vicuna.npz,lam=0.3,norm=minmax`, made ready for a model.
+"""A gate as a user writes it, `scores=vicuna.npz,lam=0.3,norm=minmax`, checked and applied to a model.
 
-Both hosts' model arguments are read here, since both parse them a little differently
-(HOSTS.md, "model_args"): numbers arrive as numbers or as text, a missing value as None or "None".
+The model arguments of lm-eval and lmms-eval arrive in different types: a number as a number or as text, a
+missing value as None or "None" (`docs/harnesses.md#model-arguments`). `GateConfig.parse` takes all of them.
 """
 
 from __future__ import annotations
@@ -10,59 +10,94 @@ import logging
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from truthgate_eval import __version__
 from truthgate_eval.errors import GateError
-from truthgate_eval.gating.attention_layout import AttentionLayout, check_site, find_attention_layout
-from truthgate_eval.gating.gate import NORMS, Gate, GateHandle, attach, fold, make_gate, random_gate
+from truthgate_eval.gating.attention_layout import AttentionLayout, Site, check_site, find_attention_layout
+from truthgate_eval.gating.gate import (
+    Gate,
+    GateHandle,
+    Norm,
+    attach,
+    check_norm,
+    fold,
+    make_gate,
+    random_gate,
+)
 from truthgate_eval.gating.scores import TruthScores
 
 log = logging.getLogger(__name__)
 
-MODES = ("live", "folded")
-# The paper's norm for language models and for multimodal ones (METHOD.md, "Soft gate").
-_PAPER_NORM = {"text": "centered", "image": "minmax"}
+Mode = Literal["live", "folded"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+Modality = Literal["text", "image"]
+# `kind` in results files: a gate of truth scores, the ablation's random gate, or no gate.
+GateKind = Literal["scores", "random", "vanilla"]
 GATE_ARGUMENTS = ("scores", "lam", "norm", "site", "layers", "mode")
+
+# The paper's norms for language models and for multimodal ones (`docs/method.md#soft-gate`).
+_PAPER_NORM: dict[Modality, Norm] = {"text": "centered", "image": "minmax"}
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What to gate a model with; `read` makes one from a host's model arguments.
+    """The configuration of one gate; `parse` makes one from a harness's model arguments.
 
     Attributes:
-        source: The `scores=` argument as given, for the record.
-        scores: The truth scores, or None for the random gate and the vanilla model.
-        seed: Seed of the random gate, or None.
+        source: The `scores=` argument as given, for results files.
+        scores: The truth scores; None for the random gate and the vanilla model.
+        seed: Seed of the random gate; None for every other gate.
         lam: Strength of the gate.
-        norm: Normalisation of the scores within each layer.
+        norm: Normalization of the scores within each layer.
         site: Where the gate acts.
-        layers: The layers to gate, or None for all.
-        mode: `live` or `folded`.
+        layers: The layers to gate (0-based), or None for all.
+        mode: `live` gates with hooks, `folded` multiplies the gate into the weights.
+
+    Raises:
+        GateError: A value is not one that exists.
+
+    Example:
+        >>> GateConfig.parse("random:7", site="pre").kind
+        'random'
+        >>> GateConfig.parse("none").kind
+        'vanilla'
     """
 
     source: str
-    scores: TruthScores | None
-    seed: int | None
-    lam: float
-    norm: str
-    site: str
-    layers: tuple[int, ...] | None
-    mode: str
+    scores: TruthScores | None = None
+    seed: int | None = None
+    lam: float = 0.0
+    norm: Norm = "centered"
+    site: Site = "post"
+    layers: tuple[int, ...] | None = None
+    mode: Mode = "live"
+
+    def __post_init__(self) -> None:
+        if self.scores is not None and self.seed is not None:
+            raise GateError("a gate has either truth scores or the seed of a random gate, not both")
+        if not math.isfinite(self.lam):
+            raise GateError(f"lam={self.lam} is not a finite number")
+        check_norm(self.norm)
+        check_site(self.site)
+        _check_mode(self.mode)
+        if self.layers is not None:
+            parse_layers(self.layers)
 
     @classmethod
     def parse(
         cls,
-        scores: Any,
+        scores: object,
         *,
-        lam: Any = None,
-        norm: Any = None,
-        site: Any = None,
-        layers: Any = None,
-        mode: Any = None,
-        modality: str = "text",
+        lam: object = None,
+        norm: object = None,
+        site: object = None,
+        layers: object = None,
+        mode: object = None,
+        modality: Modality = "text",
     ) -> GateConfig:
-        """Check a host's arguments and load the scores that they name.
+        """Check a harness's arguments and load the scores that they name.
 
         Args:
             scores: A file, a shipped artifact's name, `hf://...`, `random:SEED`, `none`, or `TruthScores`.
@@ -71,113 +106,114 @@ class GateConfig:
             site: `post` or `pre`; None takes what the artifact recommends, else `post`.
             layers: `8-15`, `3+8-15`, a number or a list; None takes what the artifact recommends, else all.
             mode: `live` (default) or `folded`.
-            modality: `text` or `image`: what the gated model is judged on. A recommendation that was
-                selected in the other modality does not count.
+            modality: `text` or `image`, the input that the gated model is evaluated on. A recommendation that
+                was selected on the other modality is not used.
 
         Raises:
             GateError: An argument is not one that exists.
             ScoresError: The scores cannot be read.
         """
-        given = {"lam": lam, "norm": norm, "site": site, "layers": layers, "mode": mode}
-        chosen = {name: None if value in (None, "None", "") else value for name, value in given.items()}
+        given = {"lam": lam, "norm": norm, "site": site, "layers": layers}
+        chosen = {name: value for name, value in given.items() if not _is_missing(value)}
         source = "in-memory scores" if isinstance(scores, TruthScores) else str(scores)
-        artifact, seed = _source(scores)
-        recommended = _recommended(artifact, modality)
-        if chosen["lam"] is None and artifact and "lam" not in recommended:
+        artifact, seed = _load_source(scores)
+        settings = {**_recommended(artifact, modality), **chosen}
+        if artifact is not None and "lam" not in settings:
             raise GateError(
                 f"scores={source} recommend no lam: add lam=NUMBER (the paper's values go from 0.1 to 7.5)"
             )
-        if chosen["lam"] is not None and seed is not None:
+        if "lam" in chosen and seed is not None:
             log.warning("lam=%s has no effect on a random gate, which is drawn from [-1, 1]", lam)
-        norm = chosen["norm"] or recommended.get("norm") or _PAPER_NORM[modality]
-        site = chosen["site"] or recommended.get("site") or "post"
-        lam = _number(chosen["lam"] if chosen["lam"] is not None else recommended.get("lam", 0.0))
-        mode = chosen["mode"] or "live"
-        if norm not in NORMS:
-            raise GateError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
-        if mode not in MODES:
-            raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")
-        check_site(site)
-        numbers = parse_layers(recommended.get("layers") if chosen["layers"] is None else chosen["layers"])
-        return cls(source, artifact, seed, lam, norm, site, numbers, mode)
+        return cls(
+            source,
+            artifact,
+            seed,
+            lam=_parse_number(settings.get("lam", 0.0)),
+            norm=check_norm(settings.get("norm") or _PAPER_NORM[modality]),
+            site=check_site(settings.get("site") or "post"),
+            layers=parse_layers(settings.get("layers")),
+            mode=_check_mode("live" if _is_missing(mode) else mode),
+        )
+
+    @property
+    def kind(self) -> GateKind:
+        """Whether the gate is one of truth scores, a random one, or none (`vanilla`)."""
+        if self.seed is not None:
+            return "random"
+        return "vanilla" if self.scores is None else "scores"
 
     @property
     def is_vanilla(self) -> bool:
-        """True where nothing is gated: `scores=none`."""
-        return self.scores is None and self.seed is None
+        """Whether nothing is gated: `scores=none`."""
+        return self.kind == "vanilla"
 
-    def gate(self, anatomy: AttentionLayout, model: str) -> Gate:
-        """The gate for a model of this anatomy; `model` names it in messages."""
+    def gate(self, layout: AttentionLayout, model: str) -> Gate:
+        """The gate for a model.
+
+        Args:
+            layout: The model's attention heads.
+            model: The model's name, for messages.
+
+        Raises:
+            GateError: There is no gate, or the model has no such layers.
+            ScoresError: The scores do not fit the model.
+        """
         if self.seed is not None:
-            return random_gate(anatomy.shape, seed=self.seed, site=self.site, layers=self.layers)
+            return random_gate(layout.shape, seed=self.seed, site=self.site, layers=self.layers)
         if self.scores is None:
             raise GateError("scores=none has no gate")
-        self.scores.check_fits(anatomy.shape, model)
+        self.scores.check_fits(layout.shape, model)
         probed = self.scores.metadata.get("site")
         if probed and probed != self.site:
             log.warning("the scores were probed at site=%s and gate site=%s", probed, self.site)
         return make_gate(self.scores, lam=self.lam, norm=self.norm, site=self.site, layers=self.layers)
 
     def apply(self, model: Any, name: str) -> GateHandle | None:
-        """Gate a loaded model; returns the live gate's handle, or None (folded, or vanilla)."""
+        """Gate a loaded model.
+
+        Args:
+            model: A transformers model.
+            name: The model's name, for messages.
+
+        Returns:
+            The handle of the live gate; None for a folded gate and for the vanilla model.
+        """
         if self.is_vanilla:
             return None
-        anatomy = find_attention_layout(model)
-        gate = self.gate(anatomy, name)
-        log.info("gated %d layers x %d heads of %s: %s", *anatomy.shape, name, self.describe())
+        layout = find_attention_layout(model)
+        gate = self.gate(layout, name)
+        log.info("gated %d layers x %d heads of %s: %s", *layout.shape, name, self.describe())
         if self.mode == "folded":
-            fold(model, gate, anatomy=anatomy)
+            fold(model, gate, layout=layout)
             return None
-        return attach(model, gate, anatomy=anatomy)
+        return attach(model, gate, layout=layout)
 
     def describe(self) -> dict[str, Any]:
-        """The gate's provenance, for a results file."""
-        record: dict[str, Any] = {"scores": self.source, "truthgate_eval": __version__}
+        """The gate's provenance for a results file, under `gate` (`docs/harnesses.md#results-files`)."""
+        described: dict[str, Any] = {
+            "kind": self.kind,
+            "scores": self.source,
+            "truthgate_eval": __version__,
+        }
         if self.is_vanilla:
-            return record
-        record |= {"site": self.site, "mode": self.mode, "layers": self.layers and list(self.layers)}
+            return described
+        described |= {"site": self.site, "mode": self.mode, "layers": self.layers and list(self.layers)}
         if self.scores is not None:
-            record |= {"lam": self.lam, "norm": self.norm, "sha256": self.scores.fingerprint}
+            described |= {"lam": self.lam, "norm": self.norm, "sha256": self.scores.fingerprint}
             names = ("model", "architecture", "task", "site")
-            record |= {"probed": {name: self.scores.metadata.get(name) for name in names}}
-        return record
+            described |= {"probed": {name: self.scores.metadata.get(name) for name in names}}
+        return described
 
 
-def _recommended(artifact: TruthScores | None, modality: str) -> dict[str, Any]:
-    recommended = artifact.metadata.get("recommended", {}) if artifact else {}
-    return recommended if recommended.get("modality", "text") == modality else {}
-
-
-def _source(scores: Any) -> tuple[TruthScores | None, int | None]:
-    """(artifact, None), (None, seed of a random gate), or (None, None) for the vanilla model."""
-    if isinstance(scores, TruthScores):
-        return scores, None
-    name = "none" if scores is None else str(scores)
-    if name.lower() == "none":
-        return None, None
-    if name.startswith("random"):
-        seed = name.removeprefix("random").removeprefix(":")
-        if not seed.isdigit():
-            raise GateError(f"scores={name}: a random gate needs a seed, as in scores=random:1")
-        return None, int(seed)
-    return TruthScores.resolve(name), None
-
-
-def _number(value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise GateError(f"lam={value} is not a number") from None
-    if not math.isfinite(number):
-        raise GateError(f"lam={value} is not a finite number")
-    return number
-
-
-def parse_layers(value: Any) -> tuple[int, ...] | None:
-    """`8-15`, `3+8-15`, 8, [8, 9] or None, as sorted layer numbers.
+def parse_layers(value: object) -> tuple[int, ...] | None:
+    """Layer numbers out of `8-15`, `3+8-15`, 8, [8, 9] or None; sorted.
 
     Raises:
-        GateError: It is nothing like that.
+        GateError: It is not a list of layers.
+
+    Example:
+        >>> parse_layers("3+8-10")
+        (3, 8, 9, 10)
     """
     if value is None:
         return None
@@ -190,3 +226,52 @@ def parse_layers(value: Any) -> tuple[int, ...] | None:
             raise GateError(f"layers={value} is not a list of layers: write 8-15, or 3+8-15")
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
+
+
+def _is_missing(value: object) -> bool:
+    """Whether a harness passes this for an argument that was not given."""
+    return value is None or (isinstance(value, str) and value in ("None", ""))
+
+
+def _recommended(artifact: TruthScores | None, modality: Modality) -> dict[str, Any]:
+    """The recommended settings, without values that are missing."""
+    recommended = artifact.metadata.get("recommended", {}) if artifact else {}
+    if recommended.get("modality", "text") != modality:
+        return {}
+    return {name: value for name, value in recommended.items() if value is not None}
+
+
+def _load_source(scores: object) -> tuple[TruthScores | None, int | None]:
+    """(scores, None), (None, seed of the random gate), or (None, None) for the vanilla model."""
+    if isinstance(scores, TruthScores):
+        return scores, None
+    name = "none" if scores is None else str(scores)
+    if name.lower() == "none":
+        return None, None
+    if name == "random" or name.startswith("random:"):
+        seed = name.removeprefix("random").removeprefix(":")
+        if not re.fullmatch(r"[0-9]+", seed):
+            raise GateError(f"scores={name}: a random gate needs a seed, as in scores=random:1")
+        return None, int(seed)
+    if re.fullmatch(r"random[0-9]+", name) and not Path(name).exists():
+        raise GateError(
+            f"scores={name}: write the random gate as scores=random:{name.removeprefix('random')}"
+        )
+    return TruthScores.resolve(name), None
+
+
+def _parse_number(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise GateError(f"lam={value} is not a number") from None
+    if not math.isfinite(number):
+        raise GateError(f"lam={value} is not a finite number")
+    return number
+
+
+def _check_mode(mode: object) -> Mode:
+    for known in MODES:
+        if mode == known:
+            return known
+    raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")

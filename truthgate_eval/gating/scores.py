@@ -1,18 +1,18 @@
-"""The score artifact: how truthful each attention head of one model is, and how that was measured.
+"""The score artifact: the truth scores of one model's attention heads, and how they were measured.
 
-`TruthScores` is what probing produces and what gating reads: one `.npz` file without
-pickles. The bare arrays that the method's authors published load as well.
+Probing writes `TruthScores` and gating reads them, as one `.npz` file without pickles. The bare arrays that
+the method's authors published can be loaded, too.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
-import os
-import tempfile
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.errors import ScoresError
+from truthgate_eval.errors import ScoresError, first_line
+from truthgate_eval.files import write_atomic
 from truthgate_eval.paths import shipped
 
 SCHEMA_VERSION = 1
 _PER_HEAD = ("scores", "stderr", "auroc", "train_accuracy", "probe_bias", "accuracy")
 _ARRAYS = (*_PER_HEAD, "probe_weight", "seed_scores")
-_CONTROL, _STDERR = "control_", "_stderr"  # control_NAME and control_NAME_stderr in the file
-# What numpy raises on files that are damaged, pickled, or no archive at all.
+# The file has control_NAME and control_NAME_stderr for each control.
+_CONTROL, _STDERR = "control_", "_stderr"
+# numpy raises these for files that are damaged or pickled, or are no archives.
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
@@ -37,19 +39,19 @@ class TruthScores:
 
     Attributes:
         scores: float32 [layers, heads]; validation accuracy of each head's probe
-            (METHOD.md, "Truth scores", step 4), or what `metadata["score"]` says instead.
+            (`docs/method.md#truth-scores`, step 4), or the quantity that `metadata["score"]` names.
         stderr: Standard error of `scores`, same shape.
         auroc: Area under the ROC curve on the validation data, same shape.
         train_accuracy: The probes' accuracy on their training data, same shape.
         probe_weight: [layers, heads, width] probe directions, fitted on all sequences.
         probe_bias: [layers, heads] probe intercepts.
-        accuracy: [layers, heads] validation accuracy, where `scores` are something else.
-        seed_scores: [seeds, layers, heads] the scores of each assignment of folds, whose mean `scores` is.
-        controls: For each control the probes' accuracy under it, [layers, heads], or [1, 1] where it
-            has one probe for all heads.
-        control_stderr: For each control the standard error of accuracy minus control, [layers, heads].
-        metadata: Where the scores come from, JSON-serialisable. `recommended`, if there,
-            holds the gate setting that was selected on held-out data.
+        accuracy: [layers, heads] validation accuracy, if `scores` are another quantity.
+        seed_scores: [seeds, layers, heads] scores of each assignment of folds; `scores` are their mean.
+        controls: For each control the probes' accuracy under it, [layers, heads], or [1, 1] if it has one
+            probe for all heads.
+        control_stderr: For each control the standard error of accuracy minus control, of the same shape.
+        metadata: Provenance, JSON-serializable. `recommended`, if present, is the gate setting that was
+            selected on held-out data.
     """
 
     scores: NDArray[np.float32]
@@ -65,6 +67,16 @@ class TruthScores:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._convert_arrays()
+        self._check_controls()
+        recommended = self.metadata.get("recommended", {})
+        if not isinstance(recommended, dict):
+            raise ScoresError(
+                f"the metadata's `recommended` is {recommended!r}, expected an object such as "
+                '{"lam": 1.0, "norm": "centered", "site": "post"}'
+            )
+
+    def _convert_arrays(self) -> None:
         for name in _ARRAYS:
             array = getattr(self, name)
             if array is not None:
@@ -73,22 +85,29 @@ class TruthScores:
             raise ScoresError(f"scores have shape {self.scores.shape}, expected [layers, heads]")
         for name in _ARRAYS[1:]:
             array = getattr(self, name)
-            if array is not None and not self._belongs(name, array):
+            if array is not None and not self._has_expected_shape(name, array):
                 raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
+
+    def _check_controls(self) -> None:
+        for name in sorted(self.controls.keys() ^ self.control_stderr.keys()):
+            missing = f"{_CONTROL}{name}{_STDERR}" if name in self.controls else f"{_CONTROL}{name}"
+            raise ScoresError(
+                f"control {name!r} has no array {missing}: an accuracy and its standard error are needed"
+            )
         for name, array in self._control_arrays().items():
             if array.shape != self.shape and array.shape != (1, 1):
                 raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
 
-    def _belongs(self, name: str, array: NDArray[np.float32]) -> bool:
+    def _has_expected_shape(self, name: str, array: NDArray[np.float32]) -> bool:
         if name == "seed_scores":
             return array.ndim == 3 and array.shape[1:] == self.shape
         return array.shape[:2] == self.shape and array.ndim == (3 if name == "probe_weight" else 2)
 
     def _control_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The controls' arrays by their names in the file."""
-        means = {f"{_CONTROL}{name}": array for name, array in self.controls.items()}
+        accuracies = {f"{_CONTROL}{name}": array for name, array in self.controls.items()}
         errors = {f"{_CONTROL}{name}{_STDERR}": array for name, array in self.control_stderr.items()}
-        return {name: _as_float32(name, array) for name, array in {**means, **errors}.items()}
+        return {name: _as_float32(name, array) for name, array in {**accuracies, **errors}.items()}
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -97,13 +116,13 @@ class TruthScores:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the score array: two artifacts with equal scores give equal gates."""
-        head = f"{self.shape}".encode()
-        return hashlib.sha256(head + np.ascontiguousarray(self.scores).tobytes()).hexdigest()
+        """SHA-256 of the score array; artifacts with equal fingerprints give equal gates."""
+        shape = f"{self.shape}".encode()
+        return hashlib.sha256(shape + np.ascontiguousarray(self.scores).tobytes()).hexdigest()
 
     @property
     def model(self) -> str:
-        """The model that was probed, or "unknown model"."""
+        """Name of the probed model, or "unknown model"."""
         return str(self.metadata.get("model") or "unknown model")
 
     def check_fits(self, shape: tuple[int, int], model: str) -> None:
@@ -115,21 +134,20 @@ class TruthScores:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write the artifact as `.npz`; the file appears whole or not at all."""
+        """Write the artifact as `.npz`, atomically.
+
+        Raises:
+            ScoresError: The path does not end in `.npz`, or its folder does not exist.
+            TruthGateError: The file cannot be written.
+        """
         path = Path(path)
         check_output(path)
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         arrays.update(self._control_arrays())
         metadata = {"schema": SCHEMA_VERSION, **self.metadata}
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".npz")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, metadata=np.array(json.dumps(metadata)), **arrays)
-            os.chmod(partial, 0o644)  # mkstemp makes files that only their owner can read
-            os.replace(partial, path)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        content = io.BytesIO()
+        np.savez(content, metadata=np.array(json.dumps(metadata)), **arrays)
+        write_atomic(path, content.getvalue())
         return path
 
     @classmethod
@@ -142,6 +160,7 @@ class TruthScores:
         path = Path(path)
         if not path.is_file():
             raise ScoresError(f"no score file at {path}")
+        readers: dict[str, Callable[[Path], dict[str, Any]]]
         readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv}
         reader = readers.get(path.suffix.lower())
         if reader is None:
@@ -192,15 +211,11 @@ def _as_float32(name: str, array: Any) -> NDArray[np.float32]:
     if array.dtype.kind not in "fiu":
         raise ScoresError(f"{name} holds {array.dtype}, expected numbers")
     array = array.astype(np.float32)
-    # A constant label gives no AUROC, so that array alone may hold NaN.
+    # AUROC is undefined where all labels are equal, so only that array may hold NaN.
     if name != "auroc" and not np.isfinite(array).all():
-        raise ScoresError(f"{name} holds NaN or infinite values at {_first_bad(array)}")
+        index = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise ScoresError(f"{name} holds NaN or infinite values at [layer, head, ...] = {index}")
     return array
-
-
-def _first_bad(array: NDArray[np.float32]) -> str:
-    where = np.argwhere(~np.isfinite(array))[0].tolist()
-    return f"[layer, head, ...] = {where}"
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
@@ -210,6 +225,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
         fields: dict[str, Any] = {name: archive[name] for name in _ARRAYS if name in archive.files}
         controls = {name: archive[name] for name in archive.files if name.startswith(_CONTROL)}
         metadata = json.loads(str(archive["metadata"])) if "metadata" in archive.files else {}
+    if not isinstance(metadata, dict):
+        raise ScoresError(f"holds metadata that are no JSON object, but {type(metadata).__name__}")
     if metadata.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
         raise ScoresError(
             f"written in schema {metadata['schema']}, this version reads up to {SCHEMA_VERSION}: "
@@ -231,7 +248,7 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
-    """The authors' `cv5_head_metrics.csv`: one row per (layer, head) with its accuracy."""
+    """The authors' `cv5_head_metrics.csv`: one row per (layer, head), with the head's accuracy."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"layer", "head", "accuracy"} <= rows[0].keys():
@@ -253,6 +270,5 @@ def _from_hub(name: str) -> str:
     owner, repository, filename = parts
     try:
         return hf_hub_download(f"{owner}/{repository}", filename)
-    except Exception as error:  # the hub raises many kinds: no network, no repository, no file, no right
-        reason = str(error).strip().splitlines()[0]
-        raise ScoresError(f"{name} cannot be fetched from the hub: {reason}") from error
+    except Exception as error:  # no network, no repository, no file, no access: all of different classes
+        raise ScoresError(f"{name} cannot be fetched from the hub: {first_line(error)}") from error

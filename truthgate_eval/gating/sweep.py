@@ -1,157 +1,123 @@
-"""Which gate to recommend: a grid of settings, each judged on held-out data, and the choice.
+"""The search for a gate to recommend: a grid of candidates, the choice of one, and where it is kept.
 
-Settings are chosen on a fixed fifth of the documents, and only the choice is judged on the rest
-(METHOD.md, "Soft gate"). Questions about one picture are never on both sides.
+Candidates are evaluated on the selection split of the documents; only the chosen one is evaluated on the test
+split (`docs/method.md#soft-gate`). `truthgate_eval.data.splits` divides the documents.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
-from truthgate_eval.errors import GateError, TaskError
-from truthgate_eval.gating.attention_layout import check_site
-from truthgate_eval.gating.gate import NORMS
-from truthgate_eval.gating.gate_config import GateConfig, parse_layers
+from truthgate_eval.errors import GateError
+from truthgate_eval.gating.attention_layout import Site, check_site
+from truthgate_eval.gating.gate import Norm, check_norm
+from truthgate_eval.gating.gate_config import GateConfig, Modality, parse_layers
 from truthgate_eval.gating.scores import TruthScores
-
-SELECTION, REST = "selection", "evaluation"
-_PARTS = 5  # the selection is one part of this many
-_CLUSTER_FIELDS = ("image", "image_id", "image_source", "image_path", "question")
-
-Places = dict[str, list[int]]  # numbers of documents by part
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One setting and how it did; lam = 0 is the vanilla model, whatever norm and site say.
-
-    Attributes:
-        lam: Strength of the gate.
-        norm: Normalisation of the scores.
-        site: Where the gate acts.
-        value: The metric.
-        stderr: The metric's standard error as the host gives it, or None.
-        documents: How many were judged.
-    """
-
-    lam: float
-    norm: str
-    site: str
-    value: float = float("nan")
-    stderr: float | None = None
-    documents: int = 0
-
-    @property
-    def label(self) -> tuple[float, str, str]:
-        """What tells it from other points of a grid."""
-        return self.lam, self.norm, self.site
 
 
 @dataclass(frozen=True)
 class EvalResult:
-    """How one gate did on one part of the data: see `Point`."""
+    """The metric of one gate on one split.
+
+    Attributes:
+        value: The metric, a mean over tasks.
+        stderr: Its standard error, or None if the harness reports none.
+        documents: Number of documents evaluated.
+    """
 
     value: float
     stderr: float | None
     documents: int
 
 
-class Evaluator(Protocol):
-    """A loaded model with tasks, under one of the hosts.
+@dataclass(frozen=True)
+class Candidate:
+    """One setting of the gate and its metric; lam = 0 is the vanilla model, for any norm and site.
+
+    The fields' names are the keys of `points.jsonl` and of `recommended["points"]` in an artifact.
 
     Attributes:
-        modality: `text` or `image`, for the recommendation.
+        lam: Strength of the gate.
+        norm: Normalization of the scores.
+        site: Where the gate acts.
+        value: The metric; NaN before the evaluation.
+        stderr: Its standard error, or None.
+        documents: Number of documents evaluated.
     """
 
-    modality: str
+    lam: float
+    norm: Norm
+    site: Site
+    value: float = float("nan")
+    stderr: float | None = None
+    documents: int = 0
 
-    def evaluate(self, gate: GateConfig, part: str, output: Path | None = None) -> EvalResult:
-        """Run the tasks' documents of a part; `output` is a folder for the host's own result files."""
+    @property
+    def label(self) -> tuple[float, str, str]:
+        """Identifies the candidate in a grid: (lam, norm, site)."""
+        return self.lam, self.norm, self.site
+
+    def with_result(self, result: EvalResult) -> Candidate:
+        """The candidate with its metric."""
+        return dataclasses.replace(self, **dataclasses.asdict(result))
 
 
 def make_grid(*, lam: str, norm: str, site: str) -> list[Candidate]:
-    """The settings of comma-separated lists, with the vanilla model once in front.
+    """The candidates of comma-separated lists, with the vanilla model once, in front.
 
     Raises:
         GateError: A value is not one that exists.
+
+    Example:
+        >>> [candidate.label for candidate in make_grid(lam="0,1", norm="minmax", site="post,pre")]
+        [(0.0, 'minmax', 'post'), (1.0, 'minmax', 'post'), (1.0, 'minmax', 'pre')]
     """
     try:
-        strengths = [float(value) for value in lam.split(",")]
+        lams = [float(value) for value in lam.split(",")]
     except ValueError:
         raise GateError(f"--lam {lam}: expected numbers, comma-separated") from None
-    norms, sites = norm.split(","), site.split(",")
-    for value in norms:
-        if value not in NORMS:
-            raise GateError(f"unknown norm {value!r}: expected one of {', '.join(NORMS)}")
-    for value in sites:
-        check_site(value)
+    norms = [check_norm(value) for value in norm.split(",")]
+    sites = [check_site(value) for value in site.split(",")]
     vanilla = Candidate(0.0, norms[0], sites[0])
-    gated = [Candidate(x, n, s) for s in sites for n in norms for x in strengths if x != 0]
+    gated = [Candidate(value, n, s) for s in sites for n in norms for value in lams if value != 0]
     return [vanilla, *dict.fromkeys(gated)]
 
 
-def split_documents(documents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`selection` or `evaluation` for every document of a task.
-
-    The documents' own `subset` counts, if they have one. Otherwise the fifth of the pictures (or
-    questions) whose hashes are smallest is the selection: the same in every run, and at least one.
+def candidate_gate(
+    artifact: TruthScores, source: str, candidate: Candidate, layers: str | None = None
+) -> GateConfig:
+    """The gate of a candidate.
 
     Args:
-        documents: As the task gives them, without their pictures' content.
+        artifact: The truth scores.
+        source: Their file or name, for results files.
+        candidate: The candidate.
+        layers: The layers to gate, as in `GateConfig.parse`; None gates all, also where the artifact
+            recommends some.
     """
-    if documents and all(document.get("subset") in (SELECTION, REST) for document in documents):
-        return [str(document["subset"]) for document in documents]
-    clusters = [_cluster(document, number) for number, document in enumerate(documents)]
-    names = sorted(
-        set(clusters), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    )
-    selected = set(names[: max(1, round(len(names) / _PARTS))])
-    return [SELECTION if name in selected else REST for name in clusters]
-
-
-def split_indices(
-    task: str, documents: Sequence[Mapping[str, Any]], limits: Mapping[str, int | None]
-) -> Places:
-    """The numbers of a task's documents in either part, the first so many of each.
-
-    Raises:
-        TaskError: A part is empty.
-    """
-    parts = split_documents(documents)
-    found = {part: [n for n, own in enumerate(parts) if own == part] for part in (SELECTION, REST)}
-    for part, places in found.items():
-        if not places:
-            raise TaskError(f"task {task!r}: of its {len(documents)} documents none is in the {part} part")
-    return {part: places[: limits.get(part)] for part, places in found.items()}
-
-
-def _cluster(document: Mapping[str, Any], number: int) -> str:
-    """What a document shares with others: its picture or its question."""
-    names = (name for name in _CLUSTER_FIELDS if isinstance(document.get(name), str | int))
-    field = next(names, None)
-    return f"{field}:{document[field]}" if field else f"document:{number}"
-
-
-def candidate_gate(
-    artifact: TruthScores, source: str, point: Candidate, layers: str | None = None
-) -> GateConfig:
-    """A point as the settings of a model; `layers` are those to gate, and None gates all of them."""
-    if point.lam == 0:
+    if candidate.lam == 0:
         return GateConfig.parse("none")
-    settings = GateConfig.parse(artifact, lam=point.lam, norm=point.norm, site=point.site)
-    # Set here, since None would take what an earlier sweep recommended in the artifact.
-    return dataclasses.replace(settings, source=source, layers=parse_layers(layers))
+    return GateConfig(
+        source,
+        artifact,
+        lam=float(candidate.lam),
+        norm=candidate.norm,
+        site=candidate.site,
+        layers=parse_layers(layers),
+    )
 
 
 def lowest_gated_layer(layers: str | None, count: int) -> int:
-    """The first gated one of a model's `count` layers: how many below it no setting changes.
+    """The first gated layer, which is also the number of layers below it that no candidate changes.
+
+    Args:
+        layers: The layers to gate, as in `GateConfig.parse`; None for all.
+        count: Number of the model's layers.
 
     Raises:
         GateError: The model has no such layers.
@@ -164,16 +130,34 @@ def lowest_gated_layer(layers: str | None, count: int) -> int:
     return numbers[0]
 
 
-def best_candidate(points: Sequence[Candidate]) -> Candidate:
-    """The highest value; of equals, the gentlest gate: the smallest |lam|, then the first given."""
-    return max(points, key=lambda point: (point.value, -abs(point.lam)))
+def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """The candidate with the highest value; of equals the one with the smallest |lam|, then the first."""
+    return max(candidates, key=lambda candidate: (candidate.value, -abs(candidate.lam)))
 
 
 def recommend(
-    artifact: TruthScores, chosen: Candidate, points: Sequence[Candidate], *, tasks: str, metric: str, modality: str,
+    artifact: TruthScores,
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
+    *,
+    tasks: str,
+    metric: str,
+    modality: Modality,
+    split: str,
     layers: str | None = None,
-) -> TruthScores:  # fmt: skip
-    """The artifact with the choice, and every point that led to it, in its metadata."""
+) -> TruthScores:
+    """The artifact with the chosen gate, and all candidates, in its metadata.
+
+    Args:
+        artifact: The truth scores.
+        chosen: The chosen candidate.
+        candidates: All candidates, with their metrics.
+        tasks: The tasks that they were evaluated on, comma-separated.
+        metric: The metric's name.
+        modality: `text` or `image`.
+        split: The split that they were evaluated on.
+        layers: The layers that every candidate gated; None for all.
+    """
     recommended: dict[str, Any] = {
         "lam": chosen.lam,
         "norm": chosen.norm,
@@ -181,22 +165,23 @@ def recommend(
         "modality": modality,
         "task": tasks,
         "metric": metric,
-        "subset": SELECTION,
+        "subset": split,
         **({} if layers is None else {"layers": layers}),
-        "points": [dataclasses.asdict(point) for point in points],
+        "points": [dataclasses.asdict(candidate) for candidate in candidates],
     }
     return dataclasses.replace(artifact, metadata={**artifact.metadata, "recommended": recommended})
 
 
-def format_candidates(points: Sequence[Candidate], metric: str) -> Table:
-    """All points, the chosen one marked."""
-    chosen = best_candidate(points)
-    result = Table(title=f"{metric} on the held-out fifth, n = {points[0].documents}", title_justify="left")
+def format_candidates(candidates: Sequence[Candidate], metric: str) -> Table:
+    """A table of all candidates with the chosen one marked, for the terminal."""
+    chosen = best_candidate(candidates)
+    title = f"{metric} on the held-out fifth, n = {candidates[0].documents}"
+    table = Table(title=title, title_justify="left")
     for column in ("lam", "norm", "site", metric, "± stderr", ""):
-        result.add_column(column, justify="right" if column in ("lam", metric, "± stderr") else "left")
-    for point in points:
-        names = ("-", "-") if point.lam == 0 else (point.norm, point.site)
-        mark = "chosen" if point is chosen else ""
-        error = "" if point.stderr is None else f"{point.stderr:.4f}"
-        result.add_row(f"{point.lam:g}", *names, f"{point.value:.4f}", error, mark)
-    return result
+        table.add_column(column, justify="right" if column in ("lam", metric, "± stderr") else "left")
+    for candidate in candidates:
+        names = ("-", "-") if candidate.lam == 0 else (candidate.norm, candidate.site)
+        stderr = "" if candidate.stderr is None else f"{candidate.stderr:.4f}"
+        mark = "chosen" if candidate is chosen else ""
+        table.add_row(f"{candidate.lam:g}", *names, f"{candidate.value:.4f}", stderr, mark)
+    return table

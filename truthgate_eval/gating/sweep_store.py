@@ -1,9 +1,9 @@
-"""Where a sweep keeps what it has done, so that it can be interrupted and go on.
+"""The folder of a sweep, which allows an interrupted sweep to be continued.
 
-FOLDER/sweep.json      what is swept: another artifact, task or model may not go on here
-FOLDER/points.jsonl    one finished point a line
-FOLDER/sweep.png       the points
-FOLDER/rest/NAME/      the host's own result files of each run on the rest of the data
+FOLDER/sweep.json      what is swept; a sweep of another artifact, task or model cannot continue here
+FOLDER/points.jsonl    one evaluated candidate a line
+FOLDER/sweep.png       a plot of the candidates
+FOLDER/rest/NAME/      the harness's result files of each run on the test split
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from truthgate_eval.errors import DataError, TruthGateError
-from truthgate_eval.files import read_json_lines, write_whole
+from truthgate_eval.files import read_json_lines, write_atomic
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.sweep import Candidate, EvalResult
 
@@ -24,17 +24,25 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(Candidate))
 
 
 class SweepStore:
-    """A sweep's folder; made at once, so that a place that cannot be written to is known before any work."""
+    """A sweep's folder.
+
+    It is made at once, so that a folder that cannot be written is reported before any evaluation.
+
+    Attributes:
+        folder: The folder.
+        points_file: Its file of evaluated candidates.
+        plot_file: Its plot.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Open or make it.
+        """Open or make the folder.
 
         Args:
-            folder: Where.
-            identity: All that points must have in common, JSON-serialisable.
+            folder: Its path.
+            identity: What all candidates of the sweep have in common, JSON-serializable.
 
         Raises:
-            TruthGateError: It holds another sweep, or cannot be written to.
+            TruthGateError: The folder has another sweep, or cannot be written.
         """
         self.folder = folder
         self.points_file = folder / "points.jsonl"
@@ -43,61 +51,65 @@ class SweepStore:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TruthGateError(f"{folder} cannot be made: {error.strerror}") from error
-        self._check(folder / "sweep.json", json.loads(json.dumps(dict(identity))))
+        self._check_identity(folder / "sweep.json", json.loads(json.dumps(dict(identity))))
 
-    def _check(self, file: Path, identity: dict[str, Any]) -> None:
+    def _check_identity(self, file: Path, identity: dict[str, Any]) -> None:
         if not file.is_file():
-            write_whole(file, (json.dumps(identity, indent=2) + "\n").encode())
+            write_atomic(file, (json.dumps(identity, indent=2) + "\n").encode())
             return
         try:
             found = json.loads(file.read_bytes())
         except ValueError as error:
             raise DataError(f"{file} is not JSON: remove {self.folder} and start again") from error
-        other = [name for name in identity if found.get(name) != identity[name]]
-        if other:
+        different = [name for name in identity if found.get(name) != identity[name]]
+        if different:
             raise TruthGateError(
-                f"{self.folder} holds a sweep with {other[0]}={found.get(other[0])}, this one has "
-                f"{other[0]}={identity[other[0]]}: give another --output, or remove that folder"
+                f"{self.folder} holds a sweep with {different[0]}={found.get(different[0])}, this one has "
+                f"{different[0]}={identity[different[0]]}: give another --output, or remove that folder"
             )
 
     def candidates(self) -> dict[tuple[float, str, str], Candidate]:
-        """The finished points, by their settings; a line that an interruption cut off does not count."""
+        """The evaluated candidates by their label; a last line without an end is removed from the file."""
         if not self.points_file.is_file():
             return {}
         text = self.points_file.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_whole(self.points_file, whole.encode())
-        points = [
-            Candidate(**{name: record[name] for name in _FIELDS})
-            for _, record in read_json_lines(self.points_file, _FIELDS)
+        complete = text[: text.rfind("\n") + 1]
+        if complete != text:
+            write_atomic(self.points_file, complete.encode())
+        candidates = [
+            Candidate(**{name: point[name] for name in _FIELDS})
+            for _, point in read_json_lines(self.points_file, _FIELDS)
         ]
-        return {point.label: point for point in points}
+        return {candidate.label: candidate for candidate in candidates}
 
-    def add(self, point: Candidate) -> None:
-        """Keep a finished point."""
+    def add(self, candidate: Candidate) -> None:
+        """Append an evaluated candidate."""
         with self.points_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(point)) + "\n")
+            file.write(json.dumps(dataclasses.asdict(candidate)) + "\n")
 
     def test_result(
-        self, name: str, gate: GateConfig, judge: Callable[[Path], EvalResult]
+        self, name: str, gate: GateConfig, evaluate: Callable[[Path], EvalResult]
     ) -> tuple[Path, EvalResult]:
-        """Judge a gate on the rest of the data, unless that is done already.
+        """A gate's result on the test split, evaluated if that has not been done yet.
 
         Args:
-            name: Of the run.
-            gate: What it is gated with; a run of that name with another gate is replaced.
-            judge: Writes the host's result files into a folder.
+            name: Name of the run; a run of that name with another gate is replaced.
+            gate: The gate.
+            evaluate: Evaluates the gate and writes the harness's result files into a folder.
+
+        Returns:
+            The run's folder and its result.
         """
         folder = self.folder / "rest" / name
-        mark = folder / "done.json"
+        done_file = folder / "done.json"
         described = json.loads(json.dumps(gate.describe()))
-        if mark.is_file():
-            done = json.loads(mark.read_bytes())
+        if done_file.is_file():
+            done = json.loads(done_file.read_bytes())
             if done["gate"] == described:
                 return folder, EvalResult(**done["outcome"])
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        outcome = judge(folder)
-        write_whole(mark, json.dumps({"gate": described, "outcome": dataclasses.asdict(outcome)}).encode())
-        return folder, outcome
+        result = evaluate(folder)
+        done = {"gate": described, "outcome": dataclasses.asdict(result)}
+        write_atomic(done_file, json.dumps(done).encode())
+        return folder, result

@@ -1,7 +1,7 @@
-"""Asking identical questions once: find the distinct requests, answer them, hand the answers out.
+"""Identical requests are answered once: find the distinct ones, answer them, copy the answers to the others.
 
-POPE's three splits of a source share their "yes" questions, and a harness sends the requests of all
-tasks together, so every third request has been asked before.
+POPE's three splits share their "yes" questions, and a harness sends the requests of all tasks together, so
+that two of five requests repeat an earlier one.
 """
 
 from __future__ import annotations
@@ -20,62 +20,75 @@ class DistinctRequests:
     """Which requests are the same.
 
     Attributes:
-        first: For each distinct request, the position where it first occurs.
-        kind: For each request, the place of its distinct one in `first`.
+        first_positions: For each distinct request, where it first occurs.
+        distinct_ids: For each request, the number of its distinct request.
     """
 
     first_positions: tuple[int, ...]
     distinct_ids: tuple[int, ...]
 
     def scatter(self, answers: Sequence[Answer]) -> list[Answer]:
-        """One answer for each request, from one for each distinct request."""
+        """One answer for each request, from one for each distinct request.
+
+        Raises:
+            ValueError: There are not as many answers as distinct requests.
+        """
         if len(answers) != len(self.first_positions):
             raise ValueError(f"expected {len(self.first_positions)} answers, not {len(answers)}")
-        return [answers[place] for place in self.distinct_ids]
+        return [answers[distinct] for distinct in self.distinct_ids]
 
 
 def find_distinct(keys: Sequence[Hashable | None]) -> DistinctRequests:
-    """Requests with equal keys are one; None is equal to nothing, itself included."""
-    places: dict[Hashable, int] = {}
-    first: list[int] = []
-    kind: list[int] = []
+    """Find requests with equal keys; None equals nothing, not even another None.
+
+    Example:
+        >>> find_distinct(["a", None, "a", None])
+        DistinctRequests(first_positions=(0, 1, 3), distinct_ids=(0, 1, 0, 2))
+    """
+    numbers: dict[Hashable, int] = {}
+    first_positions: list[int] = []
+    distinct_ids: list[int] = []
     for position, key in enumerate(keys):
-        place = len(first) if key is None else places.setdefault(key, len(first))
-        if place == len(first):
-            first.append(position)
-        kind.append(place)
-    return DistinctRequests(tuple(first), tuple(kind))
+        new = len(first_positions)
+        number = new if key is None else numbers.setdefault(key, new)
+        if number == new:
+            first_positions.append(position)
+        distinct_ids.append(number)
+    return DistinctRequests(tuple(first_positions), tuple(distinct_ids))
 
 
 def answer_distinct(
     requests: Sequence[Request],
     key: Callable[[Request], Hashable | None],
-    ask: Callable[[list[Request]], Sequence[Answer]],
+    answer: Callable[[list[Request]], Sequence[Answer]],
 ) -> list[Answer]:
-    """Answers to all requests, in their order; of those with one key, only the first is asked.
+    """Answers to all requests, in order; of requests with equal keys only the first is computed.
 
     Args:
         requests: In any order.
-        key: A request's identity, or None for one that must be asked by itself.
-        ask: Answers a list of requests, in its order.
+        key: What identifies a request; None for one that must be answered by itself.
+        answer: Answers a list of requests, in its order.
+
+    Example:
+        >>> answer_distinct(["a", "b", "a"], str, lambda some: [text.upper() for text in some])
+        ['A', 'B', 'A']
     """
-    groups = find_distinct([key(request) for request in requests])
-    return groups.scatter(ask([requests[position] for position in groups.first_positions]))
+    distinct = find_distinct([key(request) for request in requests])
+    return distinct.scatter(answer([requests[position] for position in distinct.first_positions]))
 
 
 def request_key(
-    pictures: Sequence[Hashable] | None, prompt: str, generation: Mapping[str, Any]
+    image_keys: Sequence[Hashable] | None, prompt: str, generation: Mapping[str, Any]
 ) -> Hashable | None:
-    """The identity of a request for text about pictures.
+    """What identifies a request for text about images.
 
-    None where the answer is not fixed by the request: when it is sampled, or when it is not known
-    which pictures are shown.
+    None where the request does not decide its answer: it is sampled, or its images are not known.
 
     Args:
-        pictures: What tells each picture from others, such as its path; None if that is unknown.
+        image_keys: What identifies each image; None if that is unknown.
         prompt: The text of the request.
         generation: The generation settings.
     """
-    if pictures is None or generation.get("do_sample") or float(generation.get("temperature") or 0) > 0:
+    if image_keys is None or generation.get("do_sample") or float(generation.get("temperature") or 0) > 0:
         return None
-    return tuple(pictures), prompt, json.dumps(dict(generation), sort_keys=True, default=repr)
+    return tuple(image_keys), prompt, json.dumps(dict(generation), sort_keys=True, default=repr)

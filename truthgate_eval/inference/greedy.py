@@ -1,4 +1,4 @@
-"""Greedy decoding of many prompts, whose shared prefixes are computed once."""
+"""Greedy decoding of many prompts; shared prefixes and equal prompts are computed once."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from truthgate_eval.inference import tuning
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
-# Of a model's generation defaults, those that do not matter to greedy decoding of new tokens.
-_HARMLESS = frozenset(
+# Settings of a generation config that do not change which tokens greedy decoding adds.
+_WITHOUT_EFFECT = frozenset(
     (
         "bos_token_id eos_token_id pad_token_id do_sample temperature top_p top_k min_p typical_p max_length "
         "max_new_tokens use_cache output_attentions output_hidden_states output_scores output_logits "
@@ -22,92 +24,108 @@ _HARMLESS = frozenset(
 
 
 def is_plain_greedy(config: Any) -> bool:
-    """Whether a model's generation defaults leave greedy decoding as it is: no penalties, no bans."""
-    return not set(config.to_diff_dict()) - _HARMLESS
+    """Whether a model's generation config asks for nothing that changes greedy decoding, such as a penalty.
+
+    Args:
+        config: A `transformers.GenerationConfig`.
+
+    Example:
+        >>> from transformers import GenerationConfig
+        >>> is_plain_greedy(GenerationConfig(eos_token_id=2, temperature=0.6))
+        True
+        >>> is_plain_greedy(GenerationConfig(repetition_penalty=1.1))
+        False
+    """
+    return not set(config.to_diff_dict()) - _WITHOUT_EFFECT
 
 
 def end_tokens(config: Any) -> set[int]:
-    """The tokens at which a model's generation defaults end an answer."""
+    """Tokens that end an answer by a model's generation config.
+
+    Example:
+        >>> from transformers import GenerationConfig
+        >>> end_tokens(GenerationConfig(eos_token_id=[2, 7]))
+        {2, 7}
+    """
     eos = config.eos_token_id
     return set() if eos is None else {eos} if isinstance(eos, int) else set(eos)
 
 
 def decode_greedily(
-    forward: SharedPrefixModel,
+    model: SharedPrefixModel,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     budget: TokenBudget,
     eos: Collection[int] = (),
     stopped: Callable[[list[int]], bool] | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[list[int]]:
-    """The likeliest token after each prompt, again and again.
+    """Add the likeliest token to each prompt until it ends.
 
     Args:
-        forward: A model that shares prefixes.
+        model: A model that supports sharing.
         prompts: Token ids, each prompt at least one token.
         max_new_tokens: The most tokens to add to each.
-        budget: Tokens to a batch, prompts and answers together.
+        budget: Tokens of a batch, prompts and answers together.
         eos: Tokens that end an answer.
-        stopped: Told an answer's tokens so far, whether it ends here.
-        progress: Called with the number of prompts done since the last call.
+        stopped: Whether an answer ends here; called with its tokens so far after every token.
+        progress: Called with the number of prompts answered since the last call.
 
     Returns:
         Each prompt's new tokens, with the one that ended it.
     """
-    found = plan_prefixes(
-        prompts, max_shared_length=forward.max_shared_length, prefix_pass_cost=forward.prefix_pass_cost
+    plan = plan_prefixes(
+        prompts, max_shared_length=model.max_shared_length, prefix_pass_cost=model.prefix_pass_cost
     )
-    answers: list[list[int]] = [[] for _ in range(found.num_distinct)]
+    answers: list[list[int]] = [[] for _ in range(plan.num_distinct)]
+    occurrences = [len(indices) for indices in plan.indices_by_distinct()]
 
     def ended(tokens: list[int]) -> bool:
         end = len(tokens) >= max_new_tokens or tokens[-1] in eos
         return end or (stopped is not None and stopped(tokens))
 
-    asked = [0] * found.num_distinct
-    for kind in found.distinct_ids:
-        asked[kind] += 1
-    for group in found.groups:
-        trunk = forward.compute_prefix(group)
+    for group in plan.groups:
+        prefix = model.compute_prefix(group)
 
-        def run(rows: list[PackedPrompt], trunk: SharedPrefixCache | None = trunk) -> None:
-            members = [member for row in rows for member in row.sequence_ids]
-            for member, tokens in zip(members, _decode(forward, rows, trunk, ended), strict=True):
-                answers[member] = tokens
+        def run(packed: list[PackedPrompt], prefix: SharedPrefixCache | None = prefix) -> None:
+            sequence_ids = [sequence_id for prompt in packed for sequence_id in prompt.sequence_ids]
+            for sequence_id, tokens in zip(
+                sequence_ids, _decode_batch(model, packed, prefix, ended), strict=True
+            ):
+                answers[sequence_id] = tokens
             if progress is not None:
-                progress(sum(asked[member] for member in members))
+                progress(sum(occurrences[sequence_id] for sequence_id in sequence_ids))
 
-        budget.run_batches(group.prompts, run, extra=max_new_tokens)
-    return [list(answers[kind]) for kind in found.distinct_ids]
+        budget.run_batches(group.prompts, run, max_new_tokens=max_new_tokens)
+    return [list(answers[sequence_id]) for sequence_id in plan.distinct_ids]
 
 
-def _decode(
-    forward: SharedPrefixModel,
-    rows: list[PackedPrompt],
-    trunk: SharedPrefixCache | None,
+def _decode_batch(
+    model: SharedPrefixModel,
+    prompts: list[PackedPrompt],
+    prefix: SharedPrefixCache | None,
     ended: Callable[[list[int]], bool],
 ) -> list[list[int]]:
-    """New tokens of every branch of these rows, in order."""
-    store = SharedPrefixCache(keep=True) if trunk is None else trunk.fork()
-    batch = forward.pack(rows, trunk)
-    logits = forward.logits(batch, *batch.last_tokens(rows), store)
-    store.assign_sequences(batch, rows)
+    """New tokens of every suffix of these packed prompts, prompt by prompt."""
+    cache = SharedPrefixCache(writable=True) if prefix is None else prefix.fork()
+    batch = model.pack(prompts, prefix)
+    logits = model.logits(batch, *batch.last_tokens(prompts), cache)
+    cache.assign_sequences(batch, prompts)
     answers: list[list[int]] = [[] for _ in logits]
-    active = list(range(len(answers)))  # the answers that the store still holds, ended ones among them
-    open_ = set(active)
+    cached = list(range(len(answers)))  # the sequences in the cache, finished ones among them
+    unfinished = set(cached)
     while True:
         tokens = logits.float().argmax(dim=-1).tolist()
-        for i, token in zip(active, tokens, strict=True):
-            if i in open_:
+        for i, token in zip(cached, tokens, strict=True):
+            if i in unfinished:
                 answers[i].append(token)
                 if ended(answers[i]):
-                    open_.discard(i)
-        if not open_:
+                    unfinished.discard(i)
+        if not unfinished:
             return answers
-        # Ended answers are carried along until a quarter are, since leaving them out copies the rest.
-        if len(open_) <= 0.75 * len(active):
-            keep = [row for row, i in enumerate(active) if i in open_]
-            store.select_sequences(torch.tensor(keep))
-            active, tokens = [active[row] for row in keep], [tokens[row] for row in keep]
-        logits = forward.decode_step(store, tokens)
+        if len(unfinished) <= tuning.MAX_UNFINISHED_TO_COMPACT * len(cached):
+            keep = [position for position, i in enumerate(cached) if i in unfinished]
+            cache.select_sequences(torch.tensor(keep))
+            cached, tokens = [cached[position] for position in keep], [tokens[position] for position in keep]
+        logits = model.decode_step(cache, tokens)

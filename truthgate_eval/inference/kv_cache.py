@@ -1,7 +1,10 @@
-"""Keys and values of attention, kept so that what sequences share is held once.
+"""Key-value cache in which a prefix that many sequences share is held once.
 
-A `SharedPrefixCache` takes the place of transformers' cache: the trunk's keys and values stand once, however
-many rows look at them; each row's own stand behind, with holes that a mask leaves out.
+`SharedPrefixCache` takes the place of transformers' cache. It holds the keys and values of the shared prefix
+once, for all batch rows, and after them those of each row's own tokens. A row may hold several sequences
+(packed prompts): masks say which of the row's columns each of them sees.
+
+See `docs/performance.md#how-the-engine-works`, "Key-value cache".
 """
 
 from __future__ import annotations
@@ -9,104 +12,123 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache, DynamicLayer
 
+from truthgate_eval.inference import tuning
 from truthgate_eval.inference.packing import PackedBatch
 from truthgate_eval.inference.prefix_plan import PackedPrompt
 
-LayerState = tuple[torch.Tensor, torch.Tensor]  # keys and values, [lanes, heads, length, width] each
-
-# Own keys and values get room for this many decoded tokens at a time.
-_GROWTH = 32
-# Sequences go on together in the lanes that hold them as long as so many of a lane's slots are taken.
-_MIN_SLOT_OCCUPANCY = 0.75
+# Keys and values of one layer, [rows, heads, length, width] each.
+LayerState = tuple[torch.Tensor, torch.Tensor]
 
 
 class _CacheLayer(DynamicLayer):
-    """One layer: `shared` [1, heads, trunk, width], `own` [lanes, heads, length, width], each with values."""
+    """Keys and values of one layer.
+
+    Attributes:
+        prefix: Those of the shared prefix, [1, heads, prefix, width]; None without one.
+        own: Those of each row's own tokens, [rows, heads, capacity, width]; None while there are none.
+        num_filled: How many columns of `own` are filled.
+        writable: Whether the next pass leaves its keys and values in `own`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.own: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.used = 0
-        self.keep = False
+        self.prefix: LayerState | None = None
+        self.own: LayerState | None = None
+        self.num_filled = 0
+        self.writable = False
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: object, **_kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values that these tokens may look at: shared, own so far, and theirs."""
+        """All that the new tokens may attend to: the prefix, the rows' tokens so far, and themselves."""
         new = key_states, value_states
         if self.own is not None:
             new = self._append(*new)
-        elif self.keep:
-            self.own, self.used = new, key_states.shape[2]
-        if self.shared is None:
+        elif self.writable:
+            self.own, self.num_filled = new, key_states.shape[2]
+        if self.prefix is None:
             return new
         rows = len(key_states)
         keys, values = (
-            torch.cat([shared.expand(rows, -1, -1, -1), own], dim=2)
-            for shared, own in zip(self.shared, new, strict=True)
+            torch.cat([prefix.expand(rows, -1, -1, -1), own], dim=2)
+            for prefix, own in zip(self.prefix, new, strict=True)
         )
         return keys, values
 
-    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _append(self, keys: torch.Tensor, values: torch.Tensor) -> LayerState:
         assert self.own is not None
-        end = self.used + keys.shape[2]
+        end = self.num_filled + keys.shape[2]
         if end > self.own[0].shape[2]:
-            room = max(_GROWTH, keys.shape[2], self.used // 4)
-            self.own = _with_room(self.own[0], room), _with_room(self.own[1], room)
+            columns = max(tuning.CACHE_GROWTH, keys.shape[2], self.num_filled // 4)
+            self.own = _grow(self.own[0], columns), _grow(self.own[1], columns)
         for own, new in zip(self.own, (keys, values), strict=True):
-            own[:, :, self.used : end] = new
-        self.used = end
+            own[:, :, self.num_filled : end] = new
+        self.num_filled = end
         return self.own[0][:, :, :end], self.own[1][:, :, :end]
 
-    def unpack(self, rows: torch.Tensor, places: torch.Tensor) -> None:
-        """Own keys and values of sequence i become those at `places[i]` of lane `rows[i]`."""
+    def unpack(self, rows: torch.Tensor, columns: torch.Tensor) -> None:
+        """Make row i of `own` the given columns of row `rows[i]`.
+
+        Args:
+            rows: int64 [sequences].
+            columns: int64 [sequences, length].
+        """
         assert self.own is not None
         device = self.own[0].device
-        rows, places = rows.to(device)[:, None], places.to(device)
+        rows, columns = rows.to(device)[:, None], columns.to(device)
         self.own = (
-            self.own[0][rows, :, places].transpose(1, 2),
-            self.own[1][rows, :, places].transpose(1, 2),
+            self.own[0][rows, :, columns].transpose(1, 2),
+            self.own[1][rows, :, columns].transpose(1, 2),
         )
-        self.used = places.shape[1]
+        self.num_filled = columns.shape[1]
 
     def select_rows(self, rows: torch.Tensor) -> None:
-        """Keep these rows' own keys and values."""
+        """Keep these rows of `own`, int64 [rows]."""
         assert self.own is not None
         rows = rows.to(self.own[0].device)
         self.own = self.own[0][rows], self.own[1][rows]
 
     def get_seq_length(self) -> int:
-        """Tokens before the next one, as transformers counts them."""
-        return self.used + (0 if self.shared is None else self.shared[0].shape[2])
+        """Number of tokens before the next one, as transformers counts them."""
+        return self.num_filled + (0 if self.prefix is None else self.prefix[0].shape[2])
 
 
-def _with_room(states: torch.Tensor, room: int) -> torch.Tensor:
+def _grow(states: torch.Tensor, columns: int) -> torch.Tensor:
+    """A copy of keys or values with so many free columns after them."""
     rows, heads, length, width = states.shape
-    larger = states.new_empty((rows, heads, length + room, width))
+    larger = states.new_empty((rows, heads, length + columns, width))
     larger[:, :, :length] = states
-    # A mask leaves the holes out, but only finite numbers times 0 are 0.
+    # A mask gives these columns the weight 0, but 0 times an arbitrary number may be NaN.
     larger[:, :, length:] = 0
     return larger
 
 
 class SharedPrefixCache(Cache):
-    """The keys and values of every layer; transformers fills and reads it like any cache.
+    """Keys and values of every layer; transformers fills and reads it like its own caches.
+
+    A pass over a shared prefix (`writable`, then `freeze_prefix`) makes a read-only cache that any number of
+    batches attend to. `fork` gives a writable cache on the same prefix for a batch that is decoded:
+    `assign_sequences` after its first pass, then `next_token_inputs` before every new token.
 
     Attributes:
-        keep: Whether the next pass leaves its keys and values here as each row's own.
-        trunk: The tokens whose keys and values are shared, or will be.
-        lanes: The lane of each sequence that goes on, int64 [sequences]: see `assign_sequences`.
-        slots: Its place among those of its lane.
-        shifts: How far its next position is from the number of its tokens.
+        writable: Whether the next pass leaves its keys and values here.
+        prefix: Token ids of the shared prefix.
+        visible: The columns, after the prefix, that each sequence sees: bool [sequences, columns]; None
+            before `assign_sequences`.
+        rows: The batch row of each sequence, int64 [sequences].
+        slots: The number of each sequence among those of its row, int64 [sequences].
+        position_offsets: Next position less number of tokens of each sequence, int64 [sequences]: not 0 where
+            an image takes fewer positions than tokens.
     """
 
-    def __init__(self, prefix: Sequence[int] = (), *, keep: bool = False) -> None:
+    def __init__(self, prefix: Sequence[int] = (), *, writable: bool = False) -> None:
         self.cache_layers: list[_CacheLayer] = []
         super().__init__(layers=self.cache_layers)  # type: ignore[arg-type]  # the same list, which grows below
-        self.keep = keep
+        self.writable = writable
         self.prefix = tuple(prefix)
         self.visible: torch.Tensor | None = None
         self.rows = self.slots = self.position_offsets = torch.zeros(0, dtype=torch.long)
@@ -119,67 +141,67 @@ class SharedPrefixCache(Cache):
         *args: object,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As in `Cache`."""
+        """Called by transformers in every layer; see `_CacheLayer.update`."""
         while len(self.cache_layers) <= layer_idx:
             self.cache_layers.append(_CacheLayer())
-        self.cache_layers[layer_idx].keep = self.keep
+        self.cache_layers[layer_idx].writable = self.writable
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
     @property
     def prefix_length(self) -> int:
-        """Tokens of the trunk."""
-        shared = self.cache_layers[0].shared if self.cache_layers else None
-        return 0 if shared is None else shared[0].shape[2]
+        """Number of the shared prefix's tokens that are cached."""
+        states = self.cache_layers[0].prefix if self.cache_layers else None
+        return 0 if states is None else states[0].shape[2]
 
     def freeze_prefix(self) -> None:
-        """Make the one row that was kept the trunk of all that follow."""
+        """Make the single row that was written the shared prefix, and the cache read-only."""
         for layer in self.cache_layers:
-            layer.shared, layer.own, layer.used = layer.own, None, 0
-        self.keep = False
+            layer.prefix, layer.own, layer.num_filled = layer.own, None, 0
+        self.writable = False
 
-    def saved_layers(self, layers: int) -> list[LayerState]:
-        """What the last pass left of the lowest layers' keys and values, which nothing changes in place."""
-        return [layer.own for layer in self.cache_layers[:layers] if layer.own is not None]
+    def saved_layers(self, count: int) -> list[LayerState]:
+        """What the last pass wrote in the lowest `count` layers. Later passes do not change these tensors."""
+        return [layer.own for layer in self.cache_layers[:count] if layer.own is not None]
 
-    def load_layers(self, held: Sequence[LayerState]) -> None:
-        """Take these for the lowest layers', as if the pass had computed them."""
-        for layer, own in zip(self.cache_layers, held, strict=False):
-            layer.own, layer.used = own, own[0].shape[2]
+    def load_layers(self, states: Sequence[LayerState]) -> None:
+        """Put back what `saved_layers` gave, as if the pass had computed it."""
+        for layer, own in zip(self.cache_layers, states, strict=False):
+            layer.own, layer.num_filled = own, own[0].shape[2]
 
     def fork(self) -> SharedPrefixCache:
-        """A store on the same trunk that keeps what the next pass computes."""
-        store = SharedPrefixCache(self.prefix, keep=True)
+        """A writable cache on the same prefix, whose keys and values are not copied."""
+        cache = SharedPrefixCache(self.prefix, writable=True)
         for layer in self.cache_layers:
-            store.cache_layers.append(_CacheLayer())
-            store.cache_layers[-1].shared = layer.shared
-        return store
+            cache.cache_layers.append(_CacheLayer())
+            cache.cache_layers[-1].prefix = layer.prefix
+        return cache
 
-    def assign_sequences(self, batch: PackedBatch, rows: Sequence[PackedPrompt]) -> None:
-        """Let every sequence go on from its own tokens, in the lane that holds them.
+    def assign_sequences(self, batch: PackedBatch, prompts: Sequence[PackedPrompt]) -> None:
+        """Prepare decoding: note in which row and columns each sequence of the last batch is.
 
         Args:
             batch: The batch that was run last.
-            rows: Its rows.
+            prompts: Its packed prompts. Their suffixes, prompt by prompt, are the sequences.
         """
-        lanes, places = [], []
-        for row, (lane, start) in zip(rows, batch.offsets, strict=True):
-            for branch in range(len(row.suffixes)):
-                lanes.append(lane)
-                places.append(torch.from_numpy(row.columns(branch)) + start)
-        self.visible = torch.zeros((len(lanes), batch.token_ids.shape[1]), dtype=torch.bool)
-        for own, place in zip(self.visible, places, strict=True):
-            own[place] = True
+        rows, columns = [], []
+        for prompt, (row, offset) in zip(prompts, batch.offsets, strict=True):
+            for suffix in range(len(prompt.suffixes)):
+                rows.append(row)
+                columns.append(torch.from_numpy(prompt.columns(suffix)) + offset)
+        self.visible = torch.zeros((len(rows), batch.token_ids.shape[1]), dtype=torch.bool)
+        for own, filled in zip(self.visible, columns, strict=True):
+            own[filled] = True
         self.position_offsets = (
             torch.tensor(batch.position_offsets)
             if batch.position_offsets
-            else torch.zeros(len(lanes), dtype=torch.long)
+            else torch.zeros(len(rows), dtype=torch.long)
         )
-        self._assign_slots(torch.tensor(lanes))
+        self._assign_slots(torch.tensor(rows))
         self._unpack_if_cheaper()
 
-    def _assign_slots(self, lanes: torch.Tensor) -> None:
-        """Number the sequences of each lane, and leave out lanes without any."""
-        used, self.rows = torch.unique(lanes, return_inverse=True)
+    def _assign_slots(self, rows: torch.Tensor) -> None:
+        """Number the sequences of each row, and drop rows without any."""
+        used, self.rows = torch.unique(rows, return_inverse=True)
         if len(used) < self._num_rows:
             for layer in self.cache_layers:
                 layer.select_rows(used)
@@ -193,20 +215,21 @@ class SharedPrefixCache(Cache):
         return len(own[0])
 
     def _unpack_if_cheaper(self) -> None:
-        """Give every sequence a lane of its own, where that is less to compute and to look at."""
+        """Give every sequence a row of its own where that computes less and attends to less."""
         assert self.visible is not None
-        seats = self._num_rows * (1 + int(self.slots.max()))
-        length = self.prefix_length + self.visible.shape[1]
-        apart = len(self.slots) * (self.prefix_length + int(self.visible.sum(dim=1).max()))
-        if len(self.slots) < _MIN_SLOT_OCCUPANCY * seats or apart < self._num_rows * length:
+        sequences = len(self.slots)
+        slots = self._num_rows * (1 + int(self.slots.max()))
+        packed = self._num_rows * (self.prefix_length + self.visible.shape[1])
+        unpacked = sequences * (self.prefix_length + int(self.visible.sum(dim=1).max()))
+        if sequences < tuning.MIN_SLOT_OCCUPANCY * slots or unpacked < packed:
             self.unpack()
 
     def unpack(self) -> None:
-        """Give every sequence a lane of its own with the keys and values that it sees."""
+        """Give every sequence a row of its own with the keys and values that it sees."""
         assert self.visible is not None
-        places = [own.nonzero()[:, 0] for own in self.visible]
+        columns = pad_sequence([own.nonzero()[:, 0] for own in self.visible], batch_first=True)
         for layer in self.cache_layers:
-            layer.unpack(self.rows, torch.nn.utils.rnn.pad_sequence(places, batch_first=True))
+            layer.unpack(self.rows, columns)
         lengths = self.visible.sum(dim=1)
         self.visible = torch.arange(int(lengths.max())) < lengths[:, None]
         self.rows, self.slots = torch.arange(len(lengths)), torch.zeros_like(lengths)
@@ -214,30 +237,33 @@ class SharedPrefixCache(Cache):
     def next_token_inputs(
         self, dtype: torch.dtype, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position ids and mask of one more token of each sequence, which is counted from now on.
+        """Position ids and mask for one more token of each sequence, which counts as visible from now on.
+
+        Sequence i's token goes to slot `slots[i]` of row `rows[i]`.
 
         Returns:
-            int64 [lanes, slots] and [lanes, 1, slots, trunk + own + slots], 0 where it looks and -inf
-            elsewhere; sequence i stands in slot `slots[i]` of lane `lanes[i]`.
+            Position ids, int64 [rows, slots]; and the mask, [rows, 1, slots, prefix + columns + slots], 0
+            where a token attends and -inf elsewhere.
         """
         assert self.visible is not None
-        held, slots = self._num_rows, 1 + int(self.slots.max())
-        positions = torch.zeros((held, slots), dtype=torch.long)
+        rows, slots = self._num_rows, 1 + int(self.slots.max())
+        positions = torch.zeros((rows, slots), dtype=torch.long)
         positions[self.rows, self.slots] = (
             self.prefix_length + self.visible.sum(dim=1) + self.position_offsets
         )
         itself = torch.eye(slots, dtype=torch.bool)
         self.visible = torch.cat([self.visible, itself[self.slots]], dim=1)
-        # An empty slot sees itself: it may not become NaN, which no mask takes back.
-        sees = torch.nn.functional.pad(itself, (self.visible.shape[1] - slots, 0)).repeat(held, 1, 1)
+        # Empty slots attend to themselves: softmax over no column at all is NaN, which no later mask removes.
+        sees = pad(itself, (self.visible.shape[1] - slots, 0)).repeat(rows, 1, 1)
         sees[self.rows, self.slots] = self.visible
         mask = torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, -torch.inf)
-        mask = torch.nn.functional.pad(mask, (self.prefix_length, 0))
+        mask = pad(mask, (self.prefix_length, 0))
         return positions.to(device), mask[:, None].to(device)
 
-    def select_sequences(self, rows: torch.Tensor) -> None:
-        """Go on with these sequences only."""
+    def select_sequences(self, sequences: torch.Tensor) -> None:
+        """Keep these sequences only, int64 [n]."""
         assert self.visible is not None
-        self.visible, self.position_offsets = self.visible[rows], self.position_offsets[rows]
-        self._assign_slots(self.rows[rows])
+        self.visible = self.visible[sequences]
+        self.position_offsets = self.position_offsets[sequences]
+        self._assign_slots(self.rows[sequences])
         self._unpack_if_cheaper()

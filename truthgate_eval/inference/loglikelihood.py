@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, with shared prefixes and equal requests computed once."""
+"""Log-likelihoods of continuations; shared prefixes and equal inputs are computed once."""
 
 from __future__ import annotations
 
@@ -6,53 +6,56 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.packing import PackedBatch
 from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
-# A request's input without its last token, and the continuation that is scored.
+# Input and continuation: the input is context and continuation without the last token, so that its last
+# `len(continuation)` positions predict the continuation.
 ScoringRequest = tuple[Sequence[int], Sequence[int]]
 
 
 def log_likelihoods(
-    forward: SharedPrefixModel,
+    model: SharedPrefixModel,
     requests: Sequence[ScoringRequest],
     *,
     budget: TokenBudget,
     softmax_dtype: torch.dtype | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[tuple[float, bool]]:
     """How likely each continuation is, and whether greedy decoding would give it.
 
     Args:
-        forward: A model that shares prefixes.
-        requests: (input, continuation): the last token of context + continuation is not part of
-            the input, whose last `len(continuation)` positions predict the continuation.
-        budget: Tokens to a batch.
-        softmax_dtype: What log-softmax computes in; by default what the model does.
-        progress: Called with the number of requests done since the last call.
+        model: A model that supports sharing.
+        requests: Token ids of inputs and continuations; a continuation has at least one token, and no more
+            than its input.
+        budget: Tokens of a batch.
+        softmax_dtype: What log-softmax computes in; by default the model's dtype.
+        progress: Called with the number of requests answered since the last call.
 
     Returns:
-        (sum of the tokens' natural log-probabilities, whether each is the likeliest) per request.
+        For each request, the sum of its tokens' natural log-probabilities, and whether each token is the
+        likeliest.
     """
-    first_read = [len(tokens) - len(continuation) for tokens, continuation in requests]
-    found = plan_prefixes(
-        [tokens for tokens, _ in requests], first_read_positions=first_read,
-        max_shared_length=forward.max_shared_length, prefix_pass_cost=forward.prefix_pass_cost,
-    )  # fmt: skip
-    asked: list[list[int]] = [[] for _ in range(found.num_distinct)]
-    for i, kind in enumerate(found.distinct_ids):
-        asked[kind].append(i)
+    continuations = [continuation for _, continuation in requests]
+    plan = plan_prefixes(
+        [token_ids for token_ids, _ in requests],
+        first_read_positions=[len(token_ids) - len(continuation) for token_ids, continuation in requests],
+        max_shared_length=model.max_shared_length,
+        prefix_pass_cost=model.prefix_pass_cost,
+    )
+    request_ids = plan.indices_by_distinct()
     answers: dict[int, tuple[float, bool]] = {}
-    for group in found.groups:
-        trunk = forward.compute_prefix(group)
+    for group in plan.groups:
+        prefix = model.compute_prefix(group)
 
-        def run(rows: list[PackedPrompt], trunk: SharedPrefixCache | None = trunk) -> None:
-            batch = forward.pack(rows, trunk)
-            reads = _ScoredTokens(rows, batch, asked, [continuation for _, continuation in requests])
-            logits = forward.logits(batch, torch.tensor(reads.lanes), torch.tensor(reads.places), trunk)
-            found = reads.score(logits, softmax_dtype)
+        def run(prompts: list[PackedPrompt], prefix: SharedPrefixCache | None = prefix) -> None:
+            batch = model.pack(prompts, prefix)
+            scored = _ScoredTokens(prompts, batch, request_ids, continuations)
+            logits = model.logits(batch, *scored.predicted_from(), prefix)
+            found = scored.log_likelihoods(logits, softmax_dtype)
             answers.update(found)
             if progress is not None:
                 progress(len(found))
@@ -62,36 +65,48 @@ def log_likelihoods(
 
 
 class _ScoredTokens:
-    """Which tokens of a batch the requests read, each once."""
+    """The tokens of a batch whose logits predict continuations, each of them once."""
 
     def __init__(
         self,
-        rows: list[PackedPrompt],
+        prompts: list[PackedPrompt],
         batch: PackedBatch,
-        asked: list[list[int]],
+        request_ids: list[list[int]],
         continuations: list[Sequence[int]],
     ) -> None:
-        self.continuations = continuations
-        self.at: dict[tuple[int, int], int] = {}
-        self.wanted: list[tuple[int, list[int]]] = []  # request, the logits of its continuation
-        for row, (lane, start) in zip(rows, batch.offsets, strict=True):
-            for branch, member in enumerate(row.sequence_ids):
-                places = (row.columns(branch) + start).tolist()
-                for request in asked[member]:
-                    own = places[len(places) - len(continuations[request]) :]
-                    index = [self.at.setdefault((lane, place), len(self.at)) for place in own]
-                    self.wanted.append((request, index))
-        self.lanes = [lane for lane, _ in self.at]
-        self.places = [place for _, place in self.at]
+        """Find the tokens.
 
-    def score(self, logits: torch.Tensor, softmax_dtype: torch.dtype | None) -> dict[int, tuple[float, bool]]:
-        """Each request's answer, from the logits [reads, vocabulary]."""
-        logs = torch.log_softmax(logits, dim=-1, dtype=softmax_dtype)
-        index = torch.tensor([i for _, own in self.wanted for i in own], device=logs.device)
-        tokens = [token for request, _ in self.wanted for token in self.continuations[request]]
-        target = torch.tensor(tokens, device=logs.device)
-        values = logs[index, target].cpu()
-        likeliest = (logs.argmax(dim=-1)[index] == target).cpu()
-        sizes = [len(own) for _, own in self.wanted]
-        parts = zip(self.wanted, values.split(sizes), likeliest.split(sizes), strict=True)
-        return {request: (float(value.sum()), bool(top.all())) for (request, _), value, top in parts}
+        Args:
+            prompts: The batch's packed prompts.
+            batch: The batch.
+            request_ids: For each distinct sequence, the requests with that input.
+            continuations: Each request's continuation.
+        """
+        self.continuations = continuations
+        self._index: dict[tuple[int, int], int] = {}  # row and column of a token -> its row among the logits
+        self._requests: list[tuple[int, list[int]]] = []  # request, rows among the logits
+        for prompt, (row, offset) in zip(prompts, batch.offsets, strict=True):
+            for suffix, sequence_id in enumerate(prompt.sequence_ids):
+                columns = (prompt.columns(suffix) + offset).tolist()
+                for request in request_ids[sequence_id]:
+                    own = columns[len(columns) - len(continuations[request]) :]
+                    indices = [self._index.setdefault((row, column), len(self._index)) for column in own]
+                    self._requests.append((request, indices))
+
+    def predicted_from(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows and columns of the tokens, int64 [n] each."""
+        return torch.tensor([row for row, _ in self._index]), torch.tensor([c for _, c in self._index])
+
+    def log_likelihoods(
+        self, logits: torch.Tensor, softmax_dtype: torch.dtype | None
+    ) -> dict[int, tuple[float, bool]]:
+        """Each request's answer, from the tokens' logits [n, vocabulary]."""
+        log_probs = torch.log_softmax(logits, dim=-1, dtype=softmax_dtype)
+        index = torch.tensor([i for _, own in self._requests for i in own], device=log_probs.device)
+        tokens = [token for request, _ in self._requests for token in self.continuations[request]]
+        target = torch.tensor(tokens, device=log_probs.device)
+        values = log_probs[index, target].cpu()
+        likeliest = (log_probs.argmax(dim=-1)[index] == target).cpu()
+        sizes = [len(own) for _, own in self._requests]
+        per_request = zip(self._requests, values.split(sizes), likeliest.split(sizes), strict=True)
+        return {request: (float(value.sum()), bool(top.all())) for (request, _), value, top in per_request}

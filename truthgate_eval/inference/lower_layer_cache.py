@@ -1,146 +1,97 @@
-"""What a decoder's lower layers give, kept from one gate to the next.
+"""Outputs of a decoder's lower layers, kept from one gate to the next.
 
-Where only upper layers are gated, everything below the first of them is the same under every gate: its
-hidden states and its keys and values are computed once for each batch.
+Where only upper layers are gated, all layers below the first gated one give the same under every gate. Their
+hidden states, keys and values are computed once for each batch. See `docs/performance.md#sweeps`;
+`self_check.cache_lower_layers` puts a cache on a model.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import nn
 
 from truthgate_eval.inference.kv_cache import LayerState, SharedPrefixCache
-from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
-from truthgate_eval.inference.self_check import decoded_logits, run_safely
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel
-
-log = logging.getLogger(__name__)
-
-# The part of the free memory that may be filled: batches need the rest.
-_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class _CachedOutput:
-    """What one pass left at the boundary: the last lower layer's output, and all lower keys and values."""
+    """What one pass left: the highest cached layer's output, and keys and values of all cached layers."""
 
     output: Any
-    held: list[LayerState]
+    states: list[LayerState]
 
     @property
     def memory(self) -> int:
-        tensors = [*_tensors(self.output), *(one for pair in self.held for one in pair)]
+        tensors = [*_tensors(self.output), *(tensor for state in self.states for tensor in state)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class LowerLayerCache:
-    """The layers below the first gated one, which run once for each batch; see `SharedPrefixModel.below`.
+    """Outputs of a decoder's lowest layers by batch; no gate may be on these layers.
 
     Attributes:
         layers: These layers, from the first on.
-        memory: Bytes that may be kept; what comes when they are full is computed every time.
-        again: How many passes went on from what was kept.
+        memory: The most bytes to keep. Batches that come when it is full are computed every time.
+        num_reused: How many passes used a cached output.
     """
 
     def __init__(self, layers: Sequence[nn.Module], memory: int) -> None:
         self.layers, self.memory = list(layers), memory
-        self.again = 0
-        self._known: dict[Hashable, _CachedOutput] = {}
-        self._held = 0
+        self.num_reused = 0
+        self._outputs: dict[Hashable, _CachedOutput] = {}
+        self._used_memory = 0
+
+    @property
+    def used_memory(self) -> int:
+        """Bytes of the outputs that are kept."""
+        return self._used_memory
 
     def clear(self) -> None:
-        """Forget all passes."""
-        self._known.clear()
-        self._held = self.again = 0
+        """Drop all outputs."""
+        self._outputs.clear()
+        self._used_memory = self.num_reused = 0
 
     @contextmanager
-    def reuse(self, key: Hashable, store: SharedPrefixCache | None) -> Iterator[None]:
-        """While the decoder runs in this block, its lower layers run only if they did not for this key.
+    def reuse(self, key: Hashable, cache: SharedPrefixCache | None) -> Iterator[None]:
+        """Context of one pass of the decoder, whose lower layers run only if no output is kept for the key.
 
         Args:
-            key: What the pass is about; one that keeps keys and values has another key.
-            store: Where the pass leaves its keys and values, if it keeps them.
+            key: Identifies the input, with the shared prefix before it.
+            cache: The key-value cache of the pass. A pass that writes to it keeps more than one that does
+                not, so they are told apart.
         """
-        keeping = store if store is not None and store.keep else None
-        known = self._known.get((key, keeping is not None))
-        if known is not None:
-            with ExitStack() as stack:
-                for layer in self.layers:
-                    stack.enter_context(_returning(layer, known.output))
+        written = cache if cache is not None and cache.writable else None
+        cached = self._outputs.get((key, written is not None))
+        if cached is None:
+            with self._record((key, written is not None), written):
                 yield
-            self.again += 1
-            if keeping is not None:
-                keeping.load_layers(known.held)
             return
+        with ExitStack() as stack:
+            for layer in self.layers:
+                stack.enter_context(_returning(layer, cached.output))
+            yield
+        self.num_reused += 1
+        if written is not None:
+            written.load_layers(cached.states)
+
+    @contextmanager
+    def _record(self, key: Hashable, written: SharedPrefixCache | None) -> Iterator[None]:
+        """Keep what a pass gives, if there is memory for it."""
         outputs: list[Any] = []
         hook = self.layers[-1].register_forward_hook(lambda _module, _args, output: outputs.append(output))
         try:
             yield
         finally:
             hook.remove()
-        new = _CachedOutput(outputs[0], [] if keeping is None else keeping.saved_layers(len(self.layers)))
-        if self._held + new.memory <= self.memory:
-            self._known[key, keeping is not None] = new
-            self._held += new.memory
-
-
-def cache_lower_layers(
-    forward: SharedPrefixModel | None, layers: Sequence[nn.Module]
-) -> LowerLayerCache | None:
-    """Let a forward pass run these lowest layers once for each batch, if the model can be cut there.
-
-    That is found by trying, as for shared prefixes; one log line says where it does not fit.
-
-    Args:
-        forward: The forward pass; no gate may be on the layers, now or later. None keeps nothing.
-        layers: The decoder's lowest layers; without any it stays as it is.
-
-    Returns:
-        What is kept, or None.
-    """
-    if forward is None or not layers:
-        return None
-    below = LowerLayerCache(layers, int(_MEMORY_SHARE * _free(forward.device)))
-    tried = copy.copy(forward)
-    tried.lower_layers = below
-    reason = run_safely(lambda: _find_mismatch(tried, below))
-    below.clear()
-    if reason is not None:
-        log.warning(
-            "layers below the first gated one run anew for every gate of %s: %s",
-            type(forward.model).__name__, reason,
-        )  # fmt: skip
-        return None
-    forward.lower_layers = below
-    return below
-
-
-def _find_mismatch(forward: SharedPrefixModel, below: LowerLayerCache) -> str | None:
-    """How passes that go on from what was kept differ from those that kept it; None if they are equal."""
-    row = forward.make_reference().prompt
-    half = len(row.prefix) // 2
-    behind = PackedPrompt(row.prefix[half:], row.suffixes, row.sequence_ids)
-    first, again = (
-        decoded_logits(
-            forward, behind, forward.compute_prefix(PrefixGroup(row.prefix[:half], ())), unpacked=False
-        )
-        for _ in range(2)
-    )
-    if below.again != 2:
-        return "nothing was kept of a trial"
-    return None if torch.equal(first, again) else "the model gives other logits when it is cut there"
-
-
-def _free(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        new = _CachedOutput(outputs[0], [] if written is None else written.saved_layers(len(self.layers)))
+        if self._used_memory + new.memory <= self.memory:
+            self._outputs[key] = new
+            self._used_memory += new.memory
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:
@@ -150,13 +101,13 @@ def _tensors(output: Any) -> list[torch.Tensor]:
 
 @contextmanager
 def _returning(layer: nn.Module, output: Any) -> Iterator[None]:
-    """Let a layer give this without running; accelerate's own replacement of its forward comes back."""
-    before = layer.__dict__.get("forward")
+    """Make a layer return this without running. A replaced forward, such as accelerate's, is put back."""
+    replaced = layer.__dict__.get("forward")
     layer.forward = lambda *_args, **_kwargs: output
     try:
         yield
     finally:
-        if before is None:
+        if replaced is None:
             del layer.forward
         else:
-            layer.forward = before
+            layer.forward = replaced

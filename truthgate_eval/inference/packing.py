@@ -1,6 +1,7 @@
-"""Rows of a plan as a model takes them: tokens, position ids and the mask that keeps branches apart.
+"""Packed prompts as a model's input: token ids, position ids and the mask that keeps suffixes apart.
 
-Short rows stand behind one another in a lane, so that little is padded.
+Short packed prompts stand one after another in a batch row, so that little is padded. See
+`docs/performance.md#how-the-engine-works`, "Packing".
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from numpy.typing import NDArray
 
 from truthgate_eval.inference.prefix_plan import PackedPrompt
 
-# Position ids of a sequence's tokens and of the one after them, int64 [axes, n + 1].
+# Position ids of a sequence's tokens and of the token after them, int64 [axes, n + 1].
 PositionIds = Callable[[Sequence[int]], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Some rows as a model takes them: short rows stand one behind another, so that little is padded.
+    """Some packed prompts as a model's input.
 
     Attributes:
-        tokens: Token ids, int64 [lanes, length], padded to the right.
-        positions: Position ids, int64 [lanes, length], or [axes, lanes, length] where a model turns keys
-            along several axes; None lets the model count them.
-        mask: 0 where a token looks and -inf elsewhere, [lanes, 1, length, trunk + length]; or, for
-            lanes of one branch and no trunk, the usual int64 [lanes, length].
-        starts: For each row, its lane and where it begins there.
-        shifts: For each branch, row by row, how far the position after it is from the number of tokens
-            up to it; none where that is 0 everywhere.
-        key: What tells these rows, after this trunk, from others; None for tokens that were decoded.
+        token_ids: int64 [rows, length], padded on the right.
+        position_ids: int64 [rows, length], or [axes, rows, length] for models with several position axes;
+            None lets the model count tokens.
+        mask: 0 where a token attends and -inf elsewhere, [rows, 1, length, prefix + length]; or, where every
+            row is one sequence without a shared prefix, the usual int64 [rows, length].
+        offsets: For each packed prompt, its row and the column where it begins.
+        position_offsets: For each suffix, prompt by prompt, the position after it less the number of tokens
+            up to there; empty where that is 0 for all.
+        cache_key: Cache key of this batch: its prompts and the shared prefix before them. None for decode
+            steps, which are never cached.
     """
 
     token_ids: torch.Tensor
@@ -42,14 +44,14 @@ class PackedBatch:
     cache_key: Hashable = None
 
     def last_tokens(self, prompts: Sequence[PackedPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(lane, place) of every branch's last token, row by row: int64 [branches] each."""
+        """Row and column of every suffix's last token, prompt by prompt: int64 [suffixes] each."""
         ends = [
-            (lane, start + int(row.columns(branch)[-1]))
-            for row, (lane, start) in zip(prompts, self.offsets, strict=True)
-            for branch in range(len(row.suffixes))
+            (row, offset + int(prompt.columns(suffix)[-1]))
+            for prompt, (row, offset) in zip(prompts, self.offsets, strict=True)
+            for suffix in range(len(prompt.suffixes))
         ]
-        lanes, places = zip(*ends, strict=True)
-        return torch.tensor(lanes), torch.tensor(places)
+        rows, columns = zip(*ends, strict=True)
+        return torch.tensor(rows), torch.tensor(columns)
 
 
 def make_batch(
@@ -61,82 +63,89 @@ def make_batch(
     pack: bool = True,
     position_ids: PositionIds | None = None,
 ) -> PackedBatch:
-    """Tokens, positions and mask of some rows after a trunk.
+    """Token ids, position ids and mask of some packed prompts after a shared prefix.
 
     Args:
-        rows: The rows.
-        trunk: The tokens before each of them.
-        dtype: The mask's.
-        device: The tensors'.
-        pack: Whether rows may stand behind one another; without, each has a lane of its own.
-        positions: Where a sequence's tokens stand; without, tokens are counted.
+        prompts: The packed prompts.
+        prefix: Token ids of the shared prefix before each of them.
+        dtype: Data type of the mask.
+        device: Where the tensors go.
+        pack: Whether several prompts may stand in one row.
+        position_ids: For models that do not number tokens one by one.
     """
-    # A lane as long as the trunk looks at it once for many rows, and wastes no more than it saves.
-    room = max([*map(len, prompts), len(prefix)])
-    starts = _pack(prompts, room) if pack else [(lane, 0) for lane in range(len(prompts))]
-    key = tuple(prompts), tuple(prefix)
-    lanes = 1 + max(lane for lane, _ in starts)
-    length = max(start + len(row) for row, (_, start) in zip(prompts, starts, strict=True))
-    tokens = torch.zeros((lanes, length), dtype=torch.long)
-    # A token looks at its own row's prefix and its own branch. Padding is a row of its own.
-    owners, branches = torch.full((lanes, length), -1), torch.full((lanes, length), -1)
-    for number, (row, (lane, start)) in enumerate(zip(prompts, starts, strict=True)):
-        own = slice(start, start + len(row))
-        tokens[lane, own] = torch.tensor(row.token_ids)
-        branches[lane, own] = torch.tensor(row.segment_ids)
-        owners[lane, own] = number
-    tokens, owners, branches = tokens.to(device), owners.to(device), branches.to(device)
-    alone = not prefix and lanes == len(prompts) and all(len(row.suffixes) == 1 for row in prompts)
-    if alone and position_ids is None:
-        return PackedBatch(tokens, None, (owners >= 0).long(), starts, cache_key=key)
-    placed, shifts = _places(prompts, starts, (lanes, length), prefix, position_ids)
-    placed = placed.to(device)
-    if alone:
-        return PackedBatch(tokens, placed, (owners >= 0).long(), starts, shifts, key)
-    visible = torch.ones((length, length), dtype=torch.bool, device=device).tril()
+    # Rows as long as the shared prefix: more prompts attend to each copy of it, and no more is padded than
+    # that saves.
+    capacity = max([*map(len, prompts), len(prefix)])
+    offsets = _first_fit(prompts, capacity) if pack else [(row, 0) for row in range(len(prompts))]
+    cache_key = tuple(prompts), tuple(prefix)
+    rows = 1 + max(row for row, _ in offsets)
+    length = max(offset + len(prompt) for prompt, (_, offset) in zip(prompts, offsets, strict=True))
+    token_ids = torch.zeros((rows, length), dtype=torch.long)
+    # Which prompt and which of its segments each token belongs to; padding counts as a prompt of its own.
+    owners, segments = torch.full((rows, length), -1), torch.full((rows, length), -1)
+    for number, (prompt, (row, offset)) in enumerate(zip(prompts, offsets, strict=True)):
+        own = slice(offset, offset + len(prompt))
+        token_ids[row, own] = torch.tensor(prompt.token_ids)
+        segments[row, own] = torch.tensor(prompt.segment_ids)
+        owners[row, own] = number
+    token_ids, owners, segments = token_ids.to(device), owners.to(device), segments.to(device)
+    plain = not prefix and rows == len(prompts) and all(len(prompt.suffixes) == 1 for prompt in prompts)
+    if plain and position_ids is None:
+        return PackedBatch(token_ids, None, (owners >= 0).long(), offsets, cache_key=cache_key)
+    positions, position_offsets = _positions(prompts, offsets, (rows, length), prefix, position_ids)
+    mask = (owners >= 0).long() if plain else _attention_mask(owners, segments, len(prefix), dtype)
+    return PackedBatch(token_ids, positions.to(device), mask, offsets, position_offsets, cache_key)
+
+
+def _attention_mask(
+    owners: torch.Tensor, segments: torch.Tensor, prefix_length: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Mask [rows, 1, length, prefix + length]: tokens attend to their prefixes and their own suffix."""
+    rows, length = owners.shape
+    visible = torch.ones((length, length), dtype=torch.bool, device=owners.device).tril()
     visible = visible & (owners[:, None, :] == owners[:, :, None])
-    visible &= (branches[:, None, :] == 0) | (branches[:, None, :] == branches[:, :, None])
+    visible &= (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     # Float, not bool: eager attention adds the mask to its scores, and would add 0 and 1.
-    mask = torch.zeros((lanes, 1, length, len(prefix) + length), dtype=dtype, device=device)
-    mask[:, 0, :, len(prefix) :].masked_fill_(~visible, -torch.inf)
-    return PackedBatch(tokens, placed, mask, starts, shifts, key)
+    mask = torch.zeros((rows, 1, length, prefix_length + length), dtype=dtype, device=owners.device)
+    mask[:, 0, :, prefix_length:].masked_fill_(~visible, -torch.inf)
+    return mask
 
 
-def _places(
-    rows: Sequence[PackedPrompt],
-    starts: list[tuple[int, int]],
+def _positions(
+    prompts: Sequence[PackedPrompt],
+    offsets: list[tuple[int, int]],
     shape: tuple[int, int],
-    trunk: Sequence[int],
-    positions: PositionIds | None,
+    prefix: Sequence[int],
+    position_ids: PositionIds | None,
 ) -> tuple[torch.Tensor, list[int]]:
-    """(position ids [lanes, length] or [axes, lanes, length], shift of each branch)."""
-    if positions is None:
-        placed = torch.full(shape, len(trunk))
-        for row, (lane, start) in zip(rows, starts, strict=True):
-            placed[lane, start : start + len(row)] = torch.tensor(row.position_ids) + len(trunk)
-        return placed, []
-    parts, shifts = [], []
-    for row in rows:
-        before = len(trunk) + len(row.prefix)
-        own = [positions([*trunk, *row.prefix, *branch]) for branch in row.suffixes]
-        shifts += [int(found[0, -1]) - (found.shape[1] - 1) for found in own]
-        parts.append(
-            np.concatenate([own[0][:, len(trunk) : before], *(found[:, before:-1] for found in own)], 1)
+    """Position ids [rows, length] or [axes, rows, length], and `position_offsets` of the batch."""
+    if position_ids is None:
+        counted = torch.full(shape, len(prefix))
+        for prompt, (row, offset) in zip(prompts, offsets, strict=True):
+            counted[row, offset : offset + len(prompt)] = torch.tensor(prompt.position_ids) + len(prefix)
+        return counted, []
+    of_prompts, position_offsets = [], []
+    for prompt in prompts:
+        before = len(prefix) + len(prompt.prefix)
+        own = [position_ids([*prefix, *prompt.prefix, *suffix]) for suffix in prompt.suffixes]
+        position_offsets += [int(ids[0, -1]) - (ids.shape[1] - 1) for ids in own]
+        of_prompts.append(
+            np.concatenate([own[0][:, len(prefix) : before], *(ids[:, before:-1] for ids in own)], 1)
         )
-    several = torch.zeros((len(parts[0]), *shape), dtype=torch.long)
-    for part, row, (lane, start) in zip(parts, rows, starts, strict=True):
-        several[:, lane, start : start + len(row)] = torch.from_numpy(part)
-    return several, shifts
+    positions = torch.zeros((len(of_prompts[0]), *shape), dtype=torch.long)
+    for ids, prompt, (row, offset) in zip(of_prompts, prompts, offsets, strict=True):
+        positions[:, row, offset : offset + len(prompt)] = torch.from_numpy(ids)
+    return positions, position_offsets
 
 
-def _pack(rows: Sequence[PackedPrompt], length: int) -> list[tuple[int, int]]:
-    """(lane, start) of each row, first fit into lanes of `length` tokens."""
-    used: list[int] = []
-    starts = []
-    for row in rows:
-        lane = next((i for i, taken in enumerate(used) if taken + len(row) <= length), len(used))
-        if lane == len(used):
-            used.append(0)
-        starts.append((lane, used[lane]))
-        used[lane] += len(row)
-    return starts
+def _first_fit(prompts: Sequence[PackedPrompt], capacity: int) -> list[tuple[int, int]]:
+    """Row and offset of each prompt, in the first row of `capacity` tokens that has room for it."""
+    filled: list[int] = []
+    offsets = []
+    for prompt in prompts:
+        row = next((i for i, used in enumerate(filled) if used + len(prompt) <= capacity), len(filled))
+        if row == len(filled):
+            filled.append(0)
+        offsets.append((row, filled[row]))
+        filled[row] += len(prompt)
+    return offsets

@@ -1,36 +1,38 @@
-"""What token sequences have in common, planned so that a model computes it once.
+"""Plans how to compute many token sequences so that what they have in common is computed once.
 
-Equal sequences are asked once. A *trunk* is a prefix of many sequences, computed in a pass of its own; a
-*row* is a prefix and the branches after it, computed in one pass. No tensors and no model here.
+Equal sequences are computed once. Sequences with a common prefix share it in one of two ways: as suffixes of
+one packed prompt, computed in one input, or after a shared prefix, whose keys and values a pass of its own
+computes. `prefix_tree` decides which. Neither tensors nor a model are needed here.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Costs are counted in tokens through the weights. A row's attention is dense: L tokens cost L * L / _DENSE
-# more. The hidden size of a 135M model makes it 3,000, that of a larger model more.
-_ATTENTION_COST_SCALE = 3000.0
-# A trunk is a pass of batch 1 that the others wait for: by default it must save this many tokens.
-_PREFIX_PASS_COST = 256.0
-# A node of more sequences is not tried as rows: a trunk serves those, and planning stays linear.
-_MAX_SUFFIXES = 64
+from truthgate_eval.inference import tuning
+from truthgate_eval.inference.prefix_tree import SortedSequences, choose_groups
 
 
 @dataclass(frozen=True)
 class PackedPrompt:
-    """`[prefix, branch, branch, ...]`: every branch sees the trunk, the prefix and itself.
+    """`[prefix, suffix, suffix, ...]` in one input: every suffix attends to the prefix and to itself.
 
     Attributes:
-        prefix: Token ids that all branches share, after the trunk.
-        branches: What each sequence has after the prefix; at least one token each.
-        members: The distinct sequence that each branch belongs to.
+        prefix: Token ids that all suffixes have before them, after the shared prefix of their group.
+        suffixes: What each sequence has after that; at least one token each.
+        sequence_ids: The number of each suffix's distinct sequence, see `PrefixPlan.distinct_ids`.
+
+    Example:
+        >>> prompt = PackedPrompt((5, 6), ((7, 8), (9,)), (0, 1))
+        >>> prompt.token_ids, prompt.segment_ids, prompt.position_ids
+        ([5, 6, 7, 8, 9], [0, 0, 1, 1, 2], [0, 1, 2, 3, 2])
+        >>> prompt.columns(1).tolist()
+        [0, 1, 4]
     """
 
     prefix: tuple[int, ...]
@@ -42,28 +44,28 @@ class PackedPrompt:
 
     @property
     def token_ids(self) -> list[int]:
-        """Token ids, as they stand in the row."""
-        return [*self.prefix, *(token for branch in self.suffixes for token in branch)]
+        """All token ids, one after another."""
+        return [*self.prefix, *(token for suffix in self.suffixes for token in suffix)]
 
     @property
     def segment_ids(self) -> list[int]:
-        """For each token 0 in the prefix, else 1 + its branch: a token sees 0 and its own segment."""
-        return [0] * len(self.prefix) + [i + 1 for i, branch in enumerate(self.suffixes) for _ in branch]
+        """0 for tokens of the prefix, n for those of suffix n: a token attends to 0 and its own segment."""
+        return [0] * len(self.prefix) + [n for n, suffix in enumerate(self.suffixes, 1) for _ in suffix]
 
     @property
     def position_ids(self) -> list[int]:
-        """Each token's position after the trunk; every branch starts anew after the prefix."""
+        """Each token's position after the shared prefix; every suffix goes on after the prompt's prefix."""
         start = len(self.prefix)
-        return [*range(start), *(start + i for branch in self.suffixes for i in range(len(branch)))]
+        return [*range(start), *(start + i for suffix in self.suffixes for i in range(len(suffix)))]
 
     def columns(self, suffix: int) -> NDArray[np.int64]:
-        """Where one sequence's tokens after the trunk stand in the row."""
+        """Columns of the tokens of one sequence: those of the prefix and those of this suffix."""
         before = len(self.prefix) + sum(map(len, self.suffixes[:suffix]))
         own = np.arange(before, before + len(self.suffixes[suffix]))
         return np.concatenate([np.arange(len(self.prefix)), own])
 
     def split(self) -> tuple[PackedPrompt, PackedPrompt]:
-        """Two rows with half of the branches each, for when memory does not hold the whole."""
+        """Two packed prompts with half of the suffixes each, for when memory does not hold the whole."""
         half = len(self.suffixes) // 2
         return (
             PackedPrompt(self.prefix, self.suffixes[:half], self.sequence_ids[:half]),
@@ -73,7 +75,7 @@ class PackedPrompt:
 
 @dataclass(frozen=True)
 class PrefixGroup:
-    """Rows after one trunk; an empty trunk is none."""
+    """Packed prompts after one shared prefix; an empty prefix needs no pass of its own."""
 
     prefix: tuple[int, ...]
     prompts: tuple[PackedPrompt, ...]
@@ -85,8 +87,8 @@ class PrefixPlan:
 
     Attributes:
         groups: What to run.
-        kinds: For each sequence that was asked, its distinct sequence: the number in `Row.members`.
-        distinct: How many distinct sequences there are.
+        distinct_ids: For each sequence of the input, the number of its distinct sequence.
+        num_distinct: How many distinct sequences there are.
     """
 
     groups: tuple[PrefixGroup, ...]
@@ -95,24 +97,15 @@ class PrefixPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that go through the model."""
+        """Number of tokens that go through the model."""
         return sum(len(group.prefix) + sum(map(len, group.prompts)) for group in self.groups)
 
-
-@dataclass
-class _Node:
-    """Sequences first..last of the sorted list, which share `depth` tokens."""
-
-    depth: int
-    first: int
-    last: int
-    children: list[_Node] = field(default_factory=list)
-    reach: int = 0  # how long a trunk may be: up to the first position that is read
-    cost: float = 0.0
-    rows: int = 0  # of the best rows below, how many there are
-    tokens: int = 0  # and how long they are together
-    cuts: list[int] | None = None  # the rows' first sequences, where rows begin here; None: below
-    total: float = 0.0  # cost with trunks
+    def indices_by_distinct(self) -> list[list[int]]:
+        """For each distinct sequence, the indices in the input where it occurs."""
+        indices: list[list[int]] = [[] for _ in range(self.num_distinct)]
+        for index, distinct in enumerate(self.distinct_ids):
+            indices[distinct].append(index)
+        return indices
 
 
 def plan_prefixes(
@@ -121,181 +114,81 @@ def plan_prefixes(
     first_read_positions: Sequence[int] | None = None,
     share: bool = True,
     max_shared_length: float = math.inf,
-    prefix_pass_cost: float = _PREFIX_PASS_COST,
+    prefix_pass_cost: float = tuning.PREFIX_PASS_COST,
 ) -> PrefixPlan:
-    """Plan the least tokens in which every sequence can be computed.
+    """Plan the cheapest way to compute every sequence.
+
+    Takes the time of sorting the sequences, and is linear in their number otherwise.
 
     Args:
-        sequences: Token ids; each sequence at least one token.
-        read_from: For each sequence, the first position that will be read; by default its last
-            token. A trunk ends before it.
-        share: Whether prefixes may be shared; without, every distinct sequence is a row of its own.
-        longest_row: The most tokens that a trunk and a row of several branches may have together.
-        prefix_pass_cost: How many tokens' time a pass of its own costs, however short.
+        sequences: Token ids, each sequence at least one token.
+        first_read_positions: For each sequence, the first position at which logits or activations will be
+            read; by default its last token. Shared prefixes end before it.
+        share: Whether prefixes may be shared; if not, every distinct sequence is a packed prompt of its own.
+        max_shared_length: The most tokens that a shared prefix and a packed prompt of several suffixes may
+            have together.
+        prefix_pass_cost: What a pass of its own costs, in tokens, however short the prefix.
 
-    Returns:
-        The plan. Its cost in time is that of sorting, and linear otherwise.
+    Raises:
+        ValueError: A sequence is empty.
+
+    Example:
+        >>> plan = plan_prefixes([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7], [1, 2, 3, 4, 5, 6]])
+        >>> plan.groups[0].prompts
+        (PackedPrompt(prefix=(1, 2, 3, 4, 5), suffixes=((6,), (7,)), sequence_ids=(0, 1)),)
+        >>> plan.distinct_ids, plan.num_tokens
+        ((0, 1, 0), 7)
     """
-    kinds, distinct, first_read = _distinct(sequences, first_read_positions)
+    distinct_ids, distinct, first_read = _find_distinct(sequences, first_read_positions)
     order = sorted(range(len(distinct)), key=distinct.__getitem__)
     if not share or len(order) < 2:
-        rows = tuple(PackedPrompt((), (distinct[i],), (i,)) for i in order)
-        return PrefixPlan((PrefixGroup((), rows),) if rows else (), tuple(kinds), len(distinct))
-    own, reads = [distinct[i] for i in order], [first_read[i] for i in order]
-    groups = _groups(_Ordered(own, order, reads, max_shared_length, prefix_pass_cost))
-    return PrefixPlan(tuple(groups), tuple(kinds), len(distinct))
+        prompts = tuple(PackedPrompt((), (distinct[i],), (i,)) for i in order)
+        alone = (PrefixGroup((), prompts),) if prompts else ()
+        return PrefixPlan(alone, tuple(distinct_ids), len(distinct))
+    ordered = SortedSequences(
+        [distinct[i] for i in order],
+        [first_read[i] for i in order],
+        max_shared_length=max_shared_length,
+        prefix_pass_cost=prefix_pass_cost,
+    )
+    groups = tuple(
+        PrefixGroup(
+            ordered.token_ids[runs[0][0]][:length],
+            tuple(_pack(ordered, order, first, last, length) for first, last in runs),
+        )
+        for length, runs in choose_groups(ordered)
+    )
+    return PrefixPlan(groups, tuple(distinct_ids), len(distinct))
 
 
-def _distinct(
-    sequences: Sequence[Sequence[int]], read_from: Sequence[int] | None
+def _find_distinct(
+    sequences: Sequence[Sequence[int]], first_read_positions: Sequence[int] | None
 ) -> tuple[list[int], list[tuple[int, ...]], list[int]]:
-    """(the distinct sequence of each, the distinct ones, the first position read of each of these)."""
+    """Distinct id of each sequence; the distinct sequences; the first position read of each of these."""
     numbers: dict[tuple[int, ...], int] = {}
     first_read: list[int] = []
-    kinds = []
+    distinct_ids = []
     for i, sequence in enumerate(sequences):
-        tokens = tuple(sequence)
-        if not tokens:
+        token_ids = tuple(sequence)
+        if not token_ids:
             raise ValueError(f"sequence {i} is empty")
-        first = len(tokens) - 1 if read_from is None else read_from[i]
-        kind = numbers.setdefault(tokens, len(numbers))
-        if kind == len(first_read):
+        first = len(token_ids) - 1 if first_read_positions is None else first_read_positions[i]
+        number = numbers.setdefault(token_ids, len(numbers))
+        if number == len(first_read):
             first_read.append(first)
-        first_read[kind] = min(first_read[kind], first)
-        kinds.append(kind)
-    return kinds, list(numbers), first_read
+        first_read[number] = min(first_read[number], first)
+        distinct_ids.append(number)
+    return distinct_ids, list(numbers), first_read
 
 
-class _Ordered:
-    """The sorted sequences, and how much neighbours share."""
-
-    def __init__(
-        self, tokens: list[tuple[int, ...]], members: list[int], first_read: list[int], *limits: float
-    ) -> None:
-        self.tokens, self.members, self.first_read = tokens, members, first_read
-        self.longest_row, self.trunk_cost = limits
-        self.lengths = [len(sequence) for sequence in tokens]
-        arrays = [np.asarray(sequence) for sequence in tokens]
-        self.shared = [_common(a, b) for a, b in itertools.pairwise(arrays)]
-
-    def prefix(self, first: int, last: int) -> int:
-        """Tokens that sequences first..last share, with one left to each."""
-        shortest = min(self.lengths[first : last + 1]) - 1
-        return min([*self.shared[first:last], shortest])
-
-    def row(self, first: int, last: int, base: int) -> PackedPrompt:
-        """The row of sequences first..last after a trunk of `base` tokens."""
-        # A sequence alone has nothing to share: all of it is its branch.
-        depth = base if first == last else max(base, self.prefix(first, last))
-        return PackedPrompt(
-            self.tokens[first][base:depth],
-            tuple(sequence[depth:] for sequence in self.tokens[first : last + 1]),
-            tuple(self.members[first : last + 1]),
-        )
-
-
-def _common(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """Length of the longest common prefix."""
-    length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
-    return int(different[0]) if different.size else length
-
-
-def _groups(ordered: _Ordered) -> Iterator[PrefixGroup]:
-    """Trunks that pay, each with its rows; then the rows of what is left."""
-    root = _tree(ordered, 0, len(ordered.tokens) - 1, base=0)
-    rest: list[PackedPrompt] = []
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.total < min(node.cost, _below(node)):
-            below = _tree(ordered, node.first, node.last, base=node.reach)
-            yield PrefixGroup(
-                ordered.tokens[node.first][: node.reach], tuple(_rows(ordered, below, node.reach))
-            )
-        elif node.cost <= _below(node):
-            rest += _rows(ordered, node, 0)
-        else:
-            stack += node.children
-    if rest:
-        yield PrefixGroup((), tuple(rest))
-
-
-def _tree(ordered: _Ordered, first: int, last: int, base: int) -> _Node:
-    """The tree of common prefixes of first..last, each node with its best cost after `base` tokens."""
-    stack: list[_Node] = []
-    for i in range(first, last + 1):
-        node = _Node(ordered.lengths[i], i, i)
-        _settle(ordered, node, base)
-        shared = ordered.shared[i] if i < last else -1
-        while stack and stack[-1].depth > shared:
-            stack[-1].children.append(node)
-            stack[-1].last = i
-            node = stack.pop()
-            _settle(ordered, node, base)
-        if stack and stack[-1].depth == shared:
-            stack[-1].children.append(node)
-        elif shared >= 0:
-            stack.append(_Node(shared, node.first, i, [node]))
-    return node
-
-
-def _settle(ordered: _Ordered, node: _Node, base: int) -> None:
-    """Choose between rows that begin at this node and what its children chose."""
-    if not node.children:
-        length = ordered.lengths[node.first] - base
-        node.cost, node.rows, node.tokens, node.cuts = _row_cost(length), 1, length, [node.first]
-        node.reach = ordered.first_read[node.first]
-        node.total = node.cost
-        return
-    node.cost = sum(child.cost for child in node.children)
-    node.rows = sum(child.rows for child in node.children)
-    node.tokens = sum(child.tokens for child in node.children)
-    count = node.last - node.first + 1
-    if node.depth > base and count <= _MAX_SUFFIXES:
-        cuts, cost, tokens = _cut(ordered, node, base)
-        if cost < node.cost:
-            node.cost, node.rows, node.tokens, node.cuts = cost, len(cuts), tokens, cuts
-    node.reach = min(node.depth, *(child.reach for child in node.children))
-    # A row behind a trunk is shorter by it, also as what asks; a trunk's attention has no mask: half.
-    saved = node.reach * (node.rows + node.tokens / _ATTENTION_COST_SCALE)
-    trunk = node.reach + node.reach * node.reach / (2 * _ATTENTION_COST_SCALE) + ordered.trunk_cost
-    node.total = min(node.cost, _below(node), trunk + node.cost - saved)
-
-
-def _below(node: _Node) -> float:
-    """The best cost of a node's children, each by itself."""
-    return sum(child.total for child in node.children) if node.children else node.cost
-
-
-def _row_cost(length: int) -> float:
-    return length + length * length / _ATTENTION_COST_SCALE
-
-
-def _cut(ordered: _Ordered, node: _Node, base: int) -> tuple[list[int], float, int]:
-    """(first sequences, cost, tokens) of rows with this node's prefix, filled up to the cheapest length."""
-    depth = max(base, min(node.depth, ordered.prefix(node.first, node.last))) - base
-    # The length at which a branch costs least: more branches share the prefix, but attention is dense.
-    best = min(depth + (depth * (_ATTENTION_COST_SCALE + depth)) ** 0.5, ordered.longest_row - base)
-    cuts, cost, tokens, length = [node.first], 0.0, 0, depth
-    for i in range(node.first, node.last + 1):
-        own = ordered.lengths[i] - base - depth
-        if i > cuts[-1] and length + own > best:
-            cost, tokens = cost + _row_cost(length), tokens + length
-            cuts.append(i)
-            length = depth
-        length += own
-    return cuts, cost + _row_cost(length), tokens + length
-
-
-def _rows(ordered: _Ordered, root: _Node, base: int) -> Iterator[PackedPrompt]:
-    """The rows that were chosen below a node."""
-    stack = [root]
-    while stack:
-        node = stack.pop()
-        if node.cuts is None:
-            stack += node.children
-            continue
-        ends = [*(cut - 1 for cut in node.cuts[1:]), node.last]
-        for first, last in zip(node.cuts, ends, strict=True):
-            yield ordered.row(first, last, base)
+def _pack(
+    ordered: SortedSequences, sequence_ids: list[int], first: int, last: int, computed: int
+) -> PackedPrompt:
+    """Packed prompt of sequences first..last after a shared prefix of `computed` tokens."""
+    # A single sequence shares nothing: all of it is its suffix.
+    end = computed if first == last else max(computed, ordered.prefix_length(first, last))
+    return PackedPrompt(
+        ordered.token_ids[first][computed:end],
+        tuple(token_ids[end:] for token_ids in ordered.token_ids[first : last + 1]),
+        tuple(sequence_ids[first : last + 1]),
+    )

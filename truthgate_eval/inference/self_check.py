@@ -1,148 +1,196 @@
-"""Whether a model can share prefixes: found by trying, against its own plain pass."""
+"""Finds out whether a model is right with shared prefixes, by comparing them with the model's own pass.
+
+What a model does with masks and positions cannot be told from its name. So test prompts run through packed
+prompts, a shared prefix and decoding, and their logits are held against those of the model's own forward
+pass. See `docs/performance.md#self-check`.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
+from truthgate_eval.errors import GateError, first_line
+from truthgate_eval.inference import tuning
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
 from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
+from truthgate_eval.inference.reference import ReferenceLogits
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.memory import free_memory
 
-if TYPE_CHECKING:
-    from truthgate_eval.inference.kv_cache import SharedPrefixCache
-    from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+log = logging.getLogger(__name__)
+
+# `auto` shares prefixes where the self check passes, `off` takes the harness's own path.
+Engine = Literal["auto", "off"]
 
 
-T = TypeVar("T")
+def parse_engine(engine: Any) -> Engine:
+    """A harness's model argument `engine`.
 
-
-@dataclass(frozen=True)
-class ReferenceLogits:
-    """What shared prefixes are held against.
-
-    Attributes:
-        row: Two branches that end in one token.
-        plain: The plain model's last logits after each, alone: float32 [2, vocabulary].
-        rounding: How far these are from the plain model's own in padded batches.
+    Raises:
+        GateError: It is neither `auto` nor `off`.
     """
+    for known in get_args(Engine):
+        if engine == known:
+            return known
+    raise GateError(f"unknown engine {engine!r}: expected {' or '.join(get_args(Engine))}")
 
-    prompt: PackedPrompt
-    logits: torch.Tensor
-    rounding: float
+
+def load(model: Any, decoder: nn.Module | None = None) -> SharedPrefixModel:
+    """Wrap a model, check whether it is right with shared prefixes, and log one line if it is not.
+
+    Args:
+        model: A transformers model; it may carry a gate.
+        decoder: Its text decoder, if it is known already.
+
+    Returns:
+        The model; its `supports_sharing` says what was found.
+    """
+    shared = SharedPrefixModel(model, decoder)
+    reason = run_safely(lambda: find_mismatch(shared.for_self_check()))
+    shared.supports_sharing = reason is None
+    if reason is not None:
+        log.warning("%s shares no prefixes, every sequence runs by itself: %s", type(model).__name__, reason)
+    return shared
+
+
+def cache_lower_layers(
+    model: SharedPrefixModel | None, layers: Sequence[nn.Module]
+) -> LowerLayerCache | None:
+    """Make a model run its lowest layers once for each batch, if it is right when they are left out.
+
+    A model whose upper layers read more than the hidden states of the layer below, or overwrite them, is
+    found by running test prompts, and one line is logged.
+
+    Args:
+        model: The model; no gate may be on the layers, now or later. None caches nothing.
+        layers: The decoder's lowest layers, from the first on; an empty list caches nothing.
+
+    Returns:
+        The cache, also `model.lower_layers`; or None.
+    """
+    if model is None or not layers:
+        return None
+    cache = LowerLayerCache(layers, int(tuning.LOWER_LAYER_MEMORY_SHARE * free_memory(model.device)))
+    reason = run_safely(lambda: _find_cache_mismatch(model.for_self_check(), cache))
+    cache.clear()
+    if reason is not None:
+        log.warning(
+            "layers below the first gated one run again for every gate of %s: %s",
+            type(model.model).__name__, reason,
+        )  # fmt: skip
+        return None
+    model.lower_layers = cache
+    return cache
 
 
 def run_safely(check: Callable[[], str | None]) -> str | None:
-    """What a check found, or how it failed: a model's code may fail in any way on what it does not know."""
+    """What a check found, or the error it raised: a model's code may fail in any way on these inputs."""
     try:
         return check()
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
-def find_mismatch(forward: SharedPrefixModel) -> str | None:
-    """How rows, rows behind a trunk, and a decoded token differ from the plain model; None if they agree."""
-    trial = forward.make_reference()
-    row = trial.prompt
-    half = len(row.prefix) // 2
-    trunk = forward.compute_prefix(PrefixGroup(row.prefix[:half], ()))
-    behind = PackedPrompt(row.prefix[half:], row.suffixes, row.sequence_ids)
-    for kind, run in (
-        ("rows", lambda: _last_logits(forward, row, None)),
-        ("a trunk", lambda: _last_logits(forward, behind, trunk)),
-        ("decoding", lambda: decoded_logits(forward, behind, trunk, unpacked=False)),
-        ("decoding in lanes of their own", lambda: decoded_logits(forward, behind, trunk, unpacked=True)),
+def find_mismatch(model: SharedPrefixModel) -> str | None:
+    """How logits with shared prefixes differ from the model's own; None if they agree.
+
+    Args:
+        model: A copy from `for_self_check`.
+    """
+    reference = model.make_reference()
+    prompt = reference.prompt
+    cache, after = _split_prefix(model, prompt)
+    for what, run in (
+        ("packed prompts", lambda: _last_logits(model, prompt, None)),
+        ("a shared prefix", lambda: _last_logits(model, after, cache)),
+        ("decoding", lambda: decoded_logits(model, after, cache, unpacked=False)),
+        ("decoding in rows of their own", lambda: decoded_logits(model, after, cache, unpacked=True)),
     ):
-        far = mismatch(run(), trial.logits, trial.rounding, forward.dtype)
-        if far is not None:
-            return f"with {kind}, {far}"
+        difference = mismatch(run(), reference, model.dtype)
+        if difference is not None:
+            return f"with {what}, {difference}"
     return None
 
 
-def mismatch(logits: torch.Tensor, plain: torch.Tensor, rounding: float, dtype: torch.dtype) -> str | None:
-    """None if logits are the plain model's up to rounding, else by how much they are not.
+def mismatch(logits: torch.Tensor, reference: ReferenceLogits, dtype: torch.dtype) -> str | None:
+    """How far logits are from a reference; None if rounding explains it.
 
-    In half precision a model's own batches round as much as a wrong mask may show, the more so under a
-    gate: what its own padded batches do, twice over, is no sign of one.
+    A wrong mask or position changes logits by about as much as the two test prompts differ. In float32 the
+    tolerance is 1e-4 of the largest logit, and at most a tenth of that difference. In half precision, padding
+    alone changes logits by as much as a wrong mask might, the more so under a gate. The tolerance is
+    therefore twice the difference between the model's own padded and unpadded batches, capped at half of the
+    difference between the two prompts, and never below a tenth of it.
 
     Args:
-        logits: [n, vocabulary] after n sequences that end in one token.
-        plain: The plain model's, float32: how far they are apart is what mask and positions must keep.
-        rounding: How far the plain model's own padded batches are from `plain`.
+        logits: [2, vocabulary], of the reference's two sequences.
+        reference: The model's own logits.
         dtype: What the model computes in.
     """
-    apart = float((plain[0] - plain[1]).abs().max())
+    expected = reference.logits
+    prompts_differ = float((expected[0] - expected[1]).abs().max())
     if dtype == torch.float32:
-        allowed = min(0.1 * apart, 1e-4 * float(plain.abs().max()))
+        allowed = min(0.1 * prompts_differ, 1e-4 * float(expected.abs().max()))
     else:
-        allowed = max(0.1 * apart, min(2 * rounding, 0.5 * apart))
-    error = float((logits.float() - plain).abs().max())
+        allowed = max(0.1 * prompts_differ, min(2 * reference.rounding, 0.5 * prompts_differ))
+    error = float((logits.float() - expected).abs().max())
     if error <= allowed:
         return None
     return f"logits differ by {error:.1e} from the plain model's (allowed {allowed:.1e})"
 
 
-def _last_logits(
-    forward: SharedPrefixModel, row: PackedPrompt, trunk: SharedPrefixCache | None
-) -> torch.Tensor:
-    """Logits after each branch, in a lane that a short row shares."""
-    rows = [row, PackedPrompt((), (row.suffixes[0][:3],), (2,))]
-    batch = forward.pack(rows, trunk)
-    return forward.logits(batch, *batch.last_tokens(rows), trunk)[:2]
-
-
 def decoded_logits(
-    forward: SharedPrefixModel, row: PackedPrompt, trunk: SharedPrefixCache | None, *, unpacked: bool
+    model: SharedPrefixModel, prompt: PackedPrompt, prefix: SharedPrefixCache, *, unpacked: bool
 ) -> torch.Tensor:
-    """Logits after the branches' last token where it is decoded, and not part of the row."""
-    assert trunk is not None
-    rows = [PackedPrompt(row.prefix, tuple(branch[:-1] for branch in row.suffixes), row.sequence_ids)]
-    store = trunk.fork()
-    batch = forward.pack(rows, trunk)
-    forward.run(batch, store)
-    store.assign_sequences(batch, rows)
-    if unpacked:
-        store.unpack()
-    return forward.decode_step(store, [branch[-1] for branch in row.suffixes])
-
-
-def make_test_prompts(model: Any) -> tuple[PackedPrompt, list[list[int]]]:
-    """A row of two branches of different length that end in one token; the two sequences."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator().manual_seed(0)
-    draw = torch.randint(min(3, vocabulary - 1), vocabulary, (36,), generator=generator).tolist()
-    prefix, first, second = draw[:16], draw[16:30], draw[30:]
-    second[-1] = first[-1]
-    row = PackedPrompt(tuple(prefix), (tuple(first), tuple(second)), (0, 1))
-    return row, [prefix + first, prefix + second]
-
-
-def reference_logits(forward: SharedPrefixModel, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
-    """The plain model's last logits after sequences in one padded batch, float32 [n, vocabulary]."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(own) for own in sequences], batch_first=True)
-    mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
-    with torch.no_grad():
-        found = forward.model(
-            input_ids=tokens.to(forward.device), attention_mask=mask.to(forward.device), use_cache=False
-        )
-    return found.logits[torch.arange(len(lengths)), lengths - 1].float()
-
-
-def logits_and_rounding(
-    plain: Callable[[Sequence[T]], torch.Tensor], asked: Sequence[T], longer: T, dtype: torch.dtype
-) -> tuple[torch.Tensor, float]:
-    """The plain model's logits after each by itself, and how far its padded batches are from them.
+    """Last logits of each suffix whose last token is decoded, and not part of the packed prompt.
 
     Args:
-        plain: Last logits of a batch, float32 [n, vocabulary].
-        asked: What is asked.
-        longer: Something longer, beside which these are padded.
-        dtype: What the model computes in; of float32 no rounding is asked, and 0 is given.
+        model: The model.
+        prompt: A packed prompt after `prefix`.
+        prefix: The shared prefix.
+        unpacked: Whether every sequence gets a row of its own before decoding.
     """
-    alone = torch.cat([plain([one]) for one in asked])
-    if dtype == torch.float32:
-        return alone, 0.0
-    batches = plain(asked), plain([*asked, longer])[: len(asked)]
-    return alone, max(float((batch - alone).abs().max()) for batch in batches)
+    shorter = tuple(suffix[:-1] for suffix in prompt.suffixes)
+    prompts = [PackedPrompt(prompt.prefix, shorter, prompt.sequence_ids)]
+    cache = prefix.fork()
+    batch = model.pack(prompts, prefix)
+    model.run(batch, cache)
+    cache.assign_sequences(batch, prompts)
+    if unpacked:
+        cache.unpack()
+    return model.decode_step(cache, [suffix[-1] for suffix in prompt.suffixes])
+
+
+def _split_prefix(model: SharedPrefixModel, prompt: PackedPrompt) -> tuple[SharedPrefixCache, PackedPrompt]:
+    """Half of a packed prompt's prefix as a shared prefix, and the packed prompt after it."""
+    half = len(prompt.prefix) // 2
+    cache = model.compute_prefix(PrefixGroup(prompt.prefix[:half], ()))
+    assert cache is not None, "test prompts have a prefix of two tokens or more"
+    return cache, PackedPrompt(prompt.prefix[half:], prompt.suffixes, prompt.sequence_ids)
+
+
+def _last_logits(
+    model: SharedPrefixModel, prompt: PackedPrompt, prefix: SharedPrefixCache | None
+) -> torch.Tensor:
+    """Last logits of each suffix, in a batch with another, short packed prompt."""
+    prompts = [prompt, PackedPrompt((), (prompt.suffixes[0][:3],), (2,))]
+    batch = model.pack(prompts, prefix)
+    return model.logits(batch, *batch.last_tokens(prompts), prefix)[:2]
+
+
+def _find_cache_mismatch(model: SharedPrefixModel, cache: LowerLayerCache) -> str | None:
+    """How a pass with cached lower layers differs from the pass that filled the cache; or None."""
+    model.lower_layers = cache
+    prompt = model.make_reference().prompt
+    first, again = (
+        decoded_logits(model, after, prefix, unpacked=False)
+        for prefix, after in (_split_prefix(model, prompt) for _ in range(2))
+    )
+    if cache.num_reused != 2:
+        return "the outputs of a test prompt were not reused"
+    return None if torch.equal(first, again) else "logits change where cached lower layers are used"

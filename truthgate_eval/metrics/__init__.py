@@ -1,1 +1,1 @@
-"""Yes/no answers parsed and counted; POPE with its three parsers."""
+"""Metrics of yes/no answers, and POPE's three parsers."""

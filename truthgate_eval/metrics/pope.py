@@ -1,44 +1,41 @@
-"""POPE: reading yes or no out of an answer in the three ways that are in use, and counting.
+"""POPE: yes or no parsed from an answer in the three ways that are in use, and the metrics.
 
-The three ways give three numbers for one set of answers:
+The three parsers give three results for the same answers:
 
-* `official`, of POPE's own script: the first sentence without its commas, split at spaces; `No`, `not`
-  or `no` among the words means no, everything else means yes, even an empty answer.
+* `official`, of POPE's own script: the first sentence without its commas is split at spaces; `No`, `not` or
+  `no` among the words means no, and everything else means yes, even an empty answer.
 * `strict`, of lmms-eval: the whole answer is yes or no, in any case; everything else is no answer.
-* `vcd`, of the script released with VCD: the expected word anywhere in the answer makes it right, even
-  inside another word ("know"); without it the answer counts as the opposite one.
+* `vcd`, of the script released with VCD: an answer that contains the gold answer, even inside another word
+  ("know"), is right; any other answer counts as the opposite of the gold answer.
 
-Whichever way is chosen, an answer in which neither yes nor no stands as a word counts as unparsed.
+With every parser, an answer in which neither yes nor no is a word counts as unparsed.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from truthgate_eval.errors import TaskError
-from truthgate_eval.metrics import yes_no as judgement
-from truthgate_eval.metrics.yes_no import Answer, Pair
+from truthgate_eval.metrics import yes_no
+from truthgate_eval.metrics.yes_no import Answer, Prediction
 
 Parser = Literal["official", "strict", "vcd"]
-PARSERS: tuple[Parser, ...] = ("official", "strict", "vcd")
+PARSERS: tuple[Parser, ...] = get_args(Parser)
 SOURCES = ("coco", "aokvqa", "gqa")
 SPLITS = ("random", "popular", "adversarial")
 METRICS = ("acc", "precision", "recall", "f1", "yes_ratio", "unparsed")
 
-_YES_OR_NO = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-
 
 @dataclass(frozen=True)
 class ParsedAnswer:
-    """What was made of one answer.
+    """One answer as a parser reads it.
 
     Attributes:
-        gold: The right answer.
-        parsed: The answer that the parser read, or None.
-        unparsed: Whether the text says neither yes nor no, whatever the parser made of it.
+        gold: The gold answer.
+        parsed: The parsed answer, or None.
+        unparsed: Whether neither yes nor no is a word of the text; `parsed` can be an answer all the same.
     """
 
     gold: str
@@ -46,16 +43,16 @@ class ParsedAnswer:
     unparsed: bool
 
     @property
-    def pair(self) -> Pair:
-        """As the metrics of `judgement` take it."""
+    def prediction(self) -> Prediction:
+        """The gold and the parsed answer, for the metrics of `truthgate_eval.metrics.yes_no`."""
         return self.gold, self.parsed
 
 
 def check_parser(name: str) -> Parser:
-    """The parser of that name.
+    """The name of a parser, checked.
 
     Raises:
-        TaskError: There is none.
+        TaskError: There is no such parser.
     """
     for known in PARSERS:
         if name == known:
@@ -68,8 +65,12 @@ def parse(text: str, gold: str, parser: Parser = "official") -> Answer | None:
 
     Args:
         text: The model's answer.
-        gold: The right answer, which only `vcd` looks at.
-        parser: `official`, `strict` or `vcd`.
+        gold: The gold answer, which only `vcd` uses.
+        parser: See the top of this module.
+
+    Example:
+        >>> [parse("I do not know", "yes", parser) for parser in PARSERS]
+        ['no', None, 'no']
     """
     if parser == "official":
         return _parse_official(text)
@@ -79,27 +80,27 @@ def parse(text: str, gold: str, parser: Parser = "official") -> Answer | None:
 
 
 def parse_answer(text: str, gold: str, parser: Parser = "official") -> ParsedAnswer:
-    """The parsed answer beside the right one."""
+    """The parsed answer with the gold answer."""
     parsed = parse(text, gold, parser)
-    return ParsedAnswer(gold, parsed, unparsed=parsed is None or _YES_OR_NO.search(text) is None)
+    return ParsedAnswer(gold, parsed, unparsed=parsed is None or not yes_no.has_yes_or_no(text))
 
 
-def pope_metrics(readings: Iterable[ParsedAnswer]) -> dict[str, float]:
-    """POPE's metrics, positive = yes; the yes ratio is that of the predictions."""
-    readings = list(readings)
-    pairs = [reading.pair for reading in readings]
+def pope_metrics(answers: Iterable[ParsedAnswer]) -> dict[str, float]:
+    """POPE's metrics, by the names in `METRICS`; yes is the positive class."""
+    answers = list(answers)
+    predictions = [answer.prediction for answer in answers]
     return {
-        "acc": judgement.accuracy(pairs),
-        "precision": judgement.precision(pairs),
-        "recall": judgement.recall(pairs),
-        "f1": judgement.f1(pairs),
-        "yes_ratio": judgement.yes_ratio(pairs),
-        "unparsed": sum(reading.unparsed for reading in readings) / len(readings) if readings else 0.0,
+        "acc": yes_no.accuracy(predictions),
+        "precision": yes_no.precision(predictions),
+        "recall": yes_no.recall(predictions),
+        "f1": yes_no.f1(predictions),
+        "yes_ratio": yes_no.yes_ratio(predictions),
+        "unparsed": sum(answer.unparsed for answer in answers) / len(answers) if answers else 0.0,
     }
 
 
 def mean_over_splits(splits: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The plain mean of each metric over the splits, as papers report POPE."""
+    """The unweighted mean of each metric over the splits, as papers report POPE."""
     return {name: sum(split[name] for split in splits) / len(splits) for name in METRICS}
 
 
@@ -116,5 +117,5 @@ def _parse_strict(text: str) -> Answer | None:
 
 
 def _parse_vcd(text: str, gold: str) -> Answer:
-    said = gold in text.lower()
-    return "yes" if said == (gold == "yes") else "no"
+    is_right = gold in text.lower()
+    return "yes" if is_right == (gold == "yes") else "no"

@@ -1,1 +1,1 @@
-"""The small models and pictures that come with the package, so that everything runs offline."""
+"""Models and data that come with the package, so that everything runs offline."""

@@ -1,82 +1,99 @@
-"""Scenes as data sets: drawn, asked about by the poll's rule, and kept in the data folder at first use.
+"""The data set of scenes, drawn into the data folder at its first use.
 
-$TRUTHGATE_DATA/scenes/{random,popular,adversarial,probe}.parquet, pictures/test-00017.png, ...
+    $TRUTHGATE_DATA/scenes/{random,popular,adversarial,probe}.parquet, pictures/test-00017.png, ...
+
+Its questions are made by POPE's sampling rule; see `truthgate_eval.data.poll`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from truthgate_eval.data.annotations import AnnotatedImage
 from truthgate_eval.data.poll import make_poll
-from truthgate_eval.data.store import PROVENANCE, PreparedDataset, write_dataset
-from truthgate_eval.files import replace_folder
-from truthgate_eval.packaged.scenes import FEWEST, MAKE, Scene, make_scene
+from truthgate_eval.data.splits import SELECTION, TEST
+from truthgate_eval.data.store import PROVENANCE_FILE, PreparedDataset, Row, write_dataset
+from truthgate_eval.files import build_once, folder_lock, update_folder
+from truthgate_eval.packaged.scenes import DRAWING_VERSION, MIN_OBJECTS, Scene, make_scene
 from truthgate_eval.paths import data_dir
 
-log = logging.getLogger(__name__)
-
 FOLDER = "scenes"
-PICTURES = {"probe": 500, "selection": 250, "test": 1000}
-_PER_PICTURE = 3  # questions of each answer, as in POPE; as many as there are objects on a poorer picture
+# Images by subset of `truthgate_eval.packaged.scenes`.
+NUM_IMAGES = {"probe": 500, "selection": 250, "test": 1000}
+# "Yes" questions about an image, as in POPE, and as many "no" questions. Fewer where it has fewer objects.
+_PER_IMAGE = 3
 
 
 def scenes_file(name: str) -> Path:
-    """The file of a split, or of `probe`; all are made where they are not there, in a few seconds."""
-    folder = data_dir() / FOLDER
-    if not (folder / f"{name}.parquet").is_file() or _made_by(folder) != MAKE:
-        log.warning("drawing %d scenes into %s", sum(PICTURES.values()), folder)
-        prepare_scenes(data_dir())
-    return folder / f"{name}.parquet"
+    """The Parquet file `random`, `popular`, `adversarial` or `probe`, drawn if it is missing.
+
+    Raises:
+        DataError: The data folder cannot be written.
+    """
+    data = data_dir()
+    folder = data / FOLDER
+    file = folder / f"{name}.parquet"
+    build_once(
+        folder,
+        is_built=lambda: file.is_file() and _drawing_version(folder) == DRAWING_VERSION,
+        build=lambda: prepare_scenes(data),
+        announcement=f"drawing {sum(NUM_IMAGES.values())} scenes into {folder}",
+    )
+    return file
 
 
-def prepare_scenes(out: Path, pictures: dict[str, int] | None = None) -> PreparedDataset:
-    """Draw all pictures and write `out/scenes/{random,popular,adversarial,probe}.parquet`.
+def prepare_scenes(out: Path, num_images: Mapping[str, int] | None = None) -> PreparedDataset:
+    """Draw all images and write `out/scenes/{random,popular,adversarial,probe}.parquet`.
 
-    A split's rows are those of the poll, with `subset` (selection or evaluation) and the picture's
-    `caption`; `probe` has the random questions about pictures of its own.
+    The rows of a split are those of `make_poll`, with `subset` (selection or evaluation) and the `caption` of
+    the image. `probe` has the random split's questions about the images of subset `probe`.
 
     Args:
         out: The data folder.
-        pictures: How many of each part; by default `PICTURES`.
+        num_images: Images by subset; `NUM_IMAGES` for those that are missing.
+
+    Raises:
+        DataError: The folder cannot be written.
     """
-    numbers = PICTURES | (pictures or {})
-    scenes = {part: [make_scene(part, number) for number in range(count)] for part, count in numbers.items()}
+    numbers = NUM_IMAGES | dict(num_images or {})
+    scenes = {
+        subset: [make_scene(subset, number) for number in range(count)] for subset, count in numbers.items()
+    }
     folder = out / FOLDER
-    with replace_folder(folder) as partial:
-        (partial / "pictures").mkdir()
-        for some in scenes.values():
-            for scene in some:
-                scene.image.save(partial / "pictures" / f"{scene.name}.png")
-    asked = {part: make_questions(some) for part, some in scenes.items()}
-    files: dict[str, list[dict[str, Any]]] = {}
-    for split, rows in asked["test"].items():
-        subsets = {"selection": asked["selection"][split], "evaluation": rows}
-        files[split] = [{**row, "subset": subset} for subset, some in subsets.items() for row in some]
-    files["probe"] = asked["probe"]["random"]
-    captions = {scene.name: scene.caption for some in scenes.values() for scene in some}
-    rows_of = {
-        name: [_row(number, row, captions, folder) for number, row in enumerate(rows)]
+    questions = {subset: make_questions(own) for subset, own in scenes.items()}
+    files: dict[str, list[Row]] = {}
+    for split, rows in questions["test"].items():
+        by_subset = {SELECTION: questions["selection"][split], TEST: rows}
+        files[split] = [{**row, "subset": subset} for subset, own in by_subset.items() for row in own]
+    files["probe"] = questions["probe"]["random"]
+    captions = {scene.name: scene.caption for own in scenes.values() for scene in own}
+    complete = {
+        name: [_complete_row(number, row, captions, folder) for number, row in enumerate(rows)]
         for name, rows in files.items()
     }
-    return write_dataset(folder, rows_of, source={"drawn": MAKE, "pictures": numbers})
+    with folder_lock(folder):
+        with update_folder(folder) as partial:
+            (partial / "pictures").mkdir()
+            for scene in (scene for own in scenes.values() for scene in own):
+                scene.image.save(partial / "pictures" / f"{scene.name}.png")
+        return write_dataset(folder, complete, source={"drawn": DRAWING_VERSION, "pictures": numbers})
 
 
-def make_questions(scenes: list[Scene]) -> dict[str, list[dict[str, Any]]]:
-    """The poll's three splits about scenes, by its sampling rule."""
+def make_questions(scenes: list[Scene]) -> dict[str, list[Row]]:
+    """The questions of POPE's three splits about scenes: {split: rows of `make_poll`}."""
     annotated = [AnnotatedImage(scene.name, scene.objects) for scene in scenes]
-    return make_poll(annotated, per_picture=_PER_PICTURE, min_objects=FEWEST).splits
+    return make_poll(annotated, per_image=_PER_IMAGE, min_objects=MIN_OBJECTS).splits
 
 
-def _row(number: int, row: dict[str, Any], captions: dict[str, str], folder: Path) -> dict[str, Any]:
+def _complete_row(number: int, row: Row, captions: Mapping[str, str], folder: Path) -> Row:
     path = (folder / "pictures" / f"{row['image']}.png").absolute()
     return {**row, "row": number, "caption": captions[row["image"]], "image_path": str(path)}
 
 
-def _made_by(folder: Path) -> Any:
-    """Which drawing made the folder's data, from its provenance."""
-    file = folder / PROVENANCE
+def _drawing_version(folder: Path) -> Any:
+    """The version of the drawing that made a data set, from its provenance; None where there is none."""
+    file = folder / PROVENANCE_FILE
     return json.loads(file.read_bytes())["source"].get("drawn") if file.is_file() else None

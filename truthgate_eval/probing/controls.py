@@ -1,17 +1,18 @@
-"""Controls: other reasons for a high score, each as a change to what is probed.
+"""Controls: other reasons for a high truth score, each one change to what is probed.
 
-    surface          the answer's text without any model: length, capitals, punctuation (`surface`)
-    no-context       the same answers, the knowledge taken out of their context
-    swapped-context  the same answers, the knowledge of another document in its place
-    shuffled-labels  the same activations, the labels dealt out anew
+    surface          features of the answer's text without any model: length, capitals, punctuation
+    no-context       the same answers, their context without the knowledge
+    swapped-context  the same answers, the knowledge of another document in their context
+    shuffled-labels  the same activations with shuffled labels
 
-The knowledge is the text field that a task's metadata names (`context_field`), or the picture.
+The knowledge is the text field that a task's metadata names (`context_field`), or the image. What a
+control's result means stands in `docs/controls.md#the-rule`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,15 +20,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import ProbeError
+from truthgate_eval.probing.config import (
+    CONTROLS,
+    NO_CONTEXT,
+    SHUFFLED,
+    SURFACE,
+    SWAPPED,
+    ControlName,
+    check_control,
+)
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
 from truthgate_eval.probing.surface import FEATURES, surface_features
 
-SURFACE, NO_CONTEXT, SWAPPED, SHUFFLED = "surface", "no-context", "swapped-context", "shuffled-labels"
-CONTROLS = (SURFACE, NO_CONTEXT, SWAPPED, SHUFFLED)
-CONTEXT_CONTROLS = (NO_CONTEXT, SWAPPED)
+__all__ = [
+    "CONTROLS",
+    "NO_CONTEXT",
+    "SHUFFLED",
+    "SURFACE",
+    "SWAPPED",
+    "ContextChange",
+    "Control",
+    "context_change",
+    "derangement",
+    "make_controls",
+    "shuffled_labels",
+    "swap_images",
+    "swap_within",
+]
 
 Key = TypeVar("Key", bound=Hashable)
-# From the knowledge of the probed documents to what is shown in the place of any.
+# Given the knowledge of all probed documents, returns the function that replaces a document's knowledge.
 ContextChange = Callable[[Iterable[str]], Callable[[str], str]]
 
 
@@ -39,51 +61,61 @@ class Control:
         name: One of `CONTROLS`.
         sequences: The changed sequences, for the controls of the context.
         features: float32 [n, features] of the answers' texts, for `surface`.
-        settings: What a reader should know of it.
+        settings: What the artifact's metadata says of it.
     """
 
-    name: str
+    name: ControlName
     sequences: TokenizedDataset | ProbeDataset | None = None
     features: NDArray[np.float32] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def check_controls(names: Sequence[str]) -> None:
-    """Raise `ProbeError` unless all these controls exist."""
-    for name in names:
-        if name not in CONTROLS:
-            raise ProbeError(f"unknown control {name!r}: expected one of {', '.join(CONTROLS)}")
-
-
 def derangement(n: int, seed: int) -> NDArray[np.int64]:
-    """A permutation of n things, drawn evenly from those that leave none in its place.
+    """A permutation of n items that leaves none in its position, uniform over all of these.
 
     Raises:
         ProbeError: n is below 2, where there is none.
+
+    Example:
+        >>> derangement(2, seed=0).tolist()
+        [1, 0]
     """
     if n < 2:
         raise ProbeError("swapped-context needs documents with different knowledge: probe on more of them")
     rng = np.random.default_rng(seed)
-    places = np.arange(n)
-    while True:  # about one permutation in e has nothing in its place
+    positions = np.arange(n)
+    while True:  # about one permutation in e is a derangement
         order = rng.permutation(n)
-        if (order != places).all():
+        if (order != positions).all():
             return order
 
 
 def swap_within(keys: Iterable[Key], *, seed: int) -> dict[Key, Key]:
-    """For each distinct key another one, each given once: documents that share a key keep sharing one."""
+    """Map each distinct key to another one, each used once: documents that share a key still share one.
+
+    Raises:
+        ProbeError: All keys are equal.
+    """
     distinct = list(dict.fromkeys(keys))
     return {
         key: distinct[other] for key, other in zip(distinct, derangement(len(distinct), seed), strict=True)
     }
 
 
-def context_change(name: str, seed: int) -> ContextChange:
+def context_change(name: ControlName, seed: int) -> ContextChange:
     """What a control of the context does to the documents' knowledge, where that is text.
 
-    Knowledge of documents that are not probed (few-shot examples may be such) is taken out, but not
-    exchanged.
+    Knowledge of documents that are not probed (few-shot examples may be such) is removed by `no-context`,
+    but not swapped by `swapped-context`.
+
+    Args:
+        name: `no-context` or `swapped-context`.
+        seed: Of the swap.
+
+    Example:
+        >>> change = context_change("swapped-context", seed=0)(["Rome is in Italy.", "Paris is in France."])
+        >>> change("Rome is in Italy.")
+        'Paris is in France.'
     """
     if name == NO_CONTEXT:
         return lambda _: lambda _text: ""
@@ -95,26 +127,30 @@ def context_change(name: str, seed: int) -> ContextChange:
     return swapped
 
 
-def swap_images(answers: ProbeDataset, seed: int) -> ProbeDataset:
-    """The same answers, each about the pictures of another document.
+def swap_images(dataset: ProbeDataset, seed: int) -> ProbeDataset:
+    """The same answers, each about the images of another document.
 
-    Documents with the same picture stay together, so that none keeps its own.
+    Documents with the same image get the same other image, so that none keeps its own.
 
     Raises:
-        ProbeError: All are about one picture.
+        ProbeError: All are about one image.
     """
-    other = swap_within((item.image_key for item in answers.examples), seed=seed)
-    pictures = {item.image_key: item.load_images for item in answers.examples}
-    items = [dataclasses.replace(item, pictures=pictures[other[item.image_key]]) for item in answers.examples]
-    return dataclasses.replace(answers, items=items)
+    examples = dataset.examples
+    other = swap_within((example.image_key for example in examples), seed=seed)
+    load_images = {example.image_key: example.load_images for example in examples}
+    swapped = [
+        dataclasses.replace(example, load_images=load_images[other[example.image_key]])
+        for example in examples
+    ]
+    return dataclasses.replace(dataset, examples=swapped)
 
 
 def shuffled_labels(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """The same labels, dealt out anew, int [n].
+    """Shuffled labels, int [n].
 
-    Documents with equally many answers exchange their labels as a whole; then each document's are
-    shuffled among its answers. So every document still has labels that some document has: one true
-    and one false, where all have that.
+    Documents with equally many answers exchange their labels as a whole. Then each document's labels are
+    shuffled among its answers. So every document still has labels that some document has: one truthful and
+    one hallucinated answer, where all documents have that.
 
     Args:
         labels: int [n].
@@ -122,36 +158,39 @@ def shuffled_labels(labels: NDArray[np.int64], groups: NDArray[np.int64], seed: 
         seed: Of the shuffle.
     """
     rng = np.random.default_rng(seed)
-    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    answers = [np.flatnonzero(groups == group) for group in np.unique(groups)]
     shuffled = np.empty_like(labels)
-    for size in sorted({len(rows) for rows in members}):
-        alike = np.stack([rows for rows in members if len(rows) == size])  # [documents, answers]
-        shuffled[alike] = rng.permuted(rng.permutation(labels[alike]), axis=1)
+    for size in sorted({len(own) for own in answers}):
+        of_size = np.stack([own for own in answers if len(own) == size])  # [documents, answers]
+        shuffled[of_size] = rng.permuted(rng.permutation(labels[of_size]), axis=1)
     return shuffled
 
 
 def make_controls(
     names: Iterable[str],
-    answers: ProbeDataset,
-    changed: Callable[[str], TokenizedDataset | ProbeDataset],
+    dataset: ProbeDataset,
+    changed: Callable[[ControlName], TokenizedDataset | ProbeDataset],
     *,
     seed: int,
 ) -> list[Control]:
-    """The named controls of some answers, each once.
+    """The named controls of a data set, each once.
 
     Args:
         names: Of `CONTROLS`.
-        answers: What is probed.
-        changed: Gives the same answers in the context of a control of the context.
-        seed: Of the exchange and the shuffle.
+        dataset: What is probed.
+        changed: Returns the same answers in the context of `no-context` or `swapped-context`.
+        seed: Of the swap and the shuffle.
+
+    Raises:
+        ProbeError: A control does not exist.
     """
-    made = []
-    for name in dict.fromkeys(names):
+    controls = []
+    for name in map(check_control, dict.fromkeys(names)):
         if name == SURFACE:
-            features = surface_features([item.answer for item in answers.examples])
-            made.append(Control(name, features=features, settings={"features": list(FEATURES)}))
-        elif name in CONTEXT_CONTROLS:
-            made.append(Control(name, changed(name), settings={"seed": seed} if name == SWAPPED else {}))
+            features = surface_features([example.answer for example in dataset.examples])
+            controls.append(Control(name, features=features, settings={"features": list(FEATURES)}))
+        elif name == SHUFFLED:
+            controls.append(Control(name, settings={"seed": seed}))
         else:
-            made.append(Control(name, settings={"seed": seed}))
-    return made
+            controls.append(Control(name, changed(name), settings={"seed": seed} if name == SWAPPED else {}))
+    return controls

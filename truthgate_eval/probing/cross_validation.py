@@ -1,42 +1,40 @@
-"""How well each head tells truth from hallucination: all heads' probes, fitted and judged.
+"""Cross-validated probes of every head.
 
-METHOD.md, "Truth scores", steps 3 and 4.
+Steps 3 and 4 of `docs/method.md#truth-scores`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from truthgate_eval.errors import ProbeError
 from truthgate_eval.probing.activations import Features, head_blocks, row_chunks
+from truthgate_eval.probing.config import ProbeConfig, SolverName
 from truthgate_eval.probing.folds import Fold, make_folds
 from truthgate_eval.probing.newton import NewtonBlock
-from truthgate_eval.probing.solvers import Probes, adamw_block, all_finite, block_bytes, device_of
-from truthgate_eval.probing.statistics import influence_of, influence_stderr, mean_auroc
+from truthgate_eval.probing.solvers import Device, Probes, adamw_block, all_finite, block_bytes, device_of
+from truthgate_eval.probing.statistics import accuracy_influence, influence_stderr, mean_auroc
 
-Solver = Callable[..., Probes]  # takes labels [n] and subsets
-# From a block of heads to the solver of any labels and subsets of it: what these share is made once.
-SOLVERS: dict[str, Callable[[torch.Tensor], Solver]] = {
+Progress = Callable[[int], None]
+# Labels [n] and subsets of sequences, to probes.
+BlockSolver = Callable[..., Probes]
+# What all labels and subsets of a block of heads share is computed once, when its solver is made.
+SOLVERS: dict[SolverName, Callable[[torch.Tensor], BlockSolver]] = {
     "adamw": lambda x: partial(adamw_block, x),
     "newton": lambda x: NewtonBlock(x).fit,
-}
-SOLVER_SETTINGS: dict[str, dict[str, float]] = {
-    "adamw": {"lr": 1e-2, "weight_decay": 1e-3, "epochs": 200, "batch_size": 512},
-    "newton": {"C": 1.0, "tol": 1e-8, "max_iter": 100},
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ProbeResult:
-    """The probes of every head.
+    """The probes of every head, and how well each tells truthful from hallucinated answers.
 
     Attributes:
         scores: [layers, heads] mean over folds of the validation accuracy: the truth scores.
@@ -47,9 +45,10 @@ class ProbeResult:
         train_accuracy: Mean over folds of the training accuracy.
         probe_weight: [layers, heads, width], fitted on all sequences.
         probe_bias: [layers, heads], fitted on all sequences.
-        influence: [layers, heads, n] what each sequence adds to the score's error: (right - mean) / number
-            judged, 0 where no fold judges it. Differences of scores have standard errors through it.
-        settings: How the probes were fitted and on how much.
+        influence: [layers, heads, n] influence of each sequence on the score: (correct - mean) / number of
+            validated sequences, 0 where no fold validates it. Standard errors of differences of scores
+            are computed from differences of influences.
+        settings: How the probes were fitted, and on how much.
     """
 
     scores: NDArray[np.float32]
@@ -65,182 +64,157 @@ class ProbeResult:
 
 def cross_validate_heads(
     activations: Features,
-    labels: Any,
-    groups: Any,
+    labels: ArrayLike,
+    groups: ArrayLike,
+    config: ProbeConfig | None = None,
     *,
-    solver: str = "adamw",
-    folds: int = 5,
-    split: str = "question",
-    seed: int = 42,
-    device: str | torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
-    **options: float,
+    device: Device | None = None,
+    progress: Progress | None = None,
 ) -> ProbeResult:
-    """Fit and judge one linear probe per head; a probe says "truthful" where its logit is above 0.
+    """Fit and cross-validate one linear probe per head, with the config's first seed.
+
+    A probe predicts "truthful" where its logit is above 0.
 
     Args:
         activations: [n, layers, heads, width], any float type; a memory map is read block by block.
         labels: [n]; 1 truthful, 0 hallucinated.
         groups: [n]; the question that each sequence belongs to.
-        solver: `adamw` (the paper's) or `newton` (scikit-learn's objective, to convergence).
-        folds: 5 for the mean over five folds, 1 for one 4:1 split.
-        split: `question` or `sequence`, see `make_folds`.
-        seed: Chooses the folds; nothing else is random.
-        device: Where the probes are fitted; the activations' own device if not given.
-        progress: Called with the number of heads that were done since the last call.
-        **options: Settings of the solver, see `SOLVER_SETTINGS`.
+        config: Solver, folds and seed.
+        device: Where the probes are fitted; the activations' own device by default.
+        progress: Called with the number of heads that were fitted since the last call.
 
     Raises:
-        ProbeError: A setting does not exist, or the data cannot be probed.
+        ProbeError: The data cannot be probed.
+
+    Example:
+        >>> labels, groups = np.tile([1, 0], 20), np.repeat(np.arange(20), 2)
+        >>> activations = np.random.default_rng(0).normal(size=(40, 1, 2, 3))
+        >>> activations[:, 0, 1, 2] += 9 * labels  # the second head tells them apart
+        >>> result = cross_validate_heads(activations, labels, groups, ProbeConfig(solver="newton"))
+        >>> result.scores.shape, float(result.scores[0, 1])
+        ((1, 2), 1.0)
     """
+    config = config or ProbeConfig()
     (result,) = cross_validate_label_sets(
-        activations, [labels], groups, seeds=[seed], solver=solver, folds=folds, split=split,
-        device=device, progress=progress, **options,
-    )  # fmt: skip
+        activations, [labels], groups, config, seeds=[config.seed], device=device, progress=progress
+    )
     return result
 
 
 def cross_validate_label_sets(
     activations: Features,
-    label_sets: Sequence[Any],
-    groups: Any,
+    label_sets: Sequence[ArrayLike],
+    groups: ArrayLike,
+    config: ProbeConfig,
     *,
     seeds: Sequence[int],
-    solver: str = "adamw",
-    folds: int = 5,
-    split: str = "question",
-    device: str | torch.device | None = None,
-    progress: Callable[[int], None] | None = None,
-    **options: float,
+    device: Device | None = None,
+    progress: Progress | None = None,
 ) -> list[ProbeResult]:
-    """`cross_validate_heads` for several labels of the same activations, which are read once for all of them.
+    """`cross_validate_heads` for several label arrays of the same activations, which are read once.
 
     Args:
-        activations: As there, and so are the others.
-        label_sets: Each [n].
-        groups: As there.
-        seeds: For each of the labels, what chooses its folds.
-        solver: As there.
-        folds: As there.
-        split: As there.
-        device: As there.
-        progress: Called with the number of heads that were done with one set of labels.
-        **options: As there.
+        activations: [n, layers, heads, width].
+        label_sets: Label arrays, each [n].
+        groups: [n].
+        config: Solver and folds.
+        seeds: For each label array, the seed of its folds.
+        device: Where the probes are fitted.
+        progress: Called with the number of heads that were fitted on one label array.
 
     Raises:
-        ProbeError: A setting does not exist, or the data cannot be probed.
+        ProbeError: The data cannot be probed.
     """
-    settings = _settings(solver, options)
     checked = [_check_shapes(activations, labels, groups) for labels in label_sets]
     clusters = checked[0][1]
     problems = []
     for (truth, _), seed in zip(checked, seeds, strict=True):
-        splits = make_folds(clusters, folds=folds, split=split, seed=seed)
+        splits = make_folds(clusters, folds=config.folds, split=config.split, seed=seed)
         _check_folds(truth, splits)
-        record = {"solver": solver, **settings, "folds": folds, "split": split, "seed": seed}
-        problems.append(_Problem(truth, clusters, splits, record, tuple(activations.shape)))
+        problems.append(_Problem(truth, clusters, splits, tuple(activations.shape), config, seed))
     _check_finite(activations)
     device = device_of(activations, device)
-    for first, block in head_blocks(activations, device, block_bytes(device)):
-        solve = SOLVERS[solver](block)
+    for first_head, block in head_blocks(activations, device, block_bytes(device)):
+        solve = partial(SOLVERS[config.solver](block), **config.solver_settings)
         for problem in problems:
-            problem.keep(first, _probe_block(block, problem.truth, clusters, problem.splits, solve, settings))
+            problem.fit_block(first_head, block, solve)
             if progress is not None:
                 progress(len(block))
     return [problem.result() for problem in problems]
 
 
 class _Problem:
-    """One set of labels with its folds, and the results of the heads that are done."""
+    """One label array with its folds, and the results of the heads that were fitted."""
 
     def __init__(
         self,
         truth: NDArray[np.int64],
         clusters: NDArray[Any],
         splits: list[Fold],
-        record: dict[str, Any],
         shape: tuple[int, ...],
+        config: ProbeConfig,
+        seed: int,
     ) -> None:
-        self.truth, self.splits, self.shape = truth, splits, shape
-        self.record = {
-            **record,
+        self.truth, self.clusters, self.splits, self.shape = truth, clusters, splits, shape
+        self.settings = {
+            "solver": config.solver,
+            **config.solver_settings,
+            "folds": config.folds,
+            "split": config.split,
+            "seed": seed,
             "sequences": len(truth),
             "groups": len(np.unique(clusters)),
             "class_balance": float(truth.mean()),
         }
         self.arrays: dict[str, NDArray[np.float32]] = {}
 
-    def keep(self, first: int, part: dict[str, NDArray[Any]]) -> None:
-        """Put the arrays [heads, ...] of a block into their places."""
+    def fit_block(self, first_head: int, x: torch.Tensor, solve: BlockSolver) -> None:
+        """Fit and score a block of heads [heads, n, width], the first of which has this number."""
         _, layers, heads, _ = self.shape
-        for name, values in part.items():
+        for name, values in self._probe_block(x, solve):
             whole = self.arrays.setdefault(
                 name, np.empty((layers * heads, *values.shape[1:]), dtype=np.float32)
             )
-            whole[first : first + len(values)] = values
+            whole[first_head : first_head + len(values)] = values
+
+    def _probe_block(self, x: torch.Tensor, solve: BlockSolver) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Names and values [heads, ...] of the result's arrays."""
+        truth, clusters, splits = self.truth, self.clusters, self.splits
+        everything = np.arange(len(truth))
+        subsets = [
+            torch.from_numpy(rows).to(x.device) for rows in (*(train for train, _ in splits), everything)
+        ]
+        weight, bias = solve(torch.from_numpy(truth).to(x.device), subsets)
+        # Logits in the solver's own precision: [heads, folds, n].
+        z = torch.bmm(weight[:-1].transpose(0, 1), x.to(weight.dtype).transpose(1, 2))
+        logits = (z + bias[:-1].T[:, :, None]).cpu().numpy()
+        correct = (logits > 0) == (truth == 1)
+        validated = [(correct[:, k, rows], logits[:, k, rows], rows) for k, (_, rows) in enumerate(splits)]
+        columns = np.concatenate([rows for _, _, rows in validated])
+        influence = np.zeros((len(x), len(truth)))
+        influence[:, columns] = accuracy_influence(
+            np.concatenate([of_fold for of_fold, _, _ in validated], axis=1)
+        )
+        area, area_stderr = mean_auroc([(logit, rows) for _, logit, rows in validated], truth, clusters)
+        yield "scores", np.mean([of_fold.mean(axis=1) for of_fold, _, _ in validated], axis=0)
+        yield "stderr", influence_stderr(influence[:, columns], clusters[columns])
+        yield "auroc", area
+        yield "auroc_stderr", area_stderr
+        train = [correct[:, k, rows].mean(axis=1) for k, (rows, _) in enumerate(splits)]
+        yield "train_accuracy", np.mean(train, axis=0)
+        yield "probe_weight", weight[-1].cpu().numpy()
+        yield "probe_bias", bias[-1].cpu().numpy()
+        yield "influence", influence
 
     def result(self) -> ProbeResult:
         _, layers, heads, _ = self.shape
         shaped = {name: array.reshape(layers, heads, *array.shape[1:]) for name, array in self.arrays.items()}
-        return ProbeResult(settings=self.record, **shaped)
+        return ProbeResult(settings=self.settings, **shaped)
 
 
-def _probe_block(
-    x: torch.Tensor,
-    truth: NDArray[np.int64],
-    clusters: NDArray[Any],
-    splits: list[Fold],
-    solve: Solver,
-    settings: dict[str, float],
-) -> dict[str, NDArray[Any]]:
-    """The result's arrays, each [heads, ...], for a block of heads [heads, n, width]."""
-    everything = np.arange(len(truth))
-    subsets = [torch.from_numpy(rows).to(x.device) for rows in (*(train for train, _ in splits), everything)]
-    weight, bias = solve(torch.from_numpy(truth).to(x.device), subsets, **settings)
-    # Judged in the solver's own precision: [heads, folds, n].
-    z = torch.bmm(weight[:-1].transpose(0, 1), x.to(weight.dtype).transpose(1, 2))
-    logits = (z + bias[:-1].T[:, :, None]).cpu().numpy()
-    correct = (logits > 0) == (truth == 1)
-    validated = [(correct[:, k, rows], logits[:, k, rows], rows) for k, (_, rows) in enumerate(splits)]
-    judged = np.concatenate([rows for _, _, rows in validated])
-    influence = np.zeros((len(x), len(truth)))
-    influence[:, judged] = influence_of(np.concatenate([right for right, _, _ in validated], axis=1))
-    area, area_stderr = mean_auroc([(logit, rows) for _, logit, rows in validated], truth, clusters)
-    return {
-        "scores": np.mean([right.mean(axis=1) for right, _, _ in validated], axis=0),
-        "stderr": influence_stderr(influence[:, judged], clusters[judged]),
-        "auroc": area,
-        "auroc_stderr": area_stderr,
-        "train_accuracy": np.mean(
-            [correct[:, k, train].mean(axis=1) for k, (train, _) in enumerate(splits)], axis=0
-        ),
-        "probe_weight": weight[-1].cpu().numpy(),
-        "probe_bias": bias[-1].cpu().numpy(),
-        "influence": influence,
-    }
-
-
-def check_solver(solver: str) -> None:
-    """Raise `ProbeError` unless `solver` is one of `SOLVERS`."""
-    if solver not in SOLVERS:
-        raise ProbeError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
-
-
-def _settings(solver: str, options: dict[str, float]) -> dict[str, float]:
-    """All settings of the solver, those given in place of the defaults."""
-    check_solver(solver)
-    defaults = SOLVER_SETTINGS[solver]
-    if unknown := sorted(options.keys() - defaults.keys()):
-        raise ProbeError(f"solver {solver} has no setting {', '.join(unknown)}: it has {', '.join(defaults)}")
-    for name, value in options.items():
-        kinds = (int,) if isinstance(defaults[name], int) else (int, float)
-        at_least_zero = name == "weight_decay" and value == 0
-        if not (isinstance(value, kinds) and math.isfinite(value) and (value > 0 or at_least_zero)):
-            raise ProbeError(f"{name}={value!r}: expected a positive {kinds[-1].__name__}")
-    return {**defaults, **options}
-
-
-def _check_shapes(activations: Features, labels: Any, groups: Any) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _check_shapes(
+    activations: Features, labels: ArrayLike, groups: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
     """The labels and groups as arrays."""
     shape = tuple(activations.shape)
     if len(shape) != 4 or 0 in shape:
@@ -267,11 +241,11 @@ def _check_folds(truth: NDArray[np.int64], splits: list[Fold]) -> None:
 
 
 def _check_finite(activations: Features) -> None:
-    """Look through everything before anything is fitted: a fit can take long."""
+    """Check all activations before anything is fitted, since fitting can take long."""
     for layer in range(activations.shape[1]):
-        for _, part in row_chunks(activations, slice(layer, layer + 1), slice(None)):
-            if not all_finite(part):
-                _, _, head, _ = (~torch.isfinite(part)).nonzero()[0].tolist()
+        for _, chunk in row_chunks(activations, slice(layer, layer + 1), slice(None)):
+            if not all_finite(chunk):
+                _, _, head, _ = (~torch.isfinite(chunk)).nonzero()[0].tolist()
                 raise ProbeError(
                     f"layer {layer}, head {head} has NaN or infinite activations: probe in float32"
                 )

@@ -1,37 +1,40 @@
-"""What probing reads: answers to questions as a task gives them, and as a model takes them."""
+"""Probing data: the labelled answers to a task's questions, as text and as a text model's tokens."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from truthgate_eval.data.author_sequences import read_sequences
 from truthgate_eval.data.images import ImageFolders, describe_missing, open_image
 from truthgate_eval.errors import DataError
+from truthgate_eval.limits import apply_limit
 
-# Decodes a document's pictures, when they are needed.
-ImageLoader = Callable[[], Sequence[Any]]
+# Decodes the images of a document. They are decoded when their batch runs, not before.
+ImageLoader = Callable[[], Sequence[Image]]
 
 
 @dataclass(frozen=True)
 class ProbeExample:
-    """One answer to one question, before any tokenizer.
+    """One answer to one question, before any tokenizer. Context + answer is one probing sequence.
 
     Attributes:
         context: The text before the answer, as the task writes it.
-        answer: The answer, with whatever stands between it and the context.
+        answer: The answer, with the space that separates it from the context.
         truthful: Whether the answer is right.
-        group: The document that it belongs to, numbered through all data.
-        pictures: Decodes the document's pictures; None where it has none.
-        picture: Tells different pictures apart: documents that share it are about the same ones.
+        group: Number of the question that it answers. Sequences of a group are validated in one fold and
+            count as one cluster in standard errors, so numbers must differ between tasks
+            (`next_group`).
+        load_images: Decodes the document's images; None where it has none.
+        image_key: Equal for documents about the same images, different for all others.
     """
 
     context: str
@@ -47,12 +50,24 @@ class ProbeDataset:
     """All answers of some tasks, and where they come from.
 
     Attributes:
-        items: One for each answer of each document.
+        examples: One for each answer of each document.
         rows: For each data set, the rows of the original file that were used, so that an
             evaluation can leave them out.
         settings: How they were made: task, few-shot examples, chat template.
-        bare: Whether contexts are bare questions, as tasks with pictures write them; text tasks
-            write what introduces the answer, such as "Answer:", themselves.
+        bare_questions: Whether contexts are bare questions, as image tasks write them. Text tasks end
+            their contexts with what introduces the answer, such as "Answer:".
+
+    Example:
+        >>> data = ProbeDataset(
+        ...     [
+        ...         ProbeExample("Is the sky blue? Answer:", " yes", truthful=True, group=0),
+        ...         ProbeExample("Is the sky blue? Answer:", " no", truthful=False, group=0),
+        ...     ],
+        ...     rows={"my_questions": [0]},
+        ...     settings={"task": "my_task"},
+        ... )
+        >>> len(data), data.labels.tolist(), data.groups.tolist()
+        (2, [1, 0], [0, 0])
     """
 
     examples: list[ProbeExample]
@@ -65,28 +80,30 @@ class ProbeDataset:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Labels, int [n]: 1 where the answer is truthful."""
-        return np.array([item.truthful for item in self.examples], dtype=np.int64)
+        """Labels, int [n]: 1 where the answer is truthful, 0 where it is hallucinated."""
+        return np.array([example.truthful for example in self.examples], dtype=np.int64)
 
     @property
     def groups(self) -> NDArray[np.int64]:
-        """Documents, int [n]: the one that each answer belongs to."""
-        return np.array([item.group for item in self.examples], dtype=np.int64)
+        """Groups, int [n]: the question that each answer belongs to."""
+        return np.array([example.group for example in self.examples], dtype=np.int64)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over texts and labels, in order; pictures do not count."""
-        return text_fingerprint([(item.context + item.answer, int(item.truthful)) for item in self.examples])
+        """SHA-256 over texts and labels, in order. Images are not part of it."""
+        return text_fingerprint(
+            [(example.context + example.answer, int(example.truthful)) for example in self.examples]
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class TokenizedDataset:
-    """Context + answer, once for every answer of every document.
+    """A `ProbeDataset` as a text model's tokenizer writes it.
 
     Attributes:
-        tokens: Token ids of each sequence; the last one is the answer's last token.
+        tokens: Token ids of each sequence, context + answer; the last one is the answer's last token.
         labels: int [n]; 1 where the answer is truthful, 0 where it is hallucinated.
-        groups: int [n]; the document that the sequence belongs to.
+        groups: int [n]; the question that the sequence belongs to.
         rows: For each data set, the rows of the original file that were used.
         fingerprint: SHA-256 of all texts and labels, whatever the tokenizer.
         settings: How the sequences were made: task, few-shot examples, chat template.
@@ -103,14 +120,20 @@ class TokenizedDataset:
         return len(self.tokens)
 
 
-def apply_limit(limit: float | None, available: int) -> int:
-    """How many of the available documents a limit leaves: a number, or a fraction below 1, as in lm-eval."""
-    if limit is None:
-        return available
-    return min(available, math.ceil(available * limit) if limit < 1 else int(limit))
+def next_group(examples: Iterable[ProbeExample]) -> int:
+    """The first group number above all that are taken, so that no two tasks share a group.
+
+    The last example's group need not be the highest: a question may be repeated.
+
+    Example:
+        >>> examples = [ProbeExample("q", " a", True, group) for group in (0, 1, 0)]
+        >>> next_group(examples), next_group([])
+        (2, 0)
+    """
+    return max((example.group for example in examples), default=-1) + 1
 
 
-def text_fingerprint(texts: list[tuple[str, int]]) -> str:
+def text_fingerprint(texts: Iterable[tuple[str, int]]) -> str:
     """SHA-256 over (text, label) pairs, in order."""
     digest = hashlib.sha256()
     for text, label in texts:
@@ -122,18 +145,18 @@ def text_fingerprint(texts: list[tuple[str, int]]) -> str:
 def load_author_dataset(
     path: Path, folders: ImageFolders, *, limit: float | None = None, allow_missing: bool = False
 ) -> ProbeDataset:
-    """The answers of such a file, with their pictures.
+    """The probing data that the TruthProbe authors publish as JSON lines, with its images.
 
-    Sequences with one question and one picture are one document: they belong on one side of a split.
+    Sequences with one question and one image are one group: they belong on one side of a split.
 
     Args:
-        path: See `read_sequences`.
-        folders: Where the pictures are.
-        limit: The first so many lines, or a fraction of them below 1.
-        allow_missing: Leave sequences whose picture is missing out instead of refusing.
+        path: JSON lines, see `read_sequences`.
+        folders: Where the images are.
+        limit: The first lines, as a number or as a fraction below 1.
+        allow_missing: Leave out sequences whose image is missing instead of raising.
 
     Raises:
-        DataError: The file is not in that format, or pictures are missing.
+        DataError: The file is not in that format, or images are missing.
     """
     rows = read_sequences(path, folders)
     rows = rows[: apply_limit(limit, len(rows))]
@@ -143,16 +166,16 @@ def load_author_dataset(
         raise DataError(describe_missing(missing, folders.folders) + hint)
     kept = [row for row in rows if row["image"] in found]
     groups: dict[Hashable, int] = {}
-    items = []
+    examples = []
     for row in kept:
         group = groups.setdefault((row["image"], row["question"]), len(groups))
         file = found[row["image"]]
-        pictures = functools.partial(_open, file)
+        load_images = functools.partial(_open_images, file)
         answer, truthful = row["choices"][0], bool(row["target"])
-        items.append(ProbeExample(row["question"], answer, truthful, group, pictures, file))
+        examples.append(ProbeExample(row["question"], answer, truthful, group, load_images, file))
     settings = {"task": path.name, "missing_pictures": len(missing)}
-    return ProbeDataset(items, {path.stem: [row["row"] for row in kept]}, settings, bare_questions=True)
+    return ProbeDataset(examples, {path.stem: [row["row"] for row in kept]}, settings, bare_questions=True)
 
 
-def _open(path: Path) -> list[Any]:
+def _open_images(path: Path) -> list[Image]:
     return [open_image(path)]

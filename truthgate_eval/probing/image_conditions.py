@@ -1,74 +1,70 @@
-r"""Which picture a vision-language model is shown with an answer, and how the two are written together.
+r"""Which image a vision-language model gets with an answer, and how prompt and answer are written.
 
-METHOD.md, "Probing data": the document's own picture, none, or a black one that says nothing. The
-authors' plain format is `<image>\n{question}\nASSISTANT: {answer}`; a text task's `Context: ... Answer:`
-stands after the picture as it is. The other format is the model's own chat template.
+The conditions (`docs/method.md#probing-data`): the document's own image, none, or a black one, which has
+no content. The authors' plain format is `<image>\n{question}\nASSISTANT: {answer}`. A text task's
+`Context: ... Answer:` follows the image unchanged. The other format is the model's own chat template.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from PIL import Image
 
-from truthgate_eval.errors import DataError, TaskError
+from truthgate_eval.errors import DataError
+from truthgate_eval.probing.config import BLACK, DOCUMENT, NONE, ImageCondition, check_condition
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.vision.model import VisionLanguageModel
 
-DOCUMENT, NONE, BLACK = "document", "none", "black"
-CONDITIONS = (DOCUMENT, NONE, BLACK)
-_BLACK_SIZE = (336, 336)  # the released code's
+__all__ = ["BLACK", "DOCUMENT", "NONE", "apply_image_condition", "write_prompt"]
+
+_BLACK_SIZE = (336, 336)  # as in the released code
 _PLAIN_TURN = "\nASSISTANT:"
 
 
-def check_condition(image: str) -> None:
-    """Raise `TaskError` unless `image` is a condition that exists."""
-    if image not in CONDITIONS:
-        raise TaskError(f"--image {image} is none of {', '.join(CONDITIONS)}")
-
-
-def apply_image_condition(answers: ProbeDataset, image: str) -> ProbeDataset:
-    """The same answers, each with the pictures of a condition.
+def apply_image_condition(dataset: ProbeDataset, image: ImageCondition) -> ProbeDataset:
+    """The same answers, each with the images of a condition.
 
     Args:
-        answers: With pictures of their own for `document`.
+        dataset: With images of its own for `document`.
         image: `document`, `none` or `black`.
 
     Raises:
         TaskError: There is no such condition.
-        DataError: `document`, and an answer has no pictures.
+        DataError: `document`, and an answer has no images.
     """
     check_condition(image)
-    if image == DOCUMENT and any(item.load_images is None for item in answers.examples):
+    examples = dataset.examples
+    if image == DOCUMENT and any(example.load_images is None for example in examples):
         raise DataError(
-            f"the task {answers.settings.get('task')} has no pictures: say --image none (text alone) or "
-            "--image black (a picture that says nothing)"
+            f"the task {dataset.settings.get('task')} has no images: say --image none (text alone) or "
+            "--image black (a black image)"
         )
-    items = answers.examples
     if image != DOCUMENT:
-        pictures = list if image == NONE else _black
-        items = [dataclasses.replace(item, pictures=pictures) for item in items]
-    return dataclasses.replace(answers, items=items, settings={**answers.settings, "image": image})
+        load_images = list if image == NONE else _black_image
+        examples = [dataclasses.replace(example, load_images=load_images) for example in examples]
+    return dataclasses.replace(dataset, examples=examples, settings={**dataset.settings, "image": image})
 
 
-def write_prompt(vlm: VisionLanguageModel, item: ProbeExample, pictures: int, *, bare: bool) -> str:
-    """A whole sequence: the pictures' placeholders, the context and the answer.
+def write_prompt(
+    vlm: VisionLanguageModel, example: ProbeExample, num_images: int, *, bare_question: bool
+) -> str:
+    """A whole sequence as text: the images' placeholders, the context and the answer.
 
     Args:
-        vlm: Its chat format is used, which may be the plain one.
-        item: The answer and its context.
-        pictures: How many pictures it has.
-        bare: As in `Answers`.
+        vlm: Its chat template is used, which may be the plain one.
+        example: The answer and its context.
+        num_images: How many images it has.
+        bare_question: As in `ProbeDataset`.
     """
-    prompt = vlm.prompt(item.context, pictures)
+    prompt = vlm.prompt(example.context, num_images)
     if vlm.chat.template is None:
-        if not bare:
-            return prompt + item.answer
+        if not bare_question:
+            return prompt + example.answer
         prompt += _PLAIN_TURN
-    between = "" if prompt[-1:].isspace() else " "
-    return prompt + between + item.answer.strip()
+    space = "" if prompt[-1:].isspace() else " "
+    return prompt + space + example.answer.strip()
 
 
-def _black() -> list[Any]:
+def _black_image() -> list[Image.Image]:
     return [Image.new("RGB", _BLACK_SIZE)]

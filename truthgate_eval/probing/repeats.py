@@ -1,4 +1,4 @@
-"""Probes fitted again on other assignments of folds: their mean, and how far they are apart."""
+"""Cross-validation repeated on other assignments of folds."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from truthgate_eval.probing.activations import Features
-from truthgate_eval.probing.cross_validation import ProbeResult, cross_validate_label_sets
-from truthgate_eval.probing.statistics import influence_stderr, mean_of_known
+from truthgate_eval.probing.config import ProbeConfig
+from truthgate_eval.probing.cross_validation import ProbeResult, Progress, cross_validate_label_sets
+from truthgate_eval.probing.statistics import difference_stderr, mean_of_finite
 
 
 @dataclass(frozen=True, eq=False)
 class RepeatedCV:
-    """The results of several seeds.
+    """Cross-validation with several seeds.
 
     Attributes:
         mean: The first seed's result with the mean over seeds of its scores, AUROC and training
-            accuracy. `stderr` is that of the mean: seeds take the chance of the folds out of it, and
-            leave what the choice of documents brings.
+            accuracy. `stderr` is that of the mean over seeds: it no longer contains the chance of one
+            assignment of folds, only that of the choice of documents.
         accuracy: [seeds, layers, heads].
         auroc: [seeds, layers, heads].
     """
@@ -35,28 +35,33 @@ class RepeatedCV:
 
 def repeat_cross_validation(
     activations: Features,
-    *labels: Sequence[NDArray[np.int64]],
-    groups: Any,
-    seed: int = 42,
-    **options: Any,
+    *label_sets: Sequence[ArrayLike],
+    groups: ArrayLike,
+    config: ProbeConfig | None = None,
+    progress: Progress | None = None,
 ) -> list[RepeatedCV]:
-    """Fit and judge every head's probe once for each of the seeds `seed`, `seed` + 1, ...
+    """Fit and cross-validate every head's probe once for each seed of the config.
 
     Args:
-        activations: As in `cross_validate_heads`; read once for all that is fitted.
-        *labels: For each answer, one array for each seed: the same each time, or shuffled anew.
+        activations: As in `cross_validate_heads`; read once for everything that is fitted.
+        *label_sets: Each has one array of labels [n] for each seed: the same every time, or shuffled anew.
         groups: As in `cross_validate_heads`.
-        seed: Chooses the folds of the first.
-        **options: As in `cross_validate_heads`.
+        config: Solver, folds and seeds.
+        progress: Called with the number of heads that were fitted since the last call.
+
+    Returns:
+        One result for each of `label_sets`.
     """
-    sets = [truth for some in labels for truth in some]
-    seeds = [seed + number for some in labels for number in range(len(some))]
-    results = iter(cross_validate_label_sets(activations, sets, groups, seeds=seeds, **options))
-    return [_together(list(itertools.islice(results, len(some))), groups) for some in labels]
+    config = config or ProbeConfig()
+    labels = [each for of_seeds in label_sets for each in of_seeds]
+    seeds = [config.seed + number for of_seeds in label_sets for number in range(len(of_seeds))]
+    results = iter(
+        cross_validate_label_sets(activations, labels, groups, config, seeds=seeds, progress=progress)
+    )
+    return [_mean_over_seeds(list(itertools.islice(results, len(own))), groups) for own in label_sets]
 
 
-def _together(results: list[ProbeResult], groups: Any) -> RepeatedCV:
-    """One answer's results of all seeds."""
+def _mean_over_seeds(results: list[ProbeResult], groups: ArrayLike) -> RepeatedCV:
     first = results[0]
     accuracy, areas = (np.stack([getattr(r, name) for r in results]) for name in ("scores", "auroc"))
     if len(results) == 1:
@@ -67,24 +72,10 @@ def _together(results: list[ProbeResult], groups: Any) -> RepeatedCV:
         first,
         scores=accuracy.mean(axis=0),
         stderr=difference_stderr(influence, groups),
-        auroc=mean_of_known(areas).astype(np.float32),
-        # One seed's error on average, which the mean's is not above.
-        auroc_stderr=mean_of_known(area_errors).astype(np.float32),
+        auroc=mean_of_finite(areas).astype(np.float32),
+        # The mean of the seeds' errors, an upper bound of the error of the mean.
+        auroc_stderr=mean_of_finite(area_errors).astype(np.float32),
         train_accuracy=np.mean([result.train_accuracy for result in results], axis=0),
         influence=influence,
     )
     return RepeatedCV(mean, accuracy, areas)
-
-
-def difference_stderr(influence: NDArray[Any], groups: Any) -> NDArray[np.float32]:
-    """Standard error [layers, heads] of a score, or of a difference of scores, with documents clustered.
-
-    Args:
-        influence: [layers, heads, n]; of a difference, the difference of both influences, so that
-            what both get wrong counts on neither side.
-        groups: [n]; the document of each sequence.
-    """
-    judged = influence.any(axis=(0, 1))
-    clusters = np.asarray(groups)[judged]
-    # Layer by layer: the sums over documents are float64.
-    return np.stack([influence_stderr(layer[:, judged], clusters) for layer in influence]).astype(np.float32)

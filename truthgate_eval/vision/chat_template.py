@@ -1,29 +1,35 @@
-"""How a question with pictures is written for one model: its chat template, and what that template takes."""
+"""How a question about images is written for one model: its chat template, and what that template accepts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from truthgate_eval.errors import DataError, ModelError
+from truthgate_eval.errors import DataError, ModelError, first_line
 
+# Marks the place of an image in a task's question, for every model.
 PLACEHOLDER = "<image>"
+# The value of `chat_template` that means no template.
 PLAIN = "plain"
-_PROBE = "a text to try the template with"
+_TEST_TEXT = "a text to try the template with"
+
+# A message's content: a list of parts, or one string.
+_Content = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True, eq=False)
 class ChatTemplate:
-    """A chat template that is known to show pictures.
+    """A chat template that was found to write images.
 
     Attributes:
         processor: The processor that renders it.
-        template: Jinja source, or None for no template at all (`chat_template=plain`).
+        template: Jinja source, or None for no template (`chat_template=plain`).
         takes_content_parts: Whether a message's content is a list of parts, or one string.
-        picture: How a picture is written where a message is one string.
+        image_placeholder: How an image is written where the content is one string.
     """
 
     processor: Any
@@ -31,24 +37,25 @@ class ChatTemplate:
     takes_content_parts: bool
     image_placeholder: str
 
-    def prompt(self, text: str, pictures: int) -> str:
+    def prompt(self, text: str, num_images: int) -> str:
         """See `VisionLanguageModel.prompt`."""
         pieces = text.split(PLACEHOLDER)
-        placed = len(pieces) == pictures + 1
+        are_marked = len(pieces) == num_images + 1
         token = self.processor.image_token
-        if not (placed and pictures) and token in text:
+        if not (are_marked and num_images) and token in text:
             raise DataError(
-                f"the text has {text.count(token)} placeholders {token} and the document {pictures} pictures"
+                f"the text has {text.count(token)} placeholders {token} "
+                f"and the document {num_images} pictures"
             )
         if self.takes_content_parts:
-            return self._render(_parts(pieces if placed else [*[""] * pictures, text]))
-        if placed:
+            return self._render(_content_parts(pieces if are_marked else [*[""] * num_images, text]))
+        if are_marked:
             text = self.image_placeholder.join(pieces)
-        elif pictures:
-            text = " ".join([self.image_placeholder] * pictures) + "\n" + text
+        elif num_images:
+            text = " ".join([self.image_placeholder] * num_images) + "\n" + text
         return text if self.template is None else self._render(text)
 
-    def _render(self, content: Any) -> str:
+    def _render(self, content: _Content) -> str:
         return _render(self.processor, str(self.template), content)
 
 
@@ -57,33 +64,33 @@ def find_chat_template(processor: Any, chosen: str | None, name: str) -> ChatTem
 
     Args:
         processor: A processor with a tokenizer.
-        chosen: None, a file with a Jinja template, or `plain`: the pictures, a line break, the text.
-        name: The model, for messages.
+        chosen: None; a file with a Jinja template; or `plain`: the images, a line break, the text.
+        name: The model's name in messages.
 
     Raises:
-        ModelError: There is no template, or it does not show pictures.
+        ModelError: There is no template, or it does not write images.
     """
-    picture = _framed(processor)
+    image = _plain_image_placeholder(processor)
     if chosen == PLAIN:
-        return ChatTemplate(processor, None, takes_content_parts=False, image_placeholder=picture)
-    template = _read(chosen) if chosen else _own_template(processor)
+        return ChatTemplate(processor, None, takes_content_parts=False, image_placeholder=image)
+    template = _read_template(chosen) if chosen else _own_template(processor)
     if template is None:
         raise ModelError(
             f"{name} has no chat template: give one with chat_template=FILE (Jinja), or chat_template=plain "
             "for the pictures, a line break and the text"
         )
     try:
-        if _shows(processor, template, [{"type": "image"}, {"type": "text", "text": _PROBE}]):
-            return ChatTemplate(processor, template, takes_content_parts=True, image_placeholder=picture)
-        if _shows(processor, template, f"{picture}\n{_PROBE}"):
-            return ChatTemplate(processor, template, takes_content_parts=False, image_placeholder=picture)
+        if _writes_images(processor, template, [{"type": "image"}, {"type": "text", "text": _TEST_TEXT}]):
+            return ChatTemplate(processor, template, takes_content_parts=True, image_placeholder=image)
+        if _writes_images(processor, template, f"{image}\n{_TEST_TEXT}"):
+            return ChatTemplate(processor, template, takes_content_parts=False, image_placeholder=image)
     except TemplateSyntaxError as error:
-        raise ModelError(f"the chat template of {name} is not valid Jinja: {error}") from error
+        raise ModelError(f"the chat template of {name} is not valid Jinja: {first_line(error)}") from error
     raise ModelError(f"the chat template of {name} shows no picture: give another with chat_template=FILE")
 
 
-def _parts(pieces: list[str]) -> list[dict[str, str]]:
-    """Message parts with a picture between any two pieces of text."""
+def _content_parts(pieces: Sequence[str]) -> list[dict[str, str]]:
+    """Message parts with an image between any two pieces of text."""
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(pieces):
         if number:
@@ -93,24 +100,24 @@ def _parts(pieces: list[str]) -> list[dict[str, str]]:
     return parts
 
 
-def _render(processor: Any, template: str, content: Any) -> str:
+def _render(processor: Any, template: str, content: _Content) -> str:
     message = {"role": "user", "content": content}
     return processor.apply_chat_template(
         [message], chat_template=template, add_generation_prompt=True, tokenize=False
     )
 
 
-def _shows(processor: Any, template: str, content: Any) -> bool:
-    """Whether this kind of content comes out as a picture and a text, and not as Python's view of a list."""
+def _writes_images(processor: Any, template: str, content: _Content) -> bool:
+    """Whether a template writes this content as an image and a text, and not as Python's repr of a list."""
     try:
-        with_picture = _render(processor, template, content)
-        text = content[1:] if isinstance(content, list) else _PROBE
-        without = _render(processor, template, text)
+        with_image = _render(processor, template, content)
+        text = content[1:] if isinstance(content, list) else _TEST_TEXT
+        without_image = _render(processor, template, text)
     except TemplateSyntaxError:
         raise
     except (TypeError, ValueError, TemplateError):
         return False
-    return _PROBE in with_picture and with_picture != without and "'type'" not in with_picture
+    return _TEST_TEXT in with_image and with_image != without_image and "'type'" not in with_image
 
 
 def _own_template(processor: Any) -> str | None:
@@ -118,15 +125,15 @@ def _own_template(processor: Any) -> str | None:
     return own.get("default") if isinstance(own, dict) else own
 
 
-def _read(path: str) -> str:
+def _read_template(path: str) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"chat_template={path} cannot be read: {error}") from error
+        raise ModelError(f"chat_template={path} cannot be read: {first_line(error)}") from error
 
 
-def _framed(processor: Any) -> str:
-    """A picture in a text without a template: Qwen's models want it between two tokens of their own."""
+def _plain_image_placeholder(processor: Any) -> str:
+    """An image in a text without a template: Qwen's models want it between two tokens of their own."""
     vocabulary = processor.tokenizer.get_vocab()
     for start, end in (("<|vision_start|>", "<|vision_end|>"), ("<|vision_bos|>", "<|vision_eos|>")):
         if start in vocabulary:

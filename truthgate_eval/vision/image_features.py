@@ -1,6 +1,7 @@
-"""Pictures as a text decoder sees them: what the vision tower and the projector make of each, once.
+"""Images as a text decoder sees them: the output of vision tower and projector, computed once for each image.
 
-No gate reaches the vision tower, so a picture's features hold for every gate, question and task.
+A gate acts in the text decoder only, so an image's features are valid for every gate, question and task. See
+`docs/performance.md#how-the-engine-works`, "Images".
 """
 
 from __future__ import annotations
@@ -13,29 +14,30 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 
+from truthgate_eval.inference import tuning
 from truthgate_eval.vision.model import VisionLanguageModel
 
-# Text around a picture while it is looked at: a token must follow, or its position could not be read.
+# Text after an image while it is encoded: the position after the image is read off the token that follows.
 _QUESTION = "x"
-_MEMORY = 2 << 30
 
 
 class ImageMismatchError(Exception):
-    """A model treats pictures in a way that cannot be taken apart; the message says how."""
+    """A model's images cannot be separated from its text; the message says why."""
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFeatures:
-    """One picture's part of the text decoder's input.
+    """One image's part of the text decoder's input.
 
     Attributes:
-        features: What stands in place of its placeholders, [tokens, hidden], on the CPU.
-        places: Position ids counted from the picture's first free one, int64 [axes, tokens]; None where
-            the model just counts tokens.
-        advance: How many positions after that the text goes on.
+        features: The embeddings of its tokens, [tokens, hidden], on the CPU.
+        position_ids: Position ids counted from the image's first one, int64 [axes, tokens]; None where the
+            model numbers tokens one by one.
+        advance: By how many positions text after the image moves on: fewer than tokens where the image's axes
+            overlap.
     """
 
     features: torch.Tensor
@@ -51,49 +53,74 @@ class ImageFeatures:
         return self.features.numel() * self.features.element_size()
 
 
-def image_key(picture: Image.Image) -> Hashable:
-    """What tells a picture from others: its pixels."""
-    return picture.mode, picture.size, hashlib.sha256(picture.tobytes()).digest()
+def image_key(image: Image.Image) -> Hashable:
+    """Identifies an image by all that decides the pixels a processor makes of it.
+
+    These are its mode and size, the stored values, the palette that they index, a transparent color (not in
+    the stored values), and the EXIF orientation, by which transformers turns images.
+
+    Example:
+        >>> image = Image.new("RGB", (4, 3), "red")
+        >>> image_key(image) == image_key(image.copy()), image_key(image) == image_key(image.rotate(180))
+        (True, True)
+        >>> image_key(image) == image_key(Image.new("RGB", (3, 4), "red"))
+        False
+    """
+    pixels = hashlib.sha256(image.tobytes()).digest()
+    palette = image.getpalette(None)
+    return (
+        image.mode,
+        image.size,
+        pixels,
+        None if palette is None else (image.im.getpalettemode(), bytes(palette)),
+        repr(image.info.get("transparency")),
+        image.getexif().get(ExifTags.Base.Orientation, 1),
+    )
 
 
 class ImageFeatureCache:
-    """The pictures seen last, by key; the longest unused are dropped where memory is bounded.
+    """Features of images by key; the least recently used are dropped where memory is short.
 
-    What a model has seen holds as long as the model and its active adapters stay what they are.
+    They are valid for one model with one set of active adapters: see `for_model`.
     """
 
-    def __init__(self, memory: int = _MEMORY) -> None:
-        self.memory = memory
+    def __init__(self, memory: int | None = None) -> None:
+        """Make an empty cache.
+
+        Args:
+            memory: The most bytes to keep; `tuning.IMAGE_FEATURE_CACHE_BYTES` by default.
+        """
+        self.memory = tuning.IMAGE_FEATURE_CACHE_BYTES if memory is None else memory
         self._model: Any = None
-        self._adapters: Hashable = None
-        self._seen: dict[Hashable, ImageFeatures] = {}
-        self._held = 0
+        self._adapters: tuple[Hashable, ...] = ()
+        self._features: dict[Hashable, ImageFeatures] = {}
+        self._used_memory = 0
 
     def for_model(self, model: Any) -> ImageFeatureCache:
-        """These, if this model saw them; else emptied."""
-        adapters = _adapters(model)
+        """This cache, emptied if another model, or other adapters of it, computed the features."""
+        adapters = _active_adapters(model)
         if model is not self._model or adapters != self._adapters:
             self._model, self._adapters = model, adapters
-            self._seen.clear()
-            self._held = 0
+            self._features.clear()
+            self._used_memory = 0
         return self
 
     def get(self, key: Hashable) -> ImageFeatures | None:
-        """A picture that is still here, now the last used."""
-        found = self._seen.pop(key, None)
+        """An image's features, which count as used now; None if they are not here."""
+        found = self._features.pop(key, None)
         if found is not None:
-            self._seen[key] = found
+            self._features[key] = found
         return found
 
-    def add(self, key: Hashable, seen: ImageFeatures) -> None:
-        """Keep one more."""
-        self._seen[key] = seen
-        self._held += seen.memory
-        while self._held > self.memory and self._seen:
-            self._held -= self._seen.pop(next(iter(self._seen))).memory
+    def add(self, key: Hashable, features: ImageFeatures) -> None:
+        """Keep an image's features."""
+        self._features[key] = features
+        self._used_memory += features.memory
+        while self._used_memory > self.memory and self._features:
+            self._used_memory -= self._features.pop(next(iter(self._features))).memory
 
 
-def _adapters(model: Any) -> Hashable:
+def _active_adapters(model: Any) -> tuple[Hashable, ...]:
     active = getattr(model, "active_adapters", None)
     try:
         return tuple(active() if callable(active) else active or ())
@@ -102,80 +129,95 @@ def _adapters(model: Any) -> Hashable:
 
 
 def encode_images(
-    vlm: VisionLanguageModel, decoder: nn.Module, pictures: Sequence[Image.Image]
+    vlm: VisionLanguageModel, decoder: nn.Module, images: Sequence[Image.Image]
 ) -> list[ImageFeatures]:
-    """What the model's own forward hands to its text decoder for each of these pictures.
+    """Features of some images: what the model's own forward passes to its text decoder for each of them.
 
     Args:
         vlm: The model.
-        decoder: Its text decoder, which is not run.
-        pictures: One batch.
+        decoder: Its text decoder, which does not run.
+        images: The images, in one batch.
 
     Raises:
-        ImageMismatchError: The decoder's input is not one run of embeddings for each picture.
+        ImageMismatchError: The decoder's input is not one run of embeddings for each image.
     """
     prompt = vlm.prompt(_QUESTION, 1)
-    inputs = vlm.encode([prompt] * len(pictures), [[picture] for picture in pictures])
-    taken = _input_of(decoder, vlm.model, inputs)
-    embedded, positions = taken.get("inputs_embeds"), taken.get("position_ids")
-    if embedded is None or embedded.shape[:2] != inputs["input_ids"].shape:
+    inputs = vlm.encode([prompt] * len(images), [[image] for image in images])
+    decoder_inputs = _capture_decoder_inputs(decoder, vlm.model, inputs)
+    embeddings, positions = decoder_inputs.get("inputs_embeds"), decoder_inputs.get("position_ids")
+    if embeddings is None or embeddings.shape[:2] != inputs["input_ids"].shape:
         raise ImageMismatchError("its text decoder does not take one embedding for each token")
-    seen = []
-    for row, (tokens, mask) in enumerate(
+    placeholder = find_image_token(vlm)
+    features = []
+    for row, (padded, mask) in enumerate(
         zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
     ):
-        own = tokens[mask]
-        at = (own == find_image_token(vlm)).nonzero()[:, 0]
-        start, count = int(at[0]) if len(at) else 0, len(at)
-        expected = expand_images(vlm.tokens(prompt), find_image_token(vlm), [range(-count, 0)])
-        expected = [find_image_token(vlm) if token < 0 else token for token in expected]
-        if count == 0 or own.tolist() != expected:
-            raise ImageMismatchError("its processor writes more than one run of picture tokens for a picture")
-        places, advance = None, count
+        token_ids = padded[mask]
+        columns = (token_ids == placeholder).nonzero()[:, 0]
+        count = len(columns)
+        expected = expand_images(vlm.tokens(prompt), placeholder, [[placeholder] * count])
+        if count == 0 or token_ids.tolist() != expected:
+            raise ImageMismatchError("its processor writes more than one run of image tokens for an image")
+        position_ids, advance = None, count
         if positions is not None and positions.ndim == 3:
-            places = positions[:, row, mask.to(positions.device)].long().cpu().numpy()
-            free = int(places[:, start - 1].max()) + 1 if start else 0
-            advance = int(places[0, start + count]) - free
-            places = places[:, start : start + count] - free
-        seen.append(ImageFeatures(embedded[row][mask][at].cpu(), places, advance))
-    return seen
+            of_row = positions[:, row, mask.to(positions.device)].long().cpu().numpy()
+            position_ids, advance = _image_positions(of_row, int(columns[0]), count)
+        features.append(ImageFeatures(embeddings[row][mask][columns].cpu(), position_ids, advance))
+    return features
+
+
+def _image_positions(positions: NDArray[np.int64], start: int, count: int) -> tuple[NDArray[np.int64], int]:
+    """Position ids of an image counted from its first free one, and how far the text after it moves on.
+
+    Args:
+        positions: Position ids of a whole prompt, [axes, length].
+        start: Column of the image's first token.
+        count: How many tokens it has.
+    """
+    first_free = int(positions[:, start - 1].max()) + 1 if start else 0
+    advance = int(positions[0, start + count]) - first_free
+    return positions[:, start : start + count] - first_free, advance
 
 
 def find_image_token(vlm: VisionLanguageModel) -> int:
-    """The id of a picture's placeholder."""
+    """Token id of an image's placeholder."""
     return int(vlm.processor.tokenizer.convert_tokens_to_ids(vlm.processor.image_token))
 
 
-def expand_images(tokens: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:
-    """Tokens with the placeholders replaced by one run each, in order.
+def expand_images(token_ids: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:
+    """Token ids with each placeholder replaced by one run of ids, in order.
 
     Raises:
         ImageMismatchError: There are not as many placeholders as runs.
+
+    Example:
+        >>> expand_images([1, 9, 2, 9], 9, [[20, 21], [30]])
+        [1, 20, 21, 2, 30]
     """
-    if tokens.count(placeholder) != len(runs):
-        raise ImageMismatchError(f"a prompt has {tokens.count(placeholder)} placeholders, not {len(runs)}")
-    rest = iter(runs)
-    return [new for token in tokens for new in (next(rest) if token == placeholder else (token,))]
+    if token_ids.count(placeholder) != len(runs):
+        raise ImageMismatchError(f"a prompt has {token_ids.count(placeholder)} placeholders, not {len(runs)}")
+    remaining = iter(runs)
+    return [new for token in token_ids for new in (next(remaining) if token == placeholder else (token,))]
 
 
-class _TakenError(Exception):
-    """Ends a model's forward where the decoder would begin."""
+class _DecoderReachedError(Exception):
+    """Ends a model's forward where its decoder would run."""
 
 
-def _input_of(decoder: nn.Module, model: Any, inputs: Any) -> dict[str, Any]:
+def _capture_decoder_inputs(decoder: nn.Module, model: Any, inputs: Any) -> dict[str, Any]:
     """The keyword arguments with which the model calls its decoder."""
-    taken: dict[str, Any] = {}
+    captured: dict[str, Any] = {}
 
-    def take(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        taken.update(kwargs)
-        raise _TakenError
+    def capture(_module: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        captured.update(kwargs)
+        raise _DecoderReachedError
 
-    hook = decoder.register_forward_pre_hook(take, with_kwargs=True)
+    hook = decoder.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)
-    except _TakenError:
-        return taken
+    except _DecoderReachedError:
+        return captured
     finally:
         hook.remove()
     raise ImageMismatchError("its forward does not reach its text decoder")

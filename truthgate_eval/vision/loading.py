@@ -1,4 +1,4 @@
-"""Loads a vision-language model by name: its processor first, then its weights, every mistake one line."""
+"""Loads a vision-language model by name. Everything small is loaded first, and every mistake is one line."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
 
-from truthgate_eval.errors import ModelError
+from truthgate_eval.devices import find_device
+from truthgate_eval.errors import ModelError, first_line
 from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
 from truthgate_eval.vision.chat_template import find_chat_template
 from truthgate_eval.vision.model import VisionLanguageModel
@@ -19,20 +20,20 @@ from truthgate_eval.vision.model import VisionLanguageModel
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """What to load and how; `read` makes one from a host's model arguments.
+    """What to load and how; `parse` makes one from a harness's model arguments.
 
     Attributes:
-        pretrained: Hub id or folder, or `smollm2-135m-scenes`, the child that comes with the package.
-        revision: Branch, tag or commit on the hub.
-        dtype: Such as bfloat16; `auto` takes the checkpoint's.
+        pretrained: Hub id or folder, or `smollm2-135m-scenes`, the packaged one.
+        revision: Git branch, tag or commit on the hub.
+        dtype: Such as `bfloat16`; `auto` takes the checkpoint's.
         device: Such as `cuda:0`; None takes CUDA if there is one, else the CPU.
-        device_map: Such as `auto`, for a model larger than one device.
-        attn_implementation: As in transformers.
+        device_map: Such as `auto`, for a model that is larger than one device.
+        attn_implementation: As in transformers' `from_pretrained`.
         peft: An adapter's hub id or folder.
-        load_in_4bit: Quantise with bitsandbytes.
-        load_in_8bit: Quantise with bitsandbytes.
-        max_pixels: Largest picture, in pixels, for processors that have such a limit (Qwen's).
-        min_pixels: Smallest picture.
+        load_in_4bit: Quantize to 4 bits with bitsandbytes.
+        load_in_8bit: Quantize to 8 bits with bitsandbytes.
+        max_pixels: The most pixels of an image, for processors that have such a limit (Qwen's).
+        min_pixels: The fewest pixels of an image, as well.
         chat_template: File with a Jinja template, or `plain`; None takes the model's own.
     """
 
@@ -57,28 +58,28 @@ class LoadOptions:
 
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> LoadOptions:
-        """Options from arguments that may be texts, numbers or "None", as hosts parse them.
+        """Options from arguments that may be texts, numbers or "None", as harnesses parse them.
 
         Raises:
-            ModelError: A value is not of its option's kind.
+            ModelError: A value is not of its option's type.
         """
         readers = {"str": _text, "str | None": _text, "bool": _flag, "int | None": _number}
-        kinds = {field.name: readers[str(field.type)] for field in fields(cls)}
+        of_field = {field.name: readers[str(field.type)] for field in fields(cls)}
         given = {name: value for name, value in arguments.items() if value not in (None, "None", "")}
-        read: dict[str, Any] = {name: kinds[name](name, value) for name, value in given.items()}
-        return cls(**read)
+        parsed: dict[str, Any] = {name: of_field[name](name, value) for name, value in given.items()}
+        return cls(**parsed)
 
 
 LOAD_ARGUMENTS = tuple(field.name for field in fields(LoadOptions))
 
 
 def load_vlm(options: LoadOptions) -> VisionLanguageModel:
-    """Load a model that takes pictures and text; of an Omni checkpoint, the thinker alone.
+    """Load a model that takes images and text; of an Omni checkpoint, the thinker alone.
 
     Raises:
         ModelError: Something is missing, does not fit or cannot be loaded; one line says what.
     """
-    # Everything small comes before the weights: a mistake should not cost the minutes they take.
+    # Before the weights: a mistake should not cost the minutes that they take.
     device = find_device(options.device)
     dtype = _dtype(options.dtype)
     name, options = options.pretrained, replace(options, pretrained=resolve_scenes_llava(options.pretrained))
@@ -88,32 +89,15 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     chat = find_chat_template(processor, options.chat_template, options.pretrained)
     if options.peft:
         _check_adapter(options)
-    place = options.device_map or ({"": device} if quantization else None)
-    model = _load_weights(options, config, dtype=dtype, device_map=place, quantization_config=quantization)
-    model = model if place else model.to(device)
+    device_map = options.device_map or ({"": device} if quantization else None)
+    model = _load_weights(
+        options, config, dtype=dtype, device_map=device_map, quantization_config=quantization
+    )
+    model = model if device_map else model.to(device)
     if options.peft:
         model = _load_adapter(model, options)
     _complete_generation_config(model, processor.tokenizer)
     return VisionLanguageModel(model.eval(), processor, chat, name)
-
-
-def find_device(device: str | None) -> torch.device:
-    """The device by that name, or the best one that there is.
-
-    Raises:
-        ModelError: It is not here.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"device={device} is no device of torch; write cpu, cuda or cuda:0") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device={device}, but torch finds no CUDA device here; use device=cpu")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ModelError(f"device={device}, but there are only {torch.cuda.device_count()} CUDA devices here")
-    return found
 
 
 def _load_config(options: LoadOptions) -> Any:
@@ -155,7 +139,7 @@ def _load_processor(options: LoadOptions) -> Any:
     return processor
 
 
-def _load_weights(options: LoadOptions, config: Any, **how: Any) -> Any:
+def _load_weights(options: LoadOptions, config: Any, **placement: Any) -> Any:
     name = options.pretrained
     auto: Any = transformers.AutoModelForImageTextToText
     try:
@@ -165,12 +149,12 @@ def _load_weights(options: LoadOptions, config: Any, **how: Any) -> Any:
             revision=options.revision or "main",
             attn_implementation=options.attn_implementation,
             output_loading_info=True,
-            **how,
+            **placement,
         )
     except Exception as error:
         raise _cannot_load(f"model {name!r}", error) from error
     missing = sorted(report["missing_keys"])
-    if missing:  # transformers fills them with random numbers and goes on
+    if missing:  # transformers only warns, and fills them with random numbers
         raise ModelError(f"the checkpoint of {name!r} lacks {len(missing)} weights, such as {missing[0]}")
     return model
 
@@ -193,7 +177,9 @@ def _load_adapter(model: Any, options: LoadOptions) -> Any:
         raise _cannot_load(f"adapter {options.peft!r} of model {options.pretrained!r}", error) from error
 
 
-def _quantization(options: LoadOptions, dtype: Any) -> Any:
+def _quantization(
+    options: LoadOptions, dtype: torch.dtype | Literal["auto"]
+) -> transformers.BitsAndBytesConfig | None:
     if not (options.load_in_4bit or options.load_in_8bit):
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -207,6 +193,7 @@ def _quantization(options: LoadOptions, dtype: Any) -> Any:
 
 
 def _complete_generation_config(model: Any, tokenizer: Any) -> None:
+    """Checkpoints without a generation config get the tokenizer's tokens for end and padding."""
     config = model.generation_config
     if config.eos_token_id is None:
         config.eos_token_id = tokenizer.eos_token_id
@@ -214,9 +201,9 @@ def _complete_generation_config(model: Any, tokenizer: Any) -> None:
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> torch.dtype | Literal["auto"]:
     if name == "auto":
-        return name
+        return "auto"
     dtype = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ModelError(f"dtype={name} is no floating-point type of torch; write auto, bfloat16 or float32")
@@ -224,12 +211,11 @@ def _dtype(name: str) -> Any:
 
 
 def _cannot_load(what: str, error: Exception) -> ModelError:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ModelError(f"{what} cannot be loaded: {lines[0] if lines else type(error).__name__}")
+    return ModelError(f"{what} cannot be loaded: {first_line(error)}")
 
 
 def _text(name: str, value: Any) -> str:
-    # A host makes numbers of what looks like one; an integer is turned back without loss.
+    # Harnesses make numbers of what looks like one; an integer is turned back without loss.
     if isinstance(value, bool | float):
         raise ModelError(f"{name}={value} is not a text")
     return str(value)

@@ -1,34 +1,39 @@
-"""A loaded vision-language model: texts and pictures in, token ids, answers and losses out.
+"""A loaded vision-language model: texts and images in; token ids, answers and losses out.
 
-`encode` is the one place where a prompt and its pictures become model inputs, and a picture's
-placeholder becomes the picture's tokens.
+`encode` is the one place where a prompt and its images become model inputs, and an image's placeholder
+becomes the image's tokens.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
+from transformers import BatchEncoding
 
 from truthgate_eval.errors import DataError
+from truthgate_eval.inference.answer_tokens import drop_added_tokens, last_answer_token, last_ordinary_token
 from truthgate_eval.vision.chat_template import ChatTemplate
 
 Images = Sequence[Image.Image]
+PaddingSide = Literal["left", "right"]
 
 
 @dataclass(frozen=True, eq=False)
 class VisionLanguageModel:
-    """A model, its processor and its chat format.
+    """A model, its processor and its chat template.
 
     Attributes:
         model: An image-text-to-text model of transformers, also one with an adapter.
         processor: Its processor: tokenizer and image processor.
-        chat: How a question is written for it.
-        name: What messages call it.
+        chat: Writes a question for it.
+        name: Its name in messages.
     """
 
     model: Any
@@ -38,31 +43,35 @@ class VisionLanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its inputs."""
+        """The device of the model's inputs."""
         return self.model.device
 
-    def prompt(self, text: str, pictures: int = 0) -> str:
+    def prompt(self, text: str, num_images: int = 0) -> str:
         """A question in the model's chat format, up to where the answer begins.
 
-        `<image>` in the text marks a picture's place, if there are as many as pictures; else the
-        pictures come first.
+        Args:
+            text: The question. If it contains `<image>` once for each image, the images are put there; else
+                they come first.
+            num_images: How many images it is about.
 
         Raises:
-            DataError: The text has picture placeholders that do not match the pictures.
+            DataError: The text contains the model's own image placeholder, but not once for each image.
         """
-        return self.chat.prompt(text, pictures)
+        return self.chat.prompt(text, num_images)
 
-    def encode(self, texts: Sequence[str], pictures: Sequence[Images], *, padding_side: str = "left") -> Any:
+    def encode(
+        self, texts: Sequence[str], images: Sequence[Images], *, padding_side: PaddingSide = "left"
+    ) -> Any:
         """Model inputs of a batch, on the model's device.
 
         Args:
             texts: Prompts, with or without an answer after them.
-            pictures: Each text's pictures, in the order of their placeholders.
-            padding_side: `left` to generate, `right` to read positions.
+            images: Each text's images, in the order of their placeholders.
+            padding_side: `left` to generate, `right` to read logits at known positions.
         """
         inputs = self.processor(
             text=list(texts),
-            images=[list(some) for some in pictures] if any(pictures) else None,
+            images=[list(own) for own in images] if any(images) else None,
             padding=True,
             padding_side=padding_side,
             return_tensors="pt",
@@ -71,52 +80,82 @@ class VisionLanguageModel:
         return inputs.to(self.device, self.model.dtype)
 
     def tokens(self, text: str) -> list[int]:
-        """A text's token ids, every picture a placeholder of one token."""
+        """Token ids of a text, with one placeholder token for each image."""
         return self.processor.tokenizer(text, add_special_tokens=self._special([text]))["input_ids"]
+
+    def answer_tokens(self, text: str) -> list[int]:
+        """`tokens` of a prompt with its answer, up to the answer's last token."""
+        return drop_added_tokens(self.tokens(text), text, self.processor.tokenizer)
 
     def _special(self, texts: Sequence[str]) -> bool:
         # A template that writes the first token itself must not get a second one.
         bos = self.processor.tokenizer.bos_token
         return bos is None or not all(text.startswith(bos) for text in texts)
 
-    def generate(self, prompts: Sequence[str], pictures: Sequence[Images], **options: Any) -> list[str]:
+    def generate(self, prompts: Sequence[str], images: Sequence[Images], **options: Any) -> list[str]:
         """Each prompt's answer; `options` are those of transformers' `generate`."""
-        inputs = self.encode(prompts, pictures)
+        inputs = self.encode(prompts, images)
         with torch.no_grad():
             tokens = self.model.generate(**inputs, **options)
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def prepare_scoring(self, texts: Sequence[str], pictures: Sequence[Images]) -> tuple[Any, torch.Tensor]:
-        """Inputs of whole sequences, and where each one's last token is, pictures' tokens counted.
+    def prepare_scoring(self, texts: Sequence[str], images: Sequence[Images]) -> tuple[Any, torch.Tensor]:
+        """Inputs of whole sequences, and the position of each answer's last token, image tokens counted.
 
-        An end-of-sequence token that the tokenizer adds is no part of the answer.
+        An end-of-sequence token is no part of the answer, and neither is text that the processor appends.
 
         Returns:
             Model inputs padded to the right, and int64 [batch] positions.
         """
-        inputs = self.encode(texts, pictures, padding_side="right")
-        ends = inputs["attention_mask"].sum(dim=1) - 1
-        last = inputs["input_ids"].gather(1, ends[:, None])[:, 0]
-        return inputs, ends - (last == self.processor.tokenizer.eos_token_id).long()
+        eos = self.processor.tokenizer.eos_token or ""
+        inputs, last = self._encode_answers(texts, images, [text.removesuffix(eos) for text in texts])
+        return inputs, torch.tensor(last, device=self.device)
+
+    def _encode_answers(
+        self, texts: Sequence[str], images: Sequence[Images], answered: Sequence[str]
+    ) -> tuple[Any, list[int]]:
+        """Model inputs padded to the right, and the position of the last token of each of `answered`.
+
+        Args:
+            texts: Prompts with answers.
+            images: Each text's images.
+            answered: Each text, or as much of it as belongs to prompt and answer.
+        """
+        tokenizer = self.processor.tokenizer
+        recorder = _TokenizerRecorder(tokenizer)
+        # The processor expands placeholders and may append text: only its tokenizer sees the result.
+        processor = copy.copy(self.processor)
+        processor.tokenizer = recorder
+        inputs = dataclasses.replace(self, processor=processor).encode(texts, images, padding_side="right")
+        ids, encoding = inputs["input_ids"].tolist(), recorder.encoding
+        if encoding is None or _lists(encoding["input_ids"]) != ids:  # a processor that rewrites the ids
+            return inputs, [last_ordinary_token(row, tokenizer) for row in ids]
+        last = []
+        for row, (text, whole) in enumerate(zip(answered, recorder.texts, strict=True)):
+            tail = text.rsplit(self.processor.image_token, 1)[-1]
+            start = whole.rfind(tail)
+            end = len(whole) if start < 0 else start + len(tail)
+            last.append(last_answer_token(encoding, tokenizer, end, row=row))
+        return inputs, last
 
     def run(self, inputs: Any) -> None:
-        """Run the model for what its hooks keep; logits are computed at one position, if it can be helped."""
+        """Run the model for the caller's hooks, with logits at one position only if it allows that."""
         with torch.no_grad():
             self._logits(inputs, 1)
 
     def losses(
-        self, prompts: Sequence[str], answers: Sequence[str], pictures: Sequence[Images]
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Images]
     ) -> list[tuple[float, bool]]:
-        """Each answer's mean negative log-likelihood per token, and whether greedy decoding gives it.
+        """Mean negative log-likelihood per token of each answer, and whether greedy decoding gives it.
 
         Raises:
             DataError: An answer has no token of its own.
         """
         counts = [self.new_tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        inputs = self.encode(texts, pictures, padding_side="right")
-        ends = inputs["attention_mask"].sum(dim=1).tolist()
+        inputs, last = self._encode_answers(texts, images, texts)
+        ends = [position + 1 for position in last]
         kept = inputs["input_ids"].shape[1] - min(end - n for end, n in zip(ends, counts, strict=True)) + 1
         with torch.no_grad():
             logits = self._logits(inputs, kept)
@@ -130,10 +169,10 @@ class VisionLanguageModel:
         return results
 
     def new_tokens(self, prompt: str, answer: str) -> int:
-        """How many tokens the answer adds; a picture's placeholder counts the same in both texts.
+        """How many tokens the answer adds to the prompt; image placeholders count the same in both.
 
         Raises:
-            DataError: It has no token of its own.
+            DataError: The answer has no token of its own.
         """
         tokenizer = self.processor.tokenizer
         count = len(tokenizer(prompt + answer)["input_ids"]) - len(tokenizer(prompt)["input_ids"])
@@ -142,9 +181,30 @@ class VisionLanguageModel:
         return count
 
     def _logits(self, inputs: Any, last: int) -> torch.Tensor:
-        """Logits [batch, >= last, vocabulary] of the last positions, or of all where there is no choice."""
+        """Logits of the last positions, [batch, >= last, vocabulary]; of all if the model has no choice."""
         options = {"logits_to_keep": last} if "logits_to_keep" in _parameters(self.model) else {}
         return self.model(**inputs, use_cache=False, **options).logits
+
+
+def _lists(ids: Any) -> Any:
+    return ids.tolist() if hasattr(ids, "tolist") else ids
+
+
+class _TokenizerRecorder:
+    """A tokenizer that remembers the last texts that it was given, and their encoding."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.texts: list[str] = []
+        self.encoding: BatchEncoding | None = None
+
+    def __call__(self, text: str | list[str], *args: Any, **options: Any) -> BatchEncoding:
+        self.encoding = self._tokenizer(text, *args, **options)
+        self.texts = [text] if isinstance(text, str) else list(text)
+        return self.encoding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
 
 
 def _parameters(model: Any) -> Any:

@@ -1,7 +1,7 @@
-"""Answers to many questions about pictures, with what the questions share computed once.
+"""Answers many questions about images, and computes once what they share.
 
-A picture is looked at once, its keys and values are those of a shared prefix, equal questions are one,
-and questions about different pictures run in one batch.
+Each image is encoded once, its keys and values are those of a shared prefix, equal questions are answered
+once, and questions about different images run in one batch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from truthgate_eval.inference import tuning
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily, end_tokens
 from truthgate_eval.inference.loglikelihood import ScoringRequest, log_likelihoods
-from truthgate_eval.inference.shared_prefix import TokenBudget, out_of_memory
+from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
     ImageFeatures,
@@ -29,24 +31,21 @@ from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 log = logging.getLogger(__name__)
 
-# Bytes of picture features that questions planned together may have, and of decoded pictures kept for them.
-_PART = 1 << 30
-_DECODED = 1 << 30
-# Where the batch size is `auto`, so many pictures go through the vision tower together.
-_LOOK = 16
+# Texts whose token ids are kept: tasks and gates ask the same ones again.
+_CACHED_TEXTS = 1 << 16
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True, eq=False)
 class ImagePrompt:
-    """One question.
+    """One question about images.
 
     Attributes:
-        prompt: In the model's chat format, up to where the answer begins.
-        keys: Its pictures, in the order of their placeholders: see `ImageQuestionEngine.note`.
-        pictures: Decodes them.
-        answer: What is rated, for losses.
+        prompt: The question in the model's chat format, up to where the answer begins.
+        image_keys: Keys of its images, in the order of their placeholders: see `register_images`.
+        load_images: Decodes the images.
+        answer: What is scored, for losses.
     """
 
     prompt: str
@@ -55,166 +54,201 @@ class ImagePrompt:
     answer: str = ""
 
 
-class ImageQuestionEngine:
-    """A vision-language model that is asked many questions at a time.
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Questions that run together, and a model with their images' features.
 
     Attributes:
-        seen: The pictures seen before; no gate changes them.
+        indices: Indices of the questions.
+        model: The model with the images.
+        image_indices: Index in `model.images` of each image key.
     """
 
-    def __init__(self, vlm: VisionLanguageModel, forward: SharedPrefixVLM) -> None:
-        """Share what `forward` shares."""
-        self.vlm, self.forward = vlm, forward
-        self.seen = ImageFeatureCache()
-        self._decoded: dict[Hashable, Image.Image] = {}
-        self._held = 0
-        self._tokens = functools.lru_cache(maxsize=1 << 16)(vlm.tokens)
+    indices: list[int]
+    model: SharedPrefixVLM
+    image_indices: dict[Hashable, int]
 
-    def register_images(self, pictures: Sequence[Image.Image]) -> tuple[Hashable, ...]:
-        """The keys of a question's pictures, for `Asked`; equal pixels have one key."""
-        keys = tuple(map(image_key, pictures))
-        seen = self.seen.for_model(self.vlm.model)
-        for key, picture in zip(keys, pictures, strict=True):
-            if seen.get(key) is None and key not in self._decoded and self._held < _DECODED:
-                self._decoded[key] = picture
-                self._held += picture.width * picture.height * len(picture.getbands())
+
+class ImageQuestionEngine:
+    """A vision-language model that answers many questions at a time.
+
+    Attributes:
+        vlm: The model.
+        model: The same, with shared prefixes.
+        feature_cache: Features of images seen before; no gate changes them.
+    """
+
+    def __init__(self, vlm: VisionLanguageModel, model: SharedPrefixVLM) -> None:
+        """Make an engine.
+
+        Args:
+            vlm: The model.
+            model: The same, from `vision.self_check.load`; it must support sharing.
+        """
+        self.vlm, self.model = vlm, model
+        self.feature_cache = ImageFeatureCache()
+        # Images that were decoded for their keys and wait for the vision tower.
+        self._decoded: dict[Hashable, Image.Image] = {}
+        self._decoded_bytes = 0
+        self._token_ids = functools.lru_cache(maxsize=_CACHED_TEXTS)(vlm.tokens)
+        self._answer_token_ids = functools.lru_cache(maxsize=_CACHED_TEXTS)(vlm.answer_tokens)
+
+    def register_images(self, images: Sequence[Image.Image]) -> tuple[Hashable, ...]:
+        """Keys of a question's images, for `ImagePrompt`; equal images have equal keys."""
+        keys = tuple(map(image_key, images))
+        features = self.feature_cache.for_model(self.vlm.model)
+        for key, image in zip(keys, images, strict=True):
+            waits = features.get(key) is not None or key in self._decoded
+            if not waits and self._decoded_bytes < tuning.DECODED_IMAGE_BYTES:
+                self._decoded[key] = image
+                self._decoded_bytes += _decoded_bytes(image)
         return keys
 
     def generate(
         self,
-        asked: Sequence[ImagePrompt],
+        prompts: Sequence[ImagePrompt],
         *,
         max_new_tokens: int,
         batch_size: int | str,
         progress: Progress = lambda _: None,
     ) -> list[str | None]:
-        """Greedy answers; None for a question that must be asked the plain way.
+        """Greedy answers; None for a question that the model must answer on its own path.
 
         Args:
-            asked: The questions.
+            prompts: The questions.
             max_new_tokens: The most tokens of an answer.
-            batch_size: A batch has as many tokens as so many of the longest questions, or `auto`.
+            batch_size: A batch has as many tokens as that many of the longest questions, or `auto`.
             progress: Called with the number of questions answered since the last call.
         """
-        answers: list[str | None] = [None] * len(asked)
-        for part, forward, numbers in self._split_by_memory(asked, batch_size):
-            found = self._expanded(part, asked, forward, numbers, [asked[i].prompt for i in part])
-            fits = {
-                i: own for i, own in found.items() if len(own) + max_new_tokens <= forward.max_shared_length
-            }
-            budget = TokenBudget.for_batch_size(batch_size, list(fits.values()), forward.device)
-            if isinstance(batch_size, int):
-                budget.tokens += batch_size * max_new_tokens
-            tokens = decode_greedily(
-                forward, list(fits.values()), max_new_tokens=max_new_tokens, budget=budget,
-                eos=end_tokens(self.vlm.model.generation_config), progress=progress,
-            )  # fmt: skip
-            texts = self.vlm.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-            for i, text in zip(fits, texts, strict=True):
+        answers: list[str | None] = [None] * len(prompts)
+        for part in self._split_by_memory(prompts, batch_size):
+            token_ids = {i: self._token_ids(prompts[i].prompt) for i in part.indices}
+            limit = part.model.max_shared_length - max_new_tokens
+            expanded = {i: own for i, own in _expand(part, prompts, token_ids).items() if len(own) <= limit}
+            sequences = list(expanded.values())
+            new_tokens = decode_greedily(
+                part.model,
+                sequences,
+                max_new_tokens=max_new_tokens,
+                budget=TokenBudget.for_batch_size(
+                    batch_size, sequences, part.model.device, max_new_tokens=max_new_tokens
+                ),
+                eos=end_tokens(self.vlm.model.generation_config),
+                progress=progress,
+            )
+            texts = self.vlm.processor.tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+            for i, text in zip(expanded, texts, strict=True):
                 answers[i] = text
         return answers
 
     def losses(
-        self, asked: Sequence[ImagePrompt], *, batch_size: int | str, progress: Progress = lambda _: None
+        self, prompts: Sequence[ImagePrompt], *, batch_size: int | str, progress: Progress = lambda _: None
     ) -> list[tuple[float, bool] | None]:
-        """Each answer's mean loss per token and whether it is the greedy one; None as in `generate`.
+        """Mean loss per token of each answer and whether it is the greedy one; None as in `generate`.
 
         Raises:
             DataError: An answer has no token of its own.
         """
-        losses: list[tuple[float, bool] | None] = [None] * len(asked)
-        for part, forward, numbers in self._split_by_memory(asked, batch_size):
-            whole = [asked[i].prompt + asked[i].answer for i in part]
+        losses: list[tuple[float, bool] | None] = [None] * len(prompts)
+        for part in self._split_by_memory(prompts, batch_size):
+            token_ids = {
+                i: self._answer_token_ids(prompts[i].prompt + prompts[i].answer) for i in part.indices
+            }
             requests: dict[int, ScoringRequest] = {}
-            for i, tokens in self._expanded(part, asked, forward, numbers, whole).items():
-                count = self.vlm.new_tokens(asked[i].prompt, asked[i].answer)
-                if count < len(tokens) <= forward.max_shared_length:
-                    requests[i] = tokens[:-1], tokens[-count:]
-            budget = TokenBudget.for_batch_size(
-                batch_size, [own for own, _ in requests.values()], forward.device
-            )
+            for i, sequence in _expand(part, prompts, token_ids).items():
+                count = self.vlm.new_tokens(prompts[i].prompt, prompts[i].answer)
+                if count < len(sequence) <= part.model.max_shared_length:
+                    requests[i] = sequence[:-1], sequence[-count:]
+            inputs = [input_ids for input_ids, _ in requests.values()]
             found = log_likelihoods(
-                forward,
+                part.model,
                 list(requests.values()),
-                budget=budget,
+                budget=TokenBudget.for_batch_size(batch_size, inputs, part.model.device),
                 softmax_dtype=torch.float32,
                 progress=progress,
             )
-            for (i, (_, answer)), (value, likeliest) in zip(requests.items(), found, strict=True):
-                losses[i] = -value / len(answer), likeliest
+            for (i, (_, answer)), (log_likelihood, is_greedy) in zip(requests.items(), found, strict=True):
+                losses[i] = -log_likelihood / len(answer), is_greedy
         return losses
 
-    def _split_by_memory(
-        self, asked: Sequence[ImagePrompt], batch_size: int | str
-    ) -> Iterator[tuple[list[int], SharedPrefixVLM, dict[Hashable, int]]]:
-        """(questions, a forward pass that shows their pictures, these pictures' numbers in it), in turn."""
-        groups: dict[tuple[Hashable, ...], list[int]] = {}
-        for i, one in enumerate(asked):
-            if len(one.image_keys) < 2 or self.forward.supports_multi_image:
-                groups.setdefault(one.image_keys, []).append(i)
-        part: list[int] = []
-        shown: dict[Hashable, ImageFeatures] = {}
-        size = batch_size if isinstance(batch_size, int) else _LOOK
-        order = list(groups.values())
-        for start in range(0, len(order), size):
-            some = order[start : start + size]
-            shown |= self._features_of([asked[own[0]] for own in some], shown)
-            part += [i for own in some for i in own]
-            last = start + size >= len(order)
-            if last or sum(picture.memory for picture in shown.values()) > _PART:
-                numbers = {key: number for number, key in enumerate(shown)}
-                yield part, self.forward.with_images(list(shown.values())), numbers
-                part, shown = [], {}
+    def _split_by_memory(self, prompts: Sequence[ImagePrompt], batch_size: int | str) -> Iterator[_Part]:
+        """Parts of the questions whose images' features may be in memory together.
 
-    def _features_of(
-        self, asked: Sequence[ImagePrompt], shown: dict[Hashable, ImageFeatures]
+        Questions about the same images stay together. Those about several images are left out where the model
+        does not support them.
+        """
+        by_images: dict[tuple[Hashable, ...], list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            if len(prompt.image_keys) < 2 or self.model.supports_multi_image:
+                by_images.setdefault(prompt.image_keys, []).append(i)
+        indices: list[int] = []
+        features: dict[Hashable, ImageFeatures] = {}
+        size = batch_size if isinstance(batch_size, int) else tuning.AUTO_IMAGE_BATCH
+        groups = list(by_images.values())
+        for start in range(0, len(groups), size):
+            chosen = groups[start : start + size]
+            features |= self._find_features([prompts[group[0]] for group in chosen], features)
+            indices += [i for group in chosen for i in group]
+            is_last = start + size >= len(groups)
+            if is_last or sum(image.memory for image in features.values()) > tuning.PLANNED_FEATURE_BYTES:
+                image_indices = {key: index for index, key in enumerate(features)}
+                yield _Part(indices, self.model.with_images(list(features.values())), image_indices)
+                indices, features = [], {}
+
+    def _find_features(
+        self, prompts: Sequence[ImagePrompt], known: dict[Hashable, ImageFeatures]
     ) -> dict[Hashable, ImageFeatures]:
-        """These questions' pictures; those that are new are looked at, all in one batch."""
-        seen, new = self.seen.for_model(self.vlm.model), dict[Hashable, Image.Image]()
+        """Features of these questions' images by key; images that are new are encoded in one batch."""
+        cache, new = self.feature_cache.for_model(self.vlm.model), dict[Hashable, Image.Image]()
         found: dict[Hashable, ImageFeatures] = {}
-        for one in asked:
-            for place, key in enumerate(one.image_keys):
-                known = shown.get(key) or seen.get(key)
-                if known is not None:
-                    found[key] = known
+        for prompt in prompts:
+            for position, key in enumerate(prompt.image_keys):
+                features = known.get(key) or cache.get(key)
+                if features is not None:
+                    found[key] = features
                 elif key not in new:
-                    new[key] = self._decoded.get(key) or one.load_images()[place]
-        for key, picture in zip(new, self._encode(list(new.values())), strict=True):
-            if picture is not None:
-                found[key] = picture
-                seen.add(key, picture)
+                    new[key] = self._decoded.get(key) or prompt.load_images()[position]
+        for key, encoded in zip(new, self._encode(list(new.values())), strict=True):
+            if encoded is not None:
+                found[key] = encoded
+                cache.add(key, encoded)
             waiting = self._decoded.pop(key, None)
             if waiting is not None:
-                self._held -= waiting.width * waiting.height * len(waiting.getbands())
+                self._decoded_bytes -= _decoded_bytes(waiting)
         return found
 
-    def _encode(self, pictures: list[Image.Image]) -> list[ImageFeatures | None]:
-        if not pictures:
+    def _encode(self, images: list[Image.Image]) -> list[ImageFeatures | None]:
+        """Features of images, in halves where memory ends; None where one cannot be separated."""
+        if not images:
             return []
         try:
-            return list(encode_images(self.vlm, self.forward.decoder, pictures))
+            return list(encode_images(self.vlm, self.model.decoder, images))
         except ImageMismatchError as error:
-            if len(pictures) == 1:
-                log.warning("a picture takes the model's plain path: %s", error)
+            if len(images) == 1:
+                log.warning("an image takes the model's own path: %s", error)
                 return [None]
-        except RuntimeError as error:
-            if len(pictures) == 1 or not out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if len(images) == 1 or not is_out_of_memory(error):
                 raise
             torch.cuda.empty_cache()
-        half = len(pictures) // 2
-        return self._encode(pictures[:half]) + self._encode(pictures[half:])
+        half = len(images) // 2
+        return self._encode(images[:half]) + self._encode(images[half:])
 
-    def _expanded(
-        self, part: list[int], asked: Sequence[ImagePrompt], forward: SharedPrefixVLM,
-        numbers: dict[Hashable, int], texts: list[str],
-    ) -> dict[int, list[int]]:  # fmt: skip
-        """Each question's text as tokens, its pictures' included; without those that cannot be written so."""
-        found: dict[int, list[int]] = {}
-        for i, text in zip(part, texts, strict=True):
-            keys = asked[i].image_keys
-            if all(key in numbers for key in keys):
-                try:
-                    found[i] = forward.expand(self._tokens(text), [numbers[key] for key in keys])
-                except ImageMismatchError as error:
-                    log.warning("a question takes the model's plain path: %s", error)
-        return found
+
+def _expand(
+    part: _Part, prompts: Sequence[ImagePrompt], token_ids: dict[int, list[int]]
+) -> dict[int, list[int]]:
+    """Token ids of a part's questions with their images' ids; without questions that cannot be written so."""
+    expanded: dict[int, list[int]] = {}
+    for i, own in token_ids.items():
+        keys = prompts[i].image_keys
+        if all(key in part.image_indices for key in keys):
+            try:
+                expanded[i] = part.model.expand(own, [part.image_indices[key] for key in keys])
+            except ImageMismatchError as error:
+                log.warning("a question takes the model's own path: %s", error)
+    return expanded
+
+
+def _decoded_bytes(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands())

@@ -1,4 +1,4 @@
-"""Are our models and tasks found by the hosts, in every way that a host is started?"""
+"""Our models and tasks are found by both harnesses, in every order in which their modules are imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def python(code: str, *flags: str, cwd: Path | None = None) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
 
 
-def test_gated_hf_resolves_and_so_do_the_hosts_own_models(tmp_path: Path) -> None:
+def test_gated_hf_resolves_and_so_do_lm_evals_own_models(tmp_path: Path) -> None:
     done = python(
         """
         from lm_eval.api.registry import get_model, model_registry
@@ -23,7 +23,7 @@ def test_gated_hf_resolves_and_so_do_the_hosts_own_models(tmp_path: Path) -> Non
         assert "gated_hf" in model_registry
         assert set(MODEL_MAPPING) <= set(model_registry.keys())
         import sys
-        assert "truthgate_eval.harness.lm_eval.model" not in sys.modules  # only a name until it is asked for
+        assert "truthgate_eval.harness.lm_eval.model" not in sys.modules  # a lazy name until get_model
         print(get_model("gated_hf").__name__, get_model("hf").__name__, get_model("dummy").__name__)
         """,
         cwd=tmp_path,
@@ -54,7 +54,7 @@ def test_lm_eval_finds_our_tasks_and_keeps_its_own(tmp_path: Path) -> None:
     assert users == str(mine / "a.yaml"), "a user's own task must win over ours"
 
 
-def test_a_host_that_was_imported_first_is_caught_up_with() -> None:
+def test_arming_after_a_harness_was_imported_registers_at_once() -> None:
     done = python(
         """
         import sys, _truthgate_autoload
@@ -70,7 +70,7 @@ def test_a_host_that_was_imported_first_is_caught_up_with() -> None:
 
 
 @pytest.mark.slow
-def test_the_shim_leaves_when_all_was_seen_and_arms_once() -> None:
+def test_the_finder_is_installed_once_and_removed_after_the_last_watched_module() -> None:
     done = python(
         """
         import sys, _truthgate_autoload
@@ -84,7 +84,7 @@ def test_the_shim_leaves_when_all_was_seen_and_arms_once() -> None:
     assert done.stdout.split()[-2:] == ["1", "0"], done.stderr
 
 
-def test_a_broken_hook_warns_and_the_host_goes_on() -> None:
+def test_a_broken_hook_is_a_warning_and_the_harness_imports() -> None:
     done = python(
         """
         import truthgate_eval.harness.autoload as autoload
@@ -99,7 +99,7 @@ def test_a_broken_hook_warns_and_the_host_goes_on() -> None:
     assert "RuntimeWarning: truthgate_eval could not register itself with lm_eval.models" in done.stderr
 
 
-def test_looking_for_a_host_does_not_use_up_its_hook() -> None:
+def test_finding_a_module_without_importing_it_keeps_its_hook() -> None:
     done = python(
         """
         import importlib.util, sys
@@ -112,7 +112,7 @@ def test_looking_for_a_host_does_not_use_up_its_hook() -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_a_host_whose_import_failed_once_gets_its_hook_the_next_time() -> None:
+def test_the_hook_runs_after_an_import_that_failed_the_first_time() -> None:
     done = python(
         """
         import sys
@@ -129,38 +129,75 @@ def test_a_host_whose_import_failed_once_gets_its_hook_the_next_time() -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_a_host_that_knows_us_already_is_left_alone() -> None:
-    """lm-eval's next release reads our entry point; the day this test's premise is real, the shim can go."""
+def test_a_name_that_lm_eval_has_registered_already_is_left_alone() -> None:
+    """As lm-eval's next release does with our entry point (pull request #4013)."""
     done = python(
         """
         from lm_eval.api.registry import model_registry
-        model_registry.register("gated_hf", target="host.itself:GatedHF")
+        model_registry.register("gated_hf", target="lm_eval.itself:GatedHF")
         import lm_eval.models
         print(model_registry._objs["gated_hf"])
         """
     )
-    assert "host.itself:GatedHF" in done.stdout, done.stderr
+    assert "lm_eval.itself:GatedHF" in done.stdout, done.stderr
 
 
-def test_waiting_costs_next_to_nothing() -> None:
-    """No module but the shim, and its own import takes about half a millisecond (20 allows for a busy machine)."""
+def test_the_startup_file_costs_next_to_nothing() -> None:
+    """It imports no other module, and takes about half a millisecond (20 allows for a busy machine)."""
     done = python("import sys; print([m for m in sys.modules if 'truthgate' in m])", "-X", "importtime")
     assert done.stdout.strip() == "['_truthgate_autoload']"
     (line,) = [line for line in done.stderr.splitlines() if line.endswith("_truthgate_autoload")]
     assert int(line.split("|")[1]) < 20_000, "microseconds"
 
 
-@pytest.mark.parametrize("program", ["lm_eval", "other.py"])
-def test_our_errors_are_one_line_on_a_hosts_command_line_only(program: str) -> None:
+def test_the_hooks_import_no_heavy_module_of_ours() -> None:
+    done = python(
+        """
+        import sys
+        from truthgate_eval.harness import autoload
+        import truthgate_eval.harness.lm_eval.patches, truthgate_eval.harness.lmms_eval.patches
+        print({"torch", "transformers", "numpy", "tqdm", "loguru", "lm_eval", "lmms_eval"} & set(sys.modules))
+        """
+    )
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "in_one_line"),
+    [
+        ("lm_eval", True),
+        ("/env/site-packages/lm_eval/__main__.py", True),
+        ("other.py", False),
+        ("/code/lm_eval_experiments/run.py", False),
+        ("/code/lm_eval/run.py", False),
+    ],
+)
+def test_our_errors_are_one_line_on_lm_evals_command_line_only(program: str, in_one_line: bool) -> None:
     done = python(
         f"""
         import sys
         sys.argv[0] = {program!r}
+        def own(kind, error, trace):
+            print("own excepthook", file=sys.stderr)
+            sys.__excepthook__(kind, error, trace)
+        sys.excepthook = own
         import lm_eval.models
         from truthgate_eval.errors import ScoresError
         raise ScoresError("the one line")
         """
     )
     assert done.returncode == 1
-    assert ("Traceback" in done.stderr) == (program == "other.py")
+    assert ("Traceback" in done.stderr) == ("own excepthook" in done.stderr) == (not in_one_line)
     assert "the one line" in done.stderr.splitlines()[-1]
+
+
+def test_errors_of_others_keep_the_programs_excepthook() -> None:
+    done = python(
+        """
+        import sys
+        sys.argv[0] = "lm_eval"
+        import lm_eval.models
+        raise ValueError("not ours")
+        """
+    )
+    assert done.returncode == 1 and "Traceback" in done.stderr

@@ -1,7 +1,8 @@
-"""`gated_hf` inside lm-eval, through the host's own entry points."""
+"""`gated_hf` inside lm-eval, through lm-eval's own entry points."""
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import torch
 import transformers as hf
 from helpers import tiny_models as factories
+from lm_eval.tasks import TaskManager
 
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
 from truthgate_eval.gating.gate import attach, make_gate
@@ -31,17 +33,23 @@ def scores(tmp_path: Path) -> str:
     return str(SCORES.save(tmp_path / "scores.npz"))
 
 
+@functools.cache
+def task_manager(data: str) -> TaskManager:
+    """lm-eval's tasks, read once for all tests: that takes seconds."""
+    return TaskManager(metadata={"halueval_path": data})
+
+
 def answers(model: str, model_args: dict[str, Any], data: str, **options: Any) -> list[Any]:
     """Every sample's raw answers, for generation and log-likelihood tasks."""
     run = lm_eval.simple_evaluate(
         model=model, model_args=model_args, tasks=["halueval_qa", "halueval_qa_select"], limit=6,
-        device="cpu", metadata={"halueval_path": data}, bootstrap_iters=0, **options,
+        device="cpu", task_manager=task_manager(data), bootstrap_iters=0, **options,
     )  # fmt: skip
     assert run is not None
     return [(task, s["doc_id"], s["resps"]) for task, ss in sorted(run["samples"].items()) for s in ss]
 
 
-def assert_alike(ours: list[Any], theirs: list[Any]) -> None:
+def assert_same_answers(ours: list[Any], theirs: list[Any]) -> None:
     """Texts and greedy flags equal, log-likelihoods up to rounding: a shared prefix sums in another order."""
     assert len(ours) == len(theirs) == 12
     for (task, doc, found), (task_too, doc_too, expected) in zip(ours, theirs, strict=True):
@@ -56,12 +64,12 @@ def assert_alike(ours: list[Any], theirs: list[Any]) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"batch_size": 4}, {"apply_chat_template": True}, {"num_fewshot": 2}]
 )
-def test_without_a_gate_the_answers_are_those_of_hf(
+def test_scores_none_gives_the_answers_of_hf(
     options: dict[str, Any], checkpoint: str, halueval_folder: str
 ) -> None:
     ours = answers("gated_hf", {"pretrained": checkpoint, "scores": "none"}, halueval_folder, **options)
     theirs = answers("hf", {"pretrained": checkpoint}, halueval_folder, **options)
-    assert_alike(ours, theirs)
+    assert_same_answers(ours, theirs)
     off = {"pretrained": checkpoint, "scores": "none", "engine": "off"}
     assert answers("gated_hf", off, halueval_folder, **options) == theirs
 
@@ -71,13 +79,13 @@ def test_a_gate_changes_the_answers_and_lam_zero_does_not(
 ) -> None:
     model = {"pretrained": checkpoint, "scores": scores, "norm": "minmax"}
     vanilla = answers("hf", {"pretrained": checkpoint}, halueval_folder)
-    assert_alike(answers("gated_hf", {**model, "lam": 0}, halueval_folder), vanilla)
+    assert_same_answers(answers("gated_hf", {**model, "lam": 0}, halueval_folder), vanilla)
     assert answers("gated_hf", {**model, "lam": 0, "engine": "off"}, halueval_folder) == vanilla
     assert answers("gated_hf", {**model, "lam": 3.0}, halueval_folder) != vanilla
 
 
 @pytest.mark.parametrize("mode", ["live", "folded"])
-def test_the_wrapper_applies_the_gate_it_was_given(checkpoint: str, scores: str, mode: str) -> None:
+def test_model_args_become_the_gate_that_they_say(checkpoint: str, scores: str, mode: str) -> None:
     lm = GatedHF(
         checkpoint, scores=scores, lam="1.5", norm="minmax", site="pre", layers="0-1", mode=mode, device="cpu"
     )
@@ -86,8 +94,8 @@ def test_the_wrapper_applies_the_gate_it_was_given(checkpoint: str, scores: str,
     torch.testing.assert_close(
         lm.model(factories.prompts()).logits, expected(factories.prompts()).logits, atol=1e-5, rtol=1e-4
     )
-    record = lm.get_model_info()["gate"]
-    assert record["sha256"] == SCORES.fingerprint and record["mode"] == mode and record["lam"] == 1.5
+    gate = lm.get_model_info()["gate"]
+    assert gate["sha256"] == SCORES.fingerprint and gate["mode"] == mode and gate["lam"] == 1.5
 
 
 def test_an_adapter_is_loaded_under_the_gate(checkpoint: str, scores: str, tmp_path: Path) -> None:
@@ -163,6 +171,24 @@ def test_the_command_line_writes_the_gate_into_its_results(
     )
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     assert len(samples.read_text().splitlines()) == 3
+    # What the run prints: lm-eval's warnings, and not the lines that say nothing.
+    assert "--limit SHOULD ONLY BE USED FOR TESTING" in done.stderr
+    for noise in ("Custom kwargs", "Cuda Available?", "Loading weights", "Building contexts"):
+        assert noise not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--model", "dummy"], ["--model", "gated_hf", "--verbosity", "INFO"]])
+def test_other_models_runs_and_a_chosen_verbosity_print_everything(
+    arguments: list[str], checkpoint: str, halueval_folder: str, tmp_path: Path
+) -> None:
+    model_args = [] if "dummy" in arguments else ["--model_args", f"pretrained={checkpoint},scores=none"]
+    done = command(
+        "-m lm_eval", *arguments, *model_args, "--tasks", "halueval_qa", "--limit", "2",
+        "--metadata", json.dumps({"halueval_path": halueval_folder}), cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Custom kwargs can be passed" in done.stderr and "Building contexts for" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -171,7 +197,11 @@ def test_the_command_line_writes_the_gate_into_its_results(
         pytest.param("scores=missing.npz,lam=1", "error: no scores 'missing.npz'", marks=pytest.mark.slow),
         ("scores={scores},lam=abc", "error: lam=abc is not a number"),
         pytest.param("scores={scores},lam=nan", "error: lam=nan is not a finite", marks=pytest.mark.slow),
-        ("scores={wide},lam=1", "error: scores of wide have 2 layers x 9 heads, but "),
+        pytest.param(
+            "scores={wide},lam=1",
+            "error: scores of wide have 2 layers x 9 heads, but ",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_mistake_on_lm_evals_command_line_is_one_line_and_a_failure(
@@ -205,7 +235,7 @@ def test_the_bare_command_runs_on_the_packaged_model(module: str, tmp_path: Path
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_simple_evaluate_needs_nothing_but_the_models_name() -> None:
+def test_simple_evaluate_needs_only_the_models_name() -> None:
     run = lm_eval.simple_evaluate(model="gated_hf", tasks=["halueval_qa"], limit=4, bootstrap_iters=0)
     assert run is not None and run["config"]["gate"]["sha256"]
     assert len(run["samples"]["halueval_qa"]) == 4
@@ -213,7 +243,7 @@ def test_simple_evaluate_needs_nothing_but_the_models_name() -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_on_the_real_model_scores_none_is_hf_sample_for_sample() -> None:
+def test_scores_none_on_the_real_model_gives_the_samples_of_hf() -> None:
     from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
     texts = []

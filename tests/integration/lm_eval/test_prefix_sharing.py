@@ -1,4 +1,4 @@
-"""`gated_hf` on shared prefixes: answers as `hf` gives them, and `hf`'s own path where they could differ."""
+"""`gated_hf` with shared prefixes: the answers of `hf`, whose own path is taken where they could differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PLAIN = {"until": ["\n", "ab"], "max_gen_toks": 12, "do_sample": False}
 
 
 def texts(number: int) -> list[str]:
-    """Varied prompts: behind two instructions, in pairs, alone, equal."""
+    """Varied prompts: after an instruction, in pairs, alone, equal."""
     return [
         ("Judge the answer. Say Yes or No.\n" * 4 if i % 3 else "")
         + f"{i * i % 37}: what is {i}?"
@@ -55,10 +55,10 @@ def own_path(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_texts_are_those_of_hf_on_varied_prompts(ours: GatedHF, theirs: HFLM, own_path: list[int]) -> None:
-    asked = texts(60)
-    found = ours.generate_until(requests([*asked, asked[3]]), disable_tqdm=True)
+    contexts = texts(60)
+    found = ours.generate_until(requests([*contexts, contexts[3]]), disable_tqdm=True)
     assert own_path == []
-    assert found == theirs.generate_until(requests([*asked, asked[3]]), disable_tqdm=True)
+    assert found == theirs.generate_until(requests([*contexts, contexts[3]]), disable_tqdm=True)
     assert len(set(found)) > 10
 
 
@@ -92,7 +92,7 @@ def test_generation_settings_that_differ_are_kept_apart(ours: GatedHF, theirs: H
     assert ours.generate_until(mixed, disable_tqdm=True) == theirs.generate_until(mixed, disable_tqdm=True)
 
 
-def test_prompts_longer_than_the_model_are_cut_as_hf_cuts_them(checkpoint: str) -> None:
+def test_prompts_longer_than_the_model_are_truncated_as_hf_does(checkpoint: str) -> None:
     options = {"max_length": 64, "device": "cpu"}
     ours, theirs = GatedHF(checkpoint, scores="none", **options), HFLM(checkpoint, **options)
     assert ours.generate_until(requests(texts(9)), True) == theirs.generate_until(requests(texts(9)), True)
@@ -126,7 +126,7 @@ def test_rolling_log_likelihoods_are_those_of_hf(ours: GatedHF, theirs: HFLM, ow
 def test_the_engine_can_be_switched_off(checkpoint: str, own_path: list[int]) -> None:
     lm = GatedHF(checkpoint, scores="none", engine="off", device="cpu")
     lm.generate_until(requests(texts(4)), disable_tqdm=True)
-    assert own_path == [4] and lm.forward is None
+    assert own_path == [4] and lm.shared_model is None
 
 
 def test_batch_size_auto_needs_no_search(
@@ -144,13 +144,13 @@ def test_on_the_real_model_200_varied_texts_are_those_of_hf() -> None:
 
     questions = [row["question"] for row in itertools.islice(halueval.read_records("qa"), 200)]
     shared = "Answer each question in one short sentence.\n\n"
-    asked = [
+    contexts = [
         f"{shared if i % 3 else ''}Question: {question}\nAnswer:" for i, question in enumerate(questions)
     ]
     generation = {"until": ["\n\n"], "max_gen_toks": 16, "do_sample": False}
     expected = HFLM(resolve_smollm2(SMOLLM2), batch_size=8, device="cpu").generate_until(
-        requests(asked, generation), disable_tqdm=True
+        requests(contexts, generation), disable_tqdm=True
     )
     lm = GatedHF(scores="none", batch_size=8, device="cpu")
-    assert lm.generate_until(requests(asked, generation), disable_tqdm=True) == expected
+    assert lm.generate_until(requests(contexts, generation), disable_tqdm=True) == expected
     assert len(set(expected)) > 100

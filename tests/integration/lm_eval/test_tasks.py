@@ -1,4 +1,4 @@
-"""Our tasks as lm-eval sees them: found by name, asked, parsed and counted."""
+"""Our tasks in lm-eval: found by name, run, parsed and measured."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lm_eval.tasks import TaskManager
 from truthgate_eval.data import halueval
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
 from truthgate_eval.harness.lm_eval import tasks as lm_eval_tasks
-from truthgate_eval.metrics import yes_no as judgement
+from truthgate_eval.metrics import yes_no
 from truthgate_eval.paths import shipped
 
 GROUP = ["halueval_qa", "halueval_dialogue", "halueval_summarization"]
-JUDGED = [*GROUP, "halueval_qa_no_knowledge", "halueval_qa_official"]
-CHOSEN = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text", "probe_scenes_text"]
+YES_NO_TASKS = [*GROUP, "halueval_qa_no_knowledge", "halueval_qa_official"]
+CHOICE_TASKS = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text", "probe_scenes_text"]
 FOLDER = shipped("tasks") / "lm_eval"
 FILES = sorted(FOLDER.glob("*.yaml"))
 DOCUMENTS = 40
@@ -75,23 +75,23 @@ def load(task: str, metadata: dict[str, Any]) -> Any:
     return only_ours(metadata).load([task])["tasks"][task]
 
 
-def test_every_file_is_a_task_by_its_name_and_the_shared_one_is_none() -> None:
-    """lm-eval skips a broken file without a word, so all are counted."""
+def test_every_file_is_a_task_of_its_name_but_the_included_one() -> None:
+    """lm-eval skips a broken file silently, so all are counted."""
     manager = TaskManager()
     ours = {e.yaml_path.stem: n for n, e in manager.task_index.items() if e.yaml_path in FILES}
     assert ours == {file.stem: file.stem for file in FILES if not file.stem.startswith("_truthgate_")}
-    assert set(ours) == {"halueval", *JUDGED, *CHOSEN}
+    assert set(ours) == {"halueval", *YES_NO_TASKS, *CHOICE_TASKS}
     assert not [name for name in manager.all_tasks if "_truthgate" in name]
 
 
-def test_all_tasks_run_and_say_their_version(metadata: dict[str, str]) -> None:
+def test_all_tasks_run_and_report_their_version(metadata: dict[str, str]) -> None:
     everything = TaskManager(metadata=metadata)
     # lm-eval refuses a group together with its members.
-    asked = ["halueval", *(name for name in [*JUDGED, *CHOSEN] if name not in GROUP)]
-    run = evaluate(asked, metadata, manager=everything, limit=4)
-    assert {"halueval", *JUDGED, *CHOSEN} == run["results"].keys()
+    tasks = ["halueval", *(name for name in [*YES_NO_TASKS, *CHOICE_TASKS] if name not in GROUP)]
+    run = evaluate(tasks, metadata, manager=everything, limit=4)
+    assert {"halueval", *YES_NO_TASKS, *CHOICE_TASKS} == run["results"].keys()
     assert {float(run["versions"][name]) for name in run["results"]} == {1.0}  # a group's is a string
-    for name in JUDGED:
+    for name in YES_NO_TASKS:
         # The dummy model always answers "lol", which is neither yes nor no.
         assert run["results"][name]["unparsed,none"] == 1.0 and run["results"][name]["acc,none"] == 0.0
         assert run["results"][name]["acc_stderr,none"] == 0.0
@@ -100,45 +100,49 @@ def test_all_tasks_run_and_say_their_version(metadata: dict[str, str]) -> None:
     assert run["group_subtasks"]["halueval"] == GROUP
 
 
-def test_metrics_are_those_of_the_parsed_answers(
+def test_metrics_are_computed_from_the_parsed_answers(
     metadata: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval.models.dummy import DummyLM
 
-    said = ["Yes.", "No", " yes", "Yes and no", "", "No, it follows.", "maybe"]
+    answers = ["Yes.", "No", " yes", "Yes and no", "", "No, it follows.", "maybe"]
     monkeypatch.setattr(
-        DummyLM, "generate_until", lambda _, requests, **__: [said[i % 7] for i in range(len(requests))]
+        DummyLM, "generate_until", lambda _, requests, **__: [answers[i % 7] for i in range(len(requests))]
     )
     run = evaluate(["halueval_qa"], metadata)
     documents = halueval.documents("qa", halueval_path=metadata["halueval_path"])
-    pairs = [(doc["hallucinated"], judgement.parse_yes_no(said[i % 7])) for i, doc in enumerate(documents)]
+    predictions = [
+        (doc["hallucinated"], yes_no.parse_yes_no(answers[i % 7])) for i, doc in enumerate(documents)
+    ]
     found = run["results"]["halueval_qa"]
     for name in ("f1", "precision", "recall", "yes_ratio", "unparsed"):
-        assert found[f"{name},none"] == pytest.approx(getattr(judgement, name)(pairs)), name
-    assert found["acc,none"] == pytest.approx(judgement.accuracy(pairs))
-    kept = [sample["filtered_resps"][0] for sample in run["samples"]["halueval_qa"]]
-    assert kept == [parsed for _, parsed in pairs] and set(kept) == {"yes", "no", None}
+        assert found[f"{name},none"] == pytest.approx(getattr(yes_no, name)(predictions)), name
+    assert found["acc,none"] == pytest.approx(yes_no.accuracy(predictions))
+    parsed_answers = [sample["filtered_resps"][0] for sample in run["samples"]["halueval_qa"]]
+    assert parsed_answers == [parsed for _, parsed in predictions] and set(parsed_answers) == {
+        "yes",
+        "no",
+        None,
+    }
 
 
-@pytest.mark.parametrize("task", JUDGED)
-def test_a_prompt_shows_one_answer_and_ends_where_the_model_judges(
-    task: str, metadata: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("task", YES_NO_TASKS)
+def test_a_prompt_has_one_answer_and_ends_before_the_judgement(task: str, metadata: dict[str, str]) -> None:
     loaded = load(task, metadata)
     for doc in list(loaded.eval_docs)[:10]:
         text = loaded.doc_to_text(doc)
         assert text.endswith("Judgement:") and doc["answer"] in text and "{" not in text
-        # Nothing but the shown answer may tell which one it is.
-        shown = doc["choices"].index(next(c for c in doc["choices"] if c.strip() == doc["answer"]))
-        assert doc["choices"][1 - shown].strip() not in text.replace(doc["answer"], "").splitlines()
+        # The other answer must not be in the prompt.
+        index = doc["choices"].index(next(c for c in doc["choices"] if c.strip() == doc["answer"]))
+        assert doc["choices"][1 - index].strip() not in text.replace(doc["answer"], "").splitlines()
         assert loaded.doc_to_target(doc) == doc["hallucinated"].capitalize()
         assert ("knowledge" in doc and doc["knowledge"] in text) == (
             task not in ("halueval_qa_no_knowledge", "halueval_summarization")
         )
 
 
-@pytest.mark.parametrize("task", JUDGED[:-1])
-def test_an_answer_follows_its_prompt_after_one_space_and_stops_at_the_line(
+@pytest.mark.parametrize("task", YES_NO_TASKS[:-1])
+def test_an_answer_follows_its_prompt_after_one_space_and_ends_with_the_line(
     task: str, metadata: dict[str, str]
 ) -> None:
     run = evaluate([task], metadata, limit=1, num_fewshot=1)
@@ -147,22 +151,22 @@ def test_an_answer_follows_its_prompt_after_one_space_and_stops_at_the_line(
     assert settings["until"] == ["\n"] and settings["do_sample"] is False
 
 
-@pytest.mark.parametrize("task", [*JUDGED, *CHOSEN])
+@pytest.mark.parametrize("task", [*YES_NO_TASKS, *CHOICE_TASKS])
 @pytest.mark.parametrize("subset", ["all", "evaluation"])
-def test_no_document_is_its_own_example(task: str, subset: str, metadata: dict[str, str]) -> None:
+def test_no_document_is_its_own_few_shot_example(task: str, subset: str, metadata: dict[str, str]) -> None:
     loaded = load(task, {**metadata, "subset": subset})
     loaded.set_fewshot_seed(7)
     documents = list(loaded.eval_docs)
-    # As many examples as there are other documents: all of them, and not the document itself.
+    # As many examples as there are other documents must be all of them, without the document itself.
     for doc in documents[:5]:
         examples = loaded.sampler.sample(n=len(documents) - 1, eval_doc=doc)
         assert sorted(e["row"] for e in examples) == [d["row"] for d in documents if d["row"] != doc["row"]]
-    assert loaded.fewshot_cfg.split == loaded.config.test_split, "only then does lm-eval leave it out"
+    assert loaded.fewshot_cfg.split == loaded.config.test_split, "otherwise lm-eval does not leave it out"
     text = loaded.doc_to_text(documents[0])
     assert loaded.fewshot_context(documents[0], num_fewshot=6).count(text) == 1
 
 
-def test_probing_sequences_are_the_authors_plain_text(metadata: dict[str, str]) -> None:
+def test_probing_sequences_have_the_authors_format(metadata: dict[str, str]) -> None:
     task = load("probe_halueval_qa", metadata)
     doc = task.eval_docs[3]
     assert task.doc_to_text(doc) == "Context:\nBox 3 is red.\n\nQuestion: Which colour is box 3?\nAnswer:"
@@ -174,13 +178,13 @@ def test_probing_sequences_are_the_authors_plain_text(metadata: dict[str, str]) 
     assert text == "Context:\nThere are two in box 0.\n\nQuestion: Is it one?\nAnswer:"
 
 
-def test_choices_with_quotes_and_backslashes_survive_the_template(tmp_path: Path) -> None:
-    strange = ['it\'s "so"', "back\\slash \\n {{x}} [1]"]
+def test_choices_with_quotes_and_backslashes_pass_the_template_unchanged(tmp_path: Path) -> None:
+    choices = ['it\'s "so"', "back\\slash \\n {{x}} [1]"]
     write_lines(tmp_path / "qa_data.jsonl", [
-        {"knowledge": "k", "question": "q", "right_answer": strange[0], "hallucinated_answer": strange[1]}
+        {"knowledge": "k", "question": "q", "right_answer": choices[0], "hallucinated_answer": choices[1]}
     ])  # fmt: skip
     task = load("probe_halueval_qa", {"halueval_path": str(tmp_path)})
-    assert task.doc_to_choice(task.eval_docs[0]) == strange
+    assert task.doc_to_choice(task.eval_docs[0]) == choices
 
 
 def test_options_reach_the_data_through_metadata(metadata: dict[str, str]) -> None:
@@ -201,7 +205,7 @@ def test_options_reach_the_data_through_metadata(metadata: dict[str, str]) -> No
         ("halueval_qa", {"exclude_rows_of": "nobody"}, TruthGateError, "no scores 'nobody'"),
     ],
 )
-def test_what_is_missing_is_our_error_through_the_host(
+def test_missing_data_is_our_error_through_lm_eval(
     task: str, change: dict[str, Any], error: type[Exception], message: str, metadata: dict[str, str]
 ) -> None:
     with pytest.raises(error, match=message):
@@ -209,10 +213,13 @@ def test_what_is_missing_is_our_error_through_the_host(
 
 
 def test_every_function_a_file_names_exists() -> None:
+    module = "!function truthgate_eval.harness.lm_eval.tasks."
     for file in FILES:
-        for name in re.findall(r"!function truthgate_eval\.hosts\.lm_eval_tasks\.(\w+)", file.read_text()):
+        text = file.read_text()
+        names = re.findall(rf"{re.escape(module)}(\w+)", text)
+        assert len(names) == text.count("!function") and (names or file.stem == "halueval"), file.name
+        for name in names:
             assert callable(getattr(lm_eval_tasks, name)), (file.name, name)
-        assert file.read_text().count("!function") == file.read_text().count("!function truthgate_eval.")
 
 
 @pytest.mark.real

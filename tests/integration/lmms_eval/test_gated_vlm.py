@@ -1,4 +1,4 @@
-"""The gate on vision-language models: against a from-scratch computation, on every real class."""
+"""The gate on vision-language models against a computation by hand, on every supported class."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ScaledByHand(nn.Module):
 
 
 def language_layers(model: Any) -> Any:
-    """The language half's blocks, by their place in the class and not by `find_attention_layout`."""
+    """The language model's layers, by attribute names and not by `find_attention_layout`."""
     return model.model.language_model.layers
 
 
@@ -64,12 +64,15 @@ def gated_by_hand(model: Any, scores: str, lam: float, site: str) -> Any:
 
 def inputs_of(gated: GatedVLM) -> Any:
     prompts = [gated.vlm.prompt("Is there a dog?", 1), gated.vlm.prompt("Which one?", 2)]
-    pictures = [[factories_vlm.picture(0)], [factories_vlm.picture(1, (70, 30)), factories_vlm.picture(2)]]
-    return gated.vlm.encode(prompts, pictures)
+    images = [
+        [factories_vlm.random_image(0)],
+        [factories_vlm.random_image(1, (70, 30)), factories_vlm.random_image(2)],
+    ]
+    return gated.vlm.encode(prompts, images)
 
 
 def logits(model: Any, inputs: Any) -> torch.Tensor:
-    """At the real tokens; what stands at padding is nobody's."""
+    """Logits at all tokens but padding."""
     with torch.no_grad():
         return model(**inputs).logits[inputs["attention_mask"].bool()]
 
@@ -93,9 +96,7 @@ def test_gate_equals_the_computation_by_hand(
 
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
-def test_a_gate_of_strength_nought_is_the_plain_model_bit_for_bit(
-    name: str, vlm_checkpoint: Folder, scores: str
-) -> None:
+def test_lam_zero_equals_the_vanilla_model(name: str, vlm_checkpoint: Folder, scores: str) -> None:
     plain, gated = load(vlm_checkpoint(name)), load(vlm_checkpoint(name), scores=scores, lam=0)
     inputs = inputs_of(plain)
     assert torch.equal(logits(plain.vlm.model, inputs), logits(gated.vlm.model, inputs))
@@ -103,7 +104,9 @@ def test_a_gate_of_strength_nought_is_the_plain_model_bit_for_bit(
 
 @pytest.mark.parametrize("mode", ["live", "folded"])
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
-def test_the_vision_half_is_untouched(name: str, mode: str, vlm_checkpoint: Folder, scores: str) -> None:
+def test_the_gate_leaves_the_vision_tower_alone(
+    name: str, mode: str, vlm_checkpoint: Folder, scores: str
+) -> None:
     plain = load(vlm_checkpoint(name)).vlm.model
     gated = load(vlm_checkpoint(name), scores=scores, lam=0.7, mode=mode)
     model = gated.vlm.model
@@ -128,7 +131,7 @@ def features(model: Any, inputs: dict[str, Any]) -> list[torch.Tensor]:
 
 
 def base_of(child: Any, name: str) -> Any:
-    """The base language model whose weights the child's language half has."""
+    """A language model with the weights of the child's decoder: its base."""
     shape = child.config.get_text_config()
     kind = (hf.LlamaConfig, hf.LlamaForCausalLM) if name.startswith("llava") else (hf.Qwen2Config, hf.Qwen2ForCausalLM)  # fmt: skip
     sizes = (
@@ -150,7 +153,7 @@ def base_of(child: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
-def test_a_base_models_artifact_fits_its_child_and_does_the_same_to_text(
+def test_a_base_models_scores_gate_its_child_and_change_text_alike(
     name: str, vlm_checkpoint: Folder, scores: str
 ) -> None:
     child = load(vlm_checkpoint(name), scores=scores, lam=0.7, norm="centered")
@@ -169,7 +172,7 @@ def test_a_base_models_artifact_fits_its_child_and_does_the_same_to_text(
 
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
-def test_a_childs_activations_on_text_are_its_bases(name: str, site: str, vlm_checkpoint: Folder) -> None:
+def test_a_childs_activations_on_text_equal_its_bases(name: str, site: str, vlm_checkpoint: Folder) -> None:
     child = load(vlm_checkpoint(name)).vlm.model
     sequences = [[5, 6, 7, 8], [9, 10], [11, 12, 13, 14, 15, 16]]
     expected = capture(base_of(child, name), sequences, site=site)

@@ -1,4 +1,4 @@
-"""`gated_vlm` and its like as lmms-eval uses them."""
+"""`gated_vlm` and its relatives, called as lmms-eval calls them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lmms_eval.models import get_model, get_model_manifest
 
 from truthgate_eval.errors import GateError, ModelError, ScoresError, TruthGateError
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.lmms_eval import model as host
+from truthgate_eval.harness.lmms_eval import model as models
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
@@ -37,11 +37,11 @@ def test_models_are_found_by_their_names_with_their_defaults() -> None:
     for name, cls in MODELS.items():
         assert get_model_manifest(name).chat_class_path is None
         found = get_model(name)
-        assert found is getattr(host, cls)
+        assert found is getattr(models, cls)
         assert (found.model_id, found.is_simple) == (name, True)
-    assert host.GatedLlavaNext.default_pretrained == "llava-hf/llava-v1.6-vicuna-7b-hf"
-    assert host.GatedQwen25Omni.default_pretrained == "Qwen/Qwen2.5-Omni-7B"
-    assert host.GatedVLM.default_pretrained == SCENES_LLAVA
+    assert models.GatedLlavaNext.default_pretrained == "llava-hf/llava-v1.6-vicuna-7b-hf"
+    assert models.GatedQwen25Omni.default_pretrained == "Qwen/Qwen2.5-Omni-7B"
+    assert models.GatedVLM.default_pretrained == SCENES_LLAVA
 
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
@@ -53,9 +53,9 @@ def test_answers_come_in_order_and_batch_eight_equals_batch_one(
     together = kit.generate(model, docs)
     expected = []
     for doc in docs:
-        pictures = kit.open_pictures(doc)
-        prompt = model.vlm.prompt(doc["question"], len(pictures))
-        expected += model.vlm.generate([prompt], [pictures], max_new_tokens=8, do_sample=False)
+        images = kit.open_images(doc)
+        prompt = model.vlm.prompt(doc["question"], len(images))
+        expected += model.vlm.generate([prompt], [images], max_new_tokens=8, do_sample=False)
     assert together == expected
     assert kit.generate(load(vlm_checkpoint(name), batch_size=1), docs) == expected
     assert len(set(expected)) > 3
@@ -81,65 +81,69 @@ def test_a_gate_changes_the_answers(llava: GatedVLM, vlm_checkpoint: Folder, tmp
     assert kit.generate(gated, docs) == kit.generate(llava, docs)
 
 
-def test_the_likeliest_choice_has_the_smallest_number(llava: GatedVLM, tmp_path: Path) -> None:
+def test_loglikelihood_returns_losses_the_smallest_for_the_likeliest_choice(
+    llava: GatedVLM, tmp_path: Path
+) -> None:
     docs = kit.documents(tmp_path)
     llava.task_dict[kit.TASK] = {kit.SPLIT: docs}
     choices = [" yes", " no", "maybe"]
     requests = [
-        kit.instance("loglikelihood", n, doc["question"], choice, kit.open_pictures)
+        kit.instance("loglikelihood", n, doc["question"], choice, kit.open_images)
         for n, doc in enumerate(docs)
         for choice in choices
     ]
     found = llava.loglikelihood(requests)
     expected = []
     for doc in docs:
-        pictures = kit.open_pictures(doc)
-        prompt = llava.vlm.prompt(doc["question"], len(pictures))
-        expected += [llava.vlm.losses([prompt], [choice], [pictures])[0] for choice in choices]
+        images = kit.open_images(doc)
+        prompt = llava.vlm.prompt(doc["question"], len(images))
+        expected += [llava.vlm.losses([prompt], [choice], [images])[0] for choice in choices]
     assert np.allclose([loss for loss, _ in found], [loss for loss, _ in expected], atol=1e-5)
-    assert min(loss for loss, _ in found) > 0  # losses, which the host ranks by argmin
+    assert min(loss for loss, _ in found) > 0  # losses, which lmms-eval ranks by argmin
 
 
-def test_log_likelihoods_with_a_target_function_or_without_a_document(
+def test_loglikelihood_takes_a_target_function_and_a_request_without_document(
     llava: GatedVLM, tmp_path: Path
 ) -> None:
     docs = kit.documents(tmp_path, 1)
     llava.task_dict[kit.TASK] = {kit.SPLIT: docs}
-    asked = kit.instance(
-        "loglikelihood", 0, docs[0]["question"], lambda doc: f" {doc['answer']}", kit.open_pictures
+    about_document = kit.instance(
+        "loglikelihood", 0, docs[0]["question"], lambda doc: f" {doc['answer']}", kit.open_images
     )
     alone = Instance("loglikelihood", ("", "yes"), 0, {"task": kit.TASK, "doc_id": 0, "repeats": 1})
-    (loss, _), (other, _) = llava.loglikelihood([asked, alone])
+    (loss, _), (other, _) = llava.loglikelihood([about_document, alone])
     assert loss > 0 and other > 0 and loss != other
 
 
-def test_rounds_go_on_until_the_task_ends_them(llava: GatedVLM, tmp_path: Path) -> None:
+def test_multi_round_goes_on_until_the_task_ends_it(llava: GatedVLM, tmp_path: Path) -> None:
     docs = kit.documents(tmp_path, 2)
     llava.task_dict[kit.TASK] = {kit.SPLIT: docs}
-    seen = []
+    calls = []
 
-    def ask(doc: Any, previous_output: Any, round_idx: int, previous_round_info: Any) -> Any:
-        seen.append((round_idx, list(previous_output), previous_round_info))
+    def next_round(doc: Any, previous_output: Any, round_idx: int, previous_round_info: Any) -> Any:
+        calls.append((round_idx, list(previous_output), previous_round_info))
         if round_idx == 2:
             return None, None, True, [*previous_output, "the end"], None
-        return [factories_vlm.picture(9)], "and now?", False, previous_output, {"round": round_idx}
+        return [factories_vlm.random_image(9)], "and now?", False, previous_output, {"round": round_idx}
 
     requests = [
-        kit.instance("generate_until_multi_round", n, doc["question"], kit.SETTINGS, kit.open_pictures, ask)
+        kit.instance(
+            "generate_until_multi_round", n, doc["question"], kit.SETTINGS, kit.open_images, next_round
+        )
         for n, doc in enumerate(docs)
     ]
     first, second = llava.generate_until_multi_round(requests)
     assert [first[0], second[0]] == kit.generate(llava, docs)
-    assert first[1] == kit.generate(llava, [{"question": "and now?", "visual": lambda _: [factories_vlm.picture(9)]}])[0]  # fmt: skip
+    assert first[1] == kit.generate(llava, [{"question": "and now?", "visual": lambda _: [factories_vlm.random_image(9)]}])[0]  # fmt: skip
     assert first[2] == second[2] == "the end"
-    assert seen[1] == (2, first[:2], {"round": 1})
+    assert calls[1] == (2, first[:2], {"round": 1})
 
 
-def test_arguments_are_read_from_text_and_win_over_flags(vlm_checkpoint: Folder) -> None:
+def test_model_args_are_parsed_and_win_over_flags(vlm_checkpoint: Folder) -> None:
     text = f"pretrained={vlm_checkpoint('llava')},scores=none,batch_size=3,peft=None,dtype=float32,device=cpu"
-    model = host.GatedLlava.create_from_arg_string(text, {"batch_size": "1", "max_batch_size": None})
+    model = models.GatedLlava.create_from_arg_string(text, {"batch_size": "1", "max_batch_size": None})
     assert (model.batch_size, model.options.dtype, model.options.peft) == (3, "float32", None)
-    same = host.GatedLlava.create_from_arg_string({"pretrained": vlm_checkpoint("llava"), "scores": "none"})
+    same = models.GatedLlava.create_from_arg_string({"pretrained": vlm_checkpoint("llava"), "scores": "none"})
     assert same.batch_size == 1
 
 

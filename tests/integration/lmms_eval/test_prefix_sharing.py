@@ -1,4 +1,4 @@
-"""`gated_vlm` on shared pictures: answers as the plain path gives them, and that path where they could differ."""
+"""`gated_vlm` with shared images: the answers of the model's own path, which is taken where they could differ."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from helpers import tiny_vision_models as factories_vlm
 from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
+from truthgate_eval.vision import self_check
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImageQuestionEngine
-from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 Folder = Callable[[str], str]
 
@@ -28,8 +28,8 @@ def load(folder: str, **arguments: Any) -> GatedVLM:
 
 
 @pytest.fixture
-def plain_path(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many questions the plain path was asked, call by call."""
+def own_path(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions the model's own path answered, call by call."""
     calls: list[int] = []
     for name in ("generate", "losses"):
         method = getattr(VisionLanguageModel, name)
@@ -43,21 +43,21 @@ def plain_path(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def polls(folder: Path) -> list[dict[str, Any]]:
-    """Six questions about each of three pictures."""
+    """Six questions about each of three images."""
     docs = []
     for n in range(3):
         path = folder / f"{n}.png"
-        factories_vlm.picture(n, (40 + 20 * n, 60)).save(path)
+        factories_vlm.random_image(n, (40 + 20 * n, 60)).save(path)
         for thing in ("dog", "cat", "small cup", "car", "very old tree", "man"):
             docs.append({"question": f"Is there a {thing} in it?", "pictures": [str(path)], "answer": 0})
     return docs
 
 
-def rate(model: GatedVLM, docs: list[dict[str, Any]]) -> list[tuple[float, bool]]:
+def score(model: GatedVLM, docs: list[dict[str, Any]]) -> list[tuple[float, bool]]:
     model.task_dict[kit.TASK] = {kit.SPLIT: docs}
     return model.loglikelihood(
         [
-            kit.instance("loglikelihood", n, doc["question"], choice, kit.open_pictures)
+            kit.instance("loglikelihood", n, doc["question"], choice, kit.open_images)
             for n, doc in enumerate(docs)
             for choice in (" yes", " no")
         ]
@@ -72,24 +72,24 @@ def scores(tmp_path: Path) -> str:
 
 @pytest.mark.parametrize("name", factories_vlm.NAMES)
 @pytest.mark.parametrize("mode", ["live", "folded"])
-def test_gated_answers_and_losses_are_those_of_the_plain_path(
-    name: str, mode: str, vlm_checkpoint: Folder, scores: str, tmp_path: Path, plain_path: list[int]
+def test_gated_answers_and_losses_are_those_of_the_own_path(
+    name: str, mode: str, vlm_checkpoint: Folder, scores: str, tmp_path: Path, own_path: list[int]
 ) -> None:
     docs = polls(tmp_path)
     # The strength at which this random model's texts still differ.
     gate = {"scores": scores, "lam": 2.0 if name == "qwen2_5_omni" else 0.7, "mode": mode}
     ours = load(vlm_checkpoint(name), **gate, batch_size="auto")
-    texts, losses = kit.generate(ours, docs), rate(ours, docs)
-    assert plain_path == []
+    texts, losses = kit.genescore(ours, docs), score(ours, docs)
+    assert own_path == []
     theirs = load(vlm_checkpoint(name), **gate, engine="off")
-    assert texts == kit.generate(theirs, docs) != kit.generate(load(vlm_checkpoint(name)), docs)
-    for mine, plain in zip(losses, rate(theirs, docs), strict=True):
+    assert texts == kit.genescore(theirs, docs) != kit.genescore(load(vlm_checkpoint(name)), docs)
+    for mine, plain in zip(losses, score(theirs, docs), strict=True):
         assert mine == (pytest.approx(plain[0], abs=1e-4), plain[1])
-    assert sum(plain_path) == len(docs) + len(losses) and len(set(texts)) > 3
+    assert sum(own_path) == len(docs) + len(losses) and len(set(texts)) > 3
 
 
-def test_an_adapter_runs_on_the_shared_pass(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int], scores: str
+def test_a_model_with_an_adapter_shares_prefixes(
+    vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int], scores: str
 ) -> None:
     from peft import LoraConfig, get_peft_model
 
@@ -101,24 +101,24 @@ def test_an_adapter_runs_on_the_shared_pass(
     adapted.save_pretrained(tmp_path / "adapter")
     docs, options = polls(tmp_path), {"peft": str(tmp_path / "adapter"), "scores": scores, "lam": 1.0}
     ours = load(vlm_checkpoint("llava"), **options)
-    texts, losses = kit.generate(ours, docs), rate(ours, docs)
-    assert plain_path == []
+    texts, losses = kit.genescore(ours, docs), score(ours, docs)
+    assert own_path == []
     theirs = load(vlm_checkpoint("llava"), **options, engine="off")
-    assert texts == kit.generate(theirs, docs)
-    assert np.allclose([x for x, _ in losses], [x for x, _ in rate(theirs, docs)], atol=1e-4)
-    assert texts != kit.generate(load(vlm_checkpoint("llava"), scores=scores, lam=1.0), docs)
+    assert texts == kit.genescore(theirs, docs)
+    assert np.allclose([x for x, _ in losses], [x for x, _ in score(theirs, docs)], atol=1e-4)
+    assert texts != kit.genescore(load(vlm_checkpoint("llava"), scores=scores, lam=1.0), docs)
 
 
-def test_half_precision_shares_and_is_as_near_as_the_plain_path(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int]
+def test_half_precision_shares_and_is_as_exact_as_the_own_path(
+    vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int]
 ) -> None:
     docs = polls(tmp_path)
     ours = load(vlm_checkpoint("qwen2_5_vl"), dtype="bfloat16", batch_size=4)
-    texts, found = kit.generate(ours, docs), np.array([x for x, _ in rate(ours, docs)])
-    assert plain_path == [] and len(texts) == len(docs)
+    texts, found = kit.genescore(ours, docs), np.array([x for x, _ in score(ours, docs)])
+    assert own_path == [] and len(texts) == len(docs)
     plain = load(vlm_checkpoint("qwen2_5_vl"), dtype="bfloat16", engine="off")
-    exact = np.array([x for x, _ in rate(load(vlm_checkpoint("qwen2_5_vl"), engine="off"), docs)])
-    error, theirs = abs(found - exact).max(), abs(np.array([x for x, _ in rate(plain, docs)]) - exact).max()
+    exact = np.array([x for x, _ in score(load(vlm_checkpoint("qwen2_5_vl"), engine="off"), docs)])
+    error, theirs = abs(found - exact).max(), abs(np.array([x for x, _ in score(plain, docs)]) - exact).max()
     assert 0 < error < 2 * theirs
 
 
@@ -132,38 +132,36 @@ def test_half_precision_shares_and_is_as_near_as_the_plain_path(
         {"min_new_tokens": 3},
     ],
 )
-def test_what_is_not_plain_greedy_takes_the_plain_path_and_one_line_says_so(
-    settings: dict[str, Any], vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int],
+def test_what_is_not_plain_greedy_takes_the_own_path_and_one_line_says_so(
+    settings: dict[str, Any], vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     model = load(vlm_checkpoint("llava"), batch_size=4)
     docs = polls(tmp_path)[:4]
     with caplog.at_level(logging.WARNING, "truthgate_eval"):
         kit.generate(model, docs, {**kit.SETTINGS, **settings})
-    assert plain_path == [4]
-    assert [r.message for r in caplog.records if "plain path" in r.message] == [
-        "4 of 4 requests take the model's plain path: they ask for more than greedy decoding, "
+    assert own_path == [4]
+    assert [r.message for r in caplog.records if "own path" in r.message] == [
+        "4 of 4 requests take the model's own path: they ask for more than greedy decoding, "
         "or share nothing that can be computed once"
     ]
     kit.generate(model, docs, {**kit.SETTINGS, "num_beams": 1, "repetition_penalty": 1.0})
-    assert plain_path == [4]
+    assert own_path == [4]
 
 
 def test_a_checkpoints_own_penalty_is_honoured(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int]
+    vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int]
 ) -> None:
     model = load(vlm_checkpoint("llava"))
     model.vlm.model.generation_config.repetition_penalty = 1.3
     kit.generate(model, polls(tmp_path)[:2])
-    assert plain_path == [1, 1]
+    assert own_path == [1, 1]
 
 
-def test_the_engine_can_be_switched_off(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int]
-) -> None:
+def test_the_engine_can_be_switched_off(vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int]) -> None:
     model = load(vlm_checkpoint("llava"), engine="off", batch_size="auto")
     kit.generate(model, polls(tmp_path)[:4])
-    assert plain_path == [4] and model.shared is None
+    assert own_path == [4] and model.question_engine is None
 
 
 def without_positions(model: Any) -> None:
@@ -173,8 +171,8 @@ def without_positions(model: Any) -> None:
     model.model.language_model.register_forward_pre_hook(drop, with_kwargs=True)
 
 
-def looking_both_ways(model: Any) -> None:
-    """As Gemma's do: a picture's tokens see those behind them, which a mask of ours forbids."""
+def bidirectional(model: Any) -> None:
+    """As in Gemma 3, an image's tokens attend to those after them, which our mask does not allow."""
 
     def blend(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         embedded = kwargs["inputs_embeds"]
@@ -183,63 +181,63 @@ def looking_both_ways(model: Any) -> None:
     model.model.language_model.register_forward_pre_hook(blend, with_kwargs=True)
 
 
-@pytest.mark.parametrize("break_", [without_positions, looking_both_ways])
+@pytest.mark.parametrize("break_", [without_positions, bidirectional])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_a_model_that_cannot_share_is_found_and_takes_the_plain_path(
-    name: str, break_: Any, vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int],
+def test_a_model_that_cannot_share_is_found_and_takes_its_own_path(
+    name: str, break_: Any, vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int],
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     model = load(vlm_checkpoint(name), batch_size=8)
     break_(model.vlm.model)
     with caplog.at_level(logging.WARNING, "truthgate_eval"):
         kit.generate(model, polls(tmp_path)[:4])
-    assert plain_path == [4] and model.shared is None
+    assert own_path == [4] and model.question_engine is None
     assert sum("shares no prefixes" in record.message for record in caplog.records) == 1
 
 
-def test_several_pictures_take_the_plain_path_where_the_model_mixes_them(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int], monkeypatch: pytest.MonkeyPatch
+def test_several_images_take_the_own_path_where_the_model_mixes_them(
+    vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SharedPrefixVLM, "_several", lambda _: "they differ")
+    monkeypatch.setattr(self_check, "find_multi_image_mismatch", lambda _: "they differ")
     docs = kit.documents(tmp_path)
-    texts = kit.generate(load(vlm_checkpoint("llava")), docs)
-    assert plain_path == [1] * sum(len(doc["pictures"]) == 2 for doc in docs)
-    assert texts == kit.generate(load(vlm_checkpoint("llava"), engine="off"), docs)
+    texts = kit.genescore(load(vlm_checkpoint("llava")), docs)
+    assert own_path == [1] * sum(len(doc["pictures"]) == 2 for doc in docs)
+    assert texts == kit.genescore(load(vlm_checkpoint("llava"), engine="off"), docs)
 
 
-def test_where_the_shared_pass_fails_the_plain_path_answers_or_names_the_document(
-    vlm_checkpoint: Folder, tmp_path: Path, plain_path: list[int], monkeypatch: pytest.MonkeyPatch
+def test_where_sharing_fails_the_own_path_answers_or_names_the_document(
+    vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, docs = load(vlm_checkpoint("llava")), polls(tmp_path)[:3]
-    expected = kit.generate(model, docs)
+    expected = kit.genescore(model, docs)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("something inside\nwith details")
 
     monkeypatch.setattr(ImageQuestionEngine, "generate", fail)
-    assert kit.generate(model, docs) == expected and plain_path == [1, 1, 1]
+    assert kit.genescore(model, docs) == expected and own_path == [1, 1, 1]
     monkeypatch.setitem(model.vlm.__dict__, "encode", fail)
     with pytest.raises(ModelError, match=r"document \d failed: RuntimeError: something inside"):
-        kit.generate(model, docs)
+        kit.genescore(model, docs)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_the_vision_tower_runs_once_for_each_picture_of_a_sweep(
+def test_the_vision_tower_runs_once_for_each_image_of_a_sweep(
     name: str, vlm_checkpoint: Folder, tmp_path: Path, scores: str
 ) -> None:
-    """One loaded model, gate after gate, two tasks' questions: the pictures stay what they were."""
+    """One loaded model, gate after gate, the questions of two tasks: features of images stay valid."""
     from truthgate_eval.gating.gate_config import GateConfig
 
     model, docs = load(vlm_checkpoint(name), batch_size=2), polls(tmp_path)
-    assert model.shared is not None  # which tries itself on pictures of its own
+    assert model.question_engine is not None  # the self check encodes images of its own
     runs: list[Any] = []
     tower = next(m for n, m in model.vlm.model.named_modules() if n.endswith((".vision_tower", ".visual")))
     tower.register_forward_hook(lambda *_: runs.append(1))
     answers = []
     for lam in (0.5, 3.0, 0.5):
         handle = GateConfig.parse(scores, lam=lam, norm="minmax").apply(model.vlm.model, "m")
-        answers.append((kit.generate(model, docs), rate(model, docs)))
+        answers.append((kit.genescore(model, docs), score(model, docs)))
         assert handle is not None
         handle.remove()
-    assert len(runs) == 2  # three pictures in batches of two
+    assert len(runs) == 2  # three images in batches of two
     assert answers[0] == answers[2] != answers[1]

@@ -1,4 +1,4 @@
-"""The child goes through what LLaVA-1.5 goes through: `gated_llava` on its folder, probed, gated, compared, swept."""
+"""The packaged scenes_llava as a stand-in for LLaVA-1.5: `gated_llava` probed, gated, compared and swept."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model() -> str:
 
 @pytest.fixture(scope="module")
 def own(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its truth scores, from pictures."""
+    """Its truth scores, probed with images."""
     folder = tmp_path_factory.mktemp("chain")
     done = truthgate(
         "probe", "--model", "gated_llava", "--model_args", model, "--tasks", "probe_scenes", "--limit", "24",
@@ -51,10 +51,10 @@ def answers(folder: Path, name: str, *arguments: str) -> tuple[Path, dict[Any, A
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     [task] = read_run(folder / name).tasks.values()
-    return folder / name, {key: record.answer for key, record in task.samples.items()}
+    return folder / name, {key: sample.answer for key, sample in task.samples.items()}
 
 
-def test_its_scores_are_its_own_and_as_many_as_its_bases(own: Path) -> None:
+def test_its_scores_have_the_shape_of_its_bases(own: Path) -> None:
     scores = TruthScores.load(own)
     assert scores.scores.shape == TruthScores.resolve(BASE).scores.shape
     assert scores.metadata["architecture"] == "LlavaForConditionalGeneration"
@@ -69,9 +69,11 @@ def test_live_and_folded_gates_answer_alike_and_compare_reads_them(own: Path, mo
         "live": answers(own.parent, "live", model, *gate),
         "folded": answers(own.parent, "folded", model, *gate, "mode=folded"),
     }
-    said = {name: found for name, (_, found) in runs.items()}
-    assert len(said["vanilla"]) == 12 and set(said["vanilla"].values()) == {"Yes", "No"}
-    yes = {name: {key: text.startswith("Yes") for key, text in found.items()} for name, found in said.items()}
+    texts = {name: found for name, (_, found) in runs.items()}
+    assert len(texts["vanilla"]) == 12 and set(texts["vanilla"].values()) == {"Yes", "No"}
+    yes = {
+        name: {key: text.startswith("Yes") for key, text in found.items()} for name, found in texts.items()
+    }
     assert yes["live"] == yes["folded"]
     done = truthgate("compare", *(str(folder) for folder, _ in runs.values()))
     assert done.returncode == 0 and "scenes_random" in done.stdout, done.stderr
@@ -90,4 +92,4 @@ def test_a_sweep_chooses_a_gate_for_it(own: Path, model: str) -> None:
     assert done.returncode == 0, done.stderr
     recommended = TruthScores.load(own).metadata["recommended"]
     values = {point["lam"]: point["value"] for point in recommended["points"]}
-    assert values[0] > 0.9 > values[-6.0]  # a gate that turns heads round is no child's
+    assert values[0] > 0.9 > values[-6.0]  # a gate that reverses heads breaks the model

@@ -1,3 +1,5 @@
+"""Our tasks in lmms-eval: found by name, loaded from prepared data, parsed and measured."""
+
 from __future__ import annotations
 
 import json
@@ -10,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from truthgate_eval.data.store import COMMANDS, write_dataset
+from truthgate_eval.data.store import PREPARE_COMMANDS, write_dataset
 from truthgate_eval.errors import DataError, TaskError
-from truthgate_eval.harness import command_line as lmms_eval_errors
+from truthgate_eval.harness import command_line as harness_command_line
 from truthgate_eval.harness.lmms_eval import tasks as lmms_eval_tasks
 from truthgate_eval.harness.lmms_eval.tasks import on_load, score_answer
 from truthgate_eval.inference.deduplication import answer_distinct, request_key
@@ -35,12 +37,12 @@ def manager() -> Any:
     return TaskManager(include_path=str(FOLDER))
 
 
-def questions(folder: Path, picture: str, number: int = 6) -> list[dict[str, Any]]:
-    path = folder / picture
+def questions(folder: Path, image: str, number: int = 6) -> list[dict[str, Any]]:
+    path = folder / image
     Image.new("RGB", (6, 4)).save(path)
     return [
         {
-            "question_id": n + 1, "image": picture, "question": f"Is there a thing {n // 2} in the image?",
+            "question_id": n + 1, "image": image, "question": f"Is there a thing {n // 2} in the image?",
             "answer": "no" if n % 2 else "yes", "image_path": str(path),
         }
         for n in range(number)
@@ -72,7 +74,7 @@ def load(manager: Any, *names: str) -> dict[str, Any]:
     return leaves(get_task_dict(list(names), manager))
 
 
-def test_all_files_are_indexed_and_the_hosts_own_pope_stays_its_own(manager: Any) -> None:
+def test_all_files_are_indexed_and_do_not_replace_lmms_evals_pope(manager: Any) -> None:
     assert POPE | POLL <= set(manager.all_subtasks)
     assert GROUPS <= set(manager.all_groups)
     for name in ("pope", "pope_adv", "pope_pop", "pope_random", "pope_full"):
@@ -94,7 +96,7 @@ def test_every_task_loads_from_the_data_folder(manager: Any, data: Path) -> None
         assert task.config.metadata == {"version": 1.0, "parser": "official"}
 
 
-def test_a_data_set_that_is_prepared_again_is_read_again(manager: Any, data: Path) -> None:
+def test_a_data_set_that_is_prepared_again_is_loaded_again(manager: Any, data: Path) -> None:
     assert len(load(manager, "poll_random")["poll_random"].test_docs()) == 6
     rows = questions(data.parent, "two.png", number=4)
     write_dataset(data / "poll", dict.fromkeys(SPLITS, rows), source={})
@@ -102,7 +104,7 @@ def test_a_data_set_that_is_prepared_again_is_read_again(manager: Any, data: Pat
     assert [doc["image"] for doc in docs] == ["two.png"] * 4
 
 
-def test_without_data_only_the_tasks_that_need_it_fail_and_say_what_to_do(
+def test_without_data_only_the_tasks_that_need_it_fail_with_the_command_to_run(
     manager: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
@@ -119,24 +121,24 @@ def test_the_parser_comes_from_the_environment(
     monkeypatch.setenv(lmms_eval_tasks.PARSER_VARIABLE, "strict")
     task = load(manager, "poll_random")["poll_random"]
     assert task.config.metadata["parser"] == "strict"
-    judged = task.process_results(task.test_docs()[0], ["Yes."])
-    assert judged["acc"]["parsed"] is None
+    scores = task.process_results(task.test_docs()[0], ["Yes."])
+    assert scores["acc"]["parsed"] is None
     monkeypatch.setenv(lmms_eval_tasks.PARSER_VARIABLE, "lenient")
     with pytest.raises(TaskError, match=r"TRUTHGATE_POPE_PARSER: unknown POPE parser 'lenient'"):
         load(manager, "poll_random")
 
 
-def test_the_parsed_answer_is_kept_beside_the_right_one() -> None:
+def test_a_score_has_the_parsed_answer_and_the_gold_answer() -> None:
     doc = {"question_id": 3, "image": "a.jpg", "answer": "no"}
-    parts = score_answer(doc, ["not sure"])
-    assert set(parts) == set(METRICS)
+    entries = score_answer(doc, ["not sure"])
+    assert set(entries) == set(METRICS)
     expected = {"score": 1.0, "parsed": "no", "gold": "no", "image": "a.jpg", "question_id": 3}
-    assert parts["acc"] == expected
-    assert parts["unparsed"] == 1.0
+    assert entries["acc"] == expected
+    assert entries["unparsed"] == 1.0
 
 
 class Recorder:
-    """Builds a model that gives the same six answers again and again, asked once where it can be."""
+    """Builds a model that gives six fixed answers, and records how many distinct requests it gets."""
 
     def __init__(self) -> None:
         from lmms_eval.api.model import lmms
@@ -168,11 +170,11 @@ class Recorder:
 
 
 @pytest.mark.slow
-def test_an_evaluation_counts_as_from_scratch_and_asks_no_question_twice(manager: Any, data: Path) -> None:
+def test_metrics_equal_those_computed_directly_and_no_request_is_sent_twice(manager: Any, data: Path) -> None:
     from lmms_eval.evaluator import simple_evaluate
 
     recorder = Recorder()
-    # Distinct questions, so that a question's answer does not depend on which split asks it.
+    # Distinct questions, so that the answer to a question is the same in every split.
     rows = [
         {**row, "question": f"Is there a thing {n}?"} for n, row in enumerate(questions(data.parent, "a.png"))
     ]
@@ -182,9 +184,9 @@ def test_an_evaluation_counts_as_from_scratch_and_asks_no_question_twice(manager
         model=recorder.model, tasks=["pope_coco"], task_manager=manager, bootstrap_iters=0
     )
     assert recorder.calls == [6]  # 15 requests in one call
-    said = list(zip(ANSWERS, [row["answer"] for row in rows], strict=True))
-    split = pope_metrics(parse_answer(*pair) for pair in said)
-    short = pope_metrics(parse_answer(*pair) for pair in said[:3])
+    answers_and_golds = list(zip(ANSWERS, [row["answer"] for row in rows], strict=True))
+    split = pope_metrics(parse_answer(*pair) for pair in answers_and_golds)
+    short = pope_metrics(parse_answer(*pair) for pair in answers_and_golds[:3])
     for metric in METRICS:
         found = {
             name: results["results"][name][f"{metric},none"] for name in ("pope_coco", *sorted(POPE)[3:6])
@@ -198,7 +200,7 @@ def test_an_evaluation_counts_as_from_scratch_and_asks_no_question_twice(manager
 
 
 @pytest.mark.slow
-def test_nested_groups_average_over_the_nine_splits(manager: Any, data: Path) -> None:
+def test_a_group_of_groups_is_the_mean_over_the_nine_splits(manager: Any, data: Path) -> None:
     from lmms_eval.evaluator import simple_evaluate
 
     results = simple_evaluate(
@@ -219,7 +221,7 @@ def command_line(*arguments: str, **environment: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-def test_the_command_line_says_in_one_line_what_to_prepare_and_fails(tmp_path: Path) -> None:
+def test_the_command_line_fails_with_one_line_that_has_the_command_to_run(tmp_path: Path) -> None:
     done = command_line("--tasks", "pope_coco_random", TRUTHGATE_DATA=str(tmp_path))
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: the data set pope/coco_random is not prepared")
@@ -249,20 +251,18 @@ def test_the_command_line_writes_results_and_parsed_answers(data: Path, tmp_path
         ("", False),
     ],
 )
-def test_only_the_hosts_own_program_is_ended(
+def test_only_lmms_evals_own_program_is_ended(
     program: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", [program])
-    assert lmms_eval_errors.is_command_line() is expected
+    assert harness_command_line.is_command_line() is expected
     with pytest.raises(SystemExit if expected else DataError, match="nothing there"):
-        lmms_eval_errors.exit_with_error(DataError("nothing there"))
+        harness_command_line.exit_with_error(DataError("nothing there"))
 
 
-def test_every_prepared_set_has_a_name_for_task_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_task_files_can_name_every_prepared_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
-    for folder in COMMANDS:
+    for folder in PREPARE_COMMANDS:
         write_dataset(tmp_path / folder, {"some_file": [{"x": 1}]}, source={})
         path = str(tmp_path / folder / "some_file.parquet")
         assert on_load(f"data_{folder}_some_file") == {"data_files": {"test": path}}

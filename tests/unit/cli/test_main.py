@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 from helpers.command_line import probe, truthgate
 
+from truthgate_eval.errors import TruthGateError
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness import registration
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,12 @@ def test_a_sweep_notes_its_choice_and_leaves_the_scores_alone(
             ("--tasks", "probe_halueval_qa", "--output", "a.npz", "--model", "hff"),
             "lm-eval has no model 'hff'",
         ),
+        (
+            ("--tasks", "probe_halueval_qa", "--output", "a.npz", "--model", "hff", "--limit", "-3"),
+            "--limit=-3: expected a number of documents, 1 or more",  # and not that there is no such model
+        ),
+        (("--tasks", "probe_halueval_qa", "--output", "a.npz", "--score", "f1"), "unknown score 'f1'"),
+        (("--tasks", "probe_halueval_qa", "--output", "a.npz", "--split", "token"), "unknown split 'token'"),
         (("--tasks", "probe_phd_text", "--output", "a.npz"), "PhD's data.json is not at"),
     ],
 )
@@ -144,10 +153,10 @@ def test_an_interrupted_probe_leaves_no_artifact(
         "--tasks", "probe_halueval_qa", "--device", "cpu", "--output", "a.npz",
         "--metadata", json.dumps({"halueval_path": halueval_folder}),
     ]  # fmt: skip
-    # A test run in the background is started deaf to Ctrl-C, and so would be its children.
-    hears = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A shell starts background jobs with Ctrl-C ignored, and child processes inherit that.
+    default_sigint = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, preexec_fn=hears)
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=pipe, stdout=pipe, preexec_fn=default_sigint)
     time.sleep(3)  # the imports alone take longer
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
@@ -155,10 +164,65 @@ def test_an_interrupted_probe_leaves_no_artifact(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_doctor_reports_and_knows_what_is_missing() -> None:
+def test_doctor_reports_versions_registrations_and_folders() -> None:
     done = truthgate("doctor")
-    for word in ("transformers", "startup shim", "armed", "gated_hf", "halueval_qa", "data folder"):
+    for word in ("transformers", "startup file", "loaded", "gated_hf", "halueval_qa", "data folder"):
         assert word in done.stdout
+
+
+def test_doctor_names_what_is_missing_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> str:
+        raise RuntimeError  # an empty message
+
+    monkeypatch.setattr(registration, "lm_eval_tasks", broken)
+    monkeypatch.setattr(registration, "startup_file_ran", lambda: False)
+    done = truthgate("doctor")
+    assert done.returncode == 1
+    lines = {" ".join(line.split()) for line in done.stdout.splitlines()}
+    assert "missing lm_eval tasks RuntimeError: RuntimeError" in lines
+    assert "missing startup file not loaded: install the package again" in lines
+
+
+def test_an_error_with_an_empty_message_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise TruthGateError
+
+    monkeypatch.setattr(TruthScores, "resolve", fail)
+    done = truthgate("show", "a.npz")
+    assert (done.returncode, done.stderr) == (1, "error: TruthGateError\n")
+
+
+def test_a_probe_prints_its_own_bars_and_lines_and_verbose_the_rest(
+    checkpoint: str, halueval_folder: str, tmp_path: Path
+) -> None:
+    options = (
+        "probe", "--model_args", f"pretrained={checkpoint}", "--tasks", "probe_halueval_qa", "--device", "cpu",
+        "--metadata", json.dumps({"halueval_path": halueval_folder}), "--limit", "10", "--output", "a.npz",
+    )  # fmt: skip
+    done = truthgate(*options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[0] for line in done.stderr.splitlines() if line.strip()]
+    assert set(lines) == {"activations", "probes"}, done.stderr
+    loud = truthgate("--verbose", *options, cwd=tmp_path)
+    assert loud.returncode == 0
+    assert "WARNING: probe_halueval_qa: Custom kwargs can be passed" in loud.stderr
+    assert "Loading weights" in loud.stderr
+
+
+def test_a_commands_own_warnings_are_printed_and_logging_is_restored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resolve(name: str) -> TruthScores:
+        logging.getLogger("truthgate_eval.gating").warning("look out")
+        logging.getLogger("truthgate_eval.gating").info("a detail")
+        raise TruthGateError("stop")
+
+    monkeypatch.setattr(TruthScores, "resolve", resolve)
+    root = logging.getLogger()
+    before = (root.level, list(root.handlers))
+    assert truthgate("show", "a").stderr == "WARNING: look out\nerror: stop\n"
+    assert truthgate("-v", "show", "a").stderr == "WARNING: look out\nINFO: a detail\nerror: stop\n"
+    assert (root.level, list(root.handlers)) == before
 
 
 @pytest.mark.slow

@@ -1,3 +1,5 @@
+"""Minimal pairs: the filter, the rewriters, and the journal of an interrupted run."""
+
 from __future__ import annotations
 
 import json
@@ -42,7 +44,7 @@ from truthgate_eval.errors import DataError, ModelError
         ("The cat is black.", "The cat is white!", "ending"),
     ],
 )
-def test_pairs_are_kept_only_if_their_last_words_alone_differ(
+def test_a_pair_is_kept_only_if_nothing_but_its_last_words_differs(
     chosen: str, rejected: str, verdict: str
 ) -> None:
     assert check_pair(chosen, rejected) == verdict
@@ -56,29 +58,29 @@ def test_the_number_of_last_words_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("rejected", "expected"), [("A dog", "A dog."), ("A dog!", "A dog."), ("A dog. ", "A dog.")]
 )
-def test_the_ending_is_that_of_the_chosen_answer(rejected: str, expected: str) -> None:
+def test_the_rejected_answer_gets_the_ending_of_the_chosen_one(rejected: str, expected: str) -> None:
     assert align_ending(rejected, "A cat.") == expected
 
 
-def test_a_run_that_broke_off_goes_on_from_its_journal(tmp_path: Path) -> None:
+def test_an_interrupted_run_continues_from_its_journal(tmp_path: Path) -> None:
     pairs = [AnswerPair(n, f"What is {n}?", f"It is {n}.", "No idea!") for n in range(4)]
-    asked: list[int] = []
+    rewritten_rows: list[int] = []
 
     def rewriter(pair: AnswerPair) -> str:
-        if len(asked) == 2:
-            raise ModelError("gone")
-        asked.append(pair.row)
+        if len(rewritten_rows) == 2:
+            raise ModelError("connection lost")
+        rewritten_rows.append(pair.row)
         return "It is blue"
 
     with pytest.raises(ModelError):
         rewrite_pairs(pairs, rewriter, journal=tmp_path / "journal.jsonl")
-    asked.clear()
+    rewritten_rows.clear()
     rewritten = rewrite_pairs(pairs, rewriter, journal=tmp_path / "journal.jsonl")
-    assert asked == [2, 3]
+    assert rewritten_rows == [2, 3]
     assert [pair.rejected for pair in rewritten] == ["It is blue."] * 4
 
 
-def test_an_answer_in_the_journal_is_not_used_for_another_question(tmp_path: Path) -> None:
+def test_a_journal_entry_is_not_used_for_another_question(tmp_path: Path) -> None:
     journal = tmp_path / "journal.jsonl"
     rewrite_pairs([AnswerPair(0, "What?", "A cat.", "A dog.")], lambda _: "A cow", journal=journal)
     other = rewrite_pairs([AnswerPair(0, "Who?", "A cat.", "A dog.")], lambda _: "A hen", journal=journal)
@@ -93,7 +95,7 @@ def source(folder: Path, pairs: list[tuple[str, str]]) -> Path:
     return folder / "rlhf_v" / "qa.parquet"
 
 
-def test_the_filter_alone_reports_what_it_dropped_and_why(tmp_path: Path) -> None:
+def test_the_filter_reports_what_it_drops_and_why(tmp_path: Path) -> None:
     pairs = [("A cat.", "A dog."), ("A cat.", "A cat."), ("One cat on it.", "Two cats on it.")]
     prepared = prepare_minimal_pairs(source(tmp_path, pairs), tmp_path)
     assert prepared.files == {"pairs": 1, "verdicts": 3}
@@ -106,7 +108,7 @@ def test_the_filter_alone_reports_what_it_dropped_and_why(tmp_path: Path) -> Non
     assert [row["verdict"] for row in verdicts] == ["kept", "identical", "earlier"]
 
 
-def test_rewritten_pairs_keep_their_row_and_picture(tmp_path: Path) -> None:
+def test_rewritten_pairs_keep_their_other_columns(tmp_path: Path) -> None:
     path = source(tmp_path, [("The cat is black.", "I think it could be a dog of white colour!")])
     prepared = prepare_minimal_pairs(
         path, tmp_path, rewriter=lambda _: "The cat is white", rewriter_name="a/model"
@@ -117,7 +119,7 @@ def test_rewritten_pairs_keep_their_row_and_picture(tmp_path: Path) -> None:
     assert (prepared.folder / "rewrites_a-model.jsonl").is_file()
 
 
-def test_json_lines_can_be_filtered_too(tmp_path: Path) -> None:
+def test_the_source_can_be_json_lines(tmp_path: Path) -> None:
     line = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(line) + "\n")
     assert prepare_minimal_pairs(tmp_path / "pairs.jsonl", tmp_path).files["pairs"] == 1
@@ -129,7 +131,7 @@ def test_no_minimal_pair_at_all_is_an_error_with_the_reasons(tmp_path: Path) -> 
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers every chat completion with one text, and keeps what it was sent."""
+    """Answers every chat completion with the same text, and records the requests."""
 
     received: list[dict[str, object]] = []  # noqa: RUF012 - emptied by the test
 
@@ -148,7 +150,7 @@ class Endpoint(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None: ...
 
 
-def test_an_endpoint_is_sent_the_picture_and_both_answers(tmp_path: Path) -> None:
+def test_an_endpoint_gets_the_image_and_both_answers(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4)).save(tmp_path / "cat.png")
     Endpoint.received.clear()
     with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
@@ -157,13 +159,13 @@ def test_an_endpoint_is_sent_the_picture_and_both_answers(tmp_path: Path) -> Non
         answer = rewrite(AnswerPair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png")))
         server.shutdown()
     assert answer == "The cat is white."
-    picture, text = Endpoint.received[0]["messages"][0]["content"]  # type: ignore[index]
-    assert picture["image_url"]["url"].startswith("data:image/png;base64,")
+    image, text = Endpoint.received[0]["messages"][0]["content"]  # type: ignore[index]
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
     assert "The cat is black." in text["text"]
     assert "White." in text["text"]
 
 
-def test_an_endpoint_without_a_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_a_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(ModelError, match="OPENAI_API_KEY"):
@@ -194,7 +196,7 @@ def save_tiny_llava(folder: Path) -> tuple[Any, Any]:
     return model, processor
 
 
-def test_a_local_model_is_shown_the_picture_and_decodes_greedily(tmp_path: Path) -> None:
+def test_a_local_model_gets_the_image_and_decodes_greedily(tmp_path: Path) -> None:
     Image.effect_noise((40, 30), 80).convert("RGB").save(tmp_path / "cat.png")
     model, processor = save_tiny_llava(tmp_path / "model")
     pair = AnswerPair(0, "Which?", "The cat is black.", "White.", str(tmp_path / "cat.png"))
@@ -207,6 +209,6 @@ def test_a_local_model_is_shown_the_picture_and_decodes_greedily(tmp_path: Path)
     assert local_rewriter(str(tmp_path / "model"), device="cpu")(pair) == expected
 
 
-def test_a_local_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_for_a_missing_local_model_has_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
         local_rewriter(str(tmp_path / "nowhere"))

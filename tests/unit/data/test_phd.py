@@ -1,11 +1,15 @@
+"""PhD: questions with a text context, and with an image."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
+from helpers.images import save_image
 
 from truthgate_eval.data import phd
+from truthgate_eval.data.store import read_rows
 from truthgate_eval.errors import DataError
 
 RECORD = {
@@ -14,18 +18,18 @@ RECORD = {
 }  # fmt: skip
 
 
-def test_phds_labels_are_inverted_under_the_contradicting_context(tmp_path: Path) -> None:
+def test_labels_are_exchanged_under_the_contradicting_context(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([RECORD]))
     first, second = phd.documents(str(path))
-    # The picture shows a red bus; the context says blue, and the context is the knowledge.
+    # The image has a red bus. The context says that it is blue, and the context is the knowledge.
     assert (first["question"], first["choices"][first["target"]]) == ("Is the bus red?", "no")
     assert (second["question"], second["choices"][second["target"]]) == ("Is the bus blue?", "yes")
     assert [first["row"], second["row"]] == [0, 1] and first["context"] == "The bus is blue."
     assert (first["image_id"], first["kind"]) == ("000000000001", "attribute")
 
 
-def test_records_of_the_other_mode_are_passed_over_and_keep_their_rows(tmp_path: Path) -> None:
+def test_records_without_a_context_are_skipped_and_keep_their_row_numbers(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     ccs = {"image_id": "0", "task": "object", "yes_question": "a", "no_question": "b", "ccs_description": "c"}
     path.write_text(json.dumps([ccs, RECORD, ccs]))
@@ -35,7 +39,7 @@ def test_records_of_the_other_mode_are_passed_over_and_keep_their_rows(tmp_path:
         phd.documents(str(path))
 
 
-def test_a_missing_or_foreign_phd_file_is_said_in_one_line(
+def test_a_missing_or_wrong_file_is_an_error_of_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRUTHGATE_DATA", str(tmp_path))
@@ -50,3 +54,19 @@ def test_a_missing_or_foreign_phd_file_is_said_in_one_line(
         (tmp_path / "other.json").write_bytes(text)
         with pytest.raises(DataError, match=message):
             phd.documents(str(tmp_path / "other.json"))
+
+
+def test_image_questions_have_the_answers_that_the_image_supports(tmp_path: Path) -> None:
+    save_image(tmp_path / "images" / "COCO_train2014_000000500877.jpg")
+    record = {
+        "image_id": "000000500877", "task": "object", "yes_question": "Is there a cat?",
+        "no_question": "Is there a dog?", "hitem": "dog", "gt": "cat", "subject": "",
+        "context": {"iac": "", "icc": "A dog, no cat."},
+    }  # fmt: skip
+    (tmp_path / "data.json").write_text(json.dumps([record]))
+    phd.prepare_phd(tmp_path / "data.json", [tmp_path / "images"], tmp_path / "out")
+    rows = read_rows(tmp_path / "out" / "phd" / "image.parquet")
+    truths = [(row["question"], row["choices"][row["target"]]) for row in rows]
+    assert truths == [("Is there a cat?", "yes"), ("Is there a dog?", "no")]
+    text = phd.documents(str(tmp_path / "out" / "phd" / "data.json"))
+    assert [doc["target"] for doc in text] == [1 - row["target"] for row in rows]

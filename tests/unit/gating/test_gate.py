@@ -1,4 +1,4 @@
-"""The gate against the paper's equation, written down a second time here and head by head."""
+"""The gate against the paper's equation, implemented here a second time, head by head."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class FromScratch(nn.Module):
 
 
 def gate_from_scratch(model: Any, gate: Gate) -> Any:
-    anatomy = find_attention_layout(model)
-    for layer, projection in enumerate(anatomy.projections):
+    layout = find_attention_layout(model)
+    for layer, projection in enumerate(layout.projections):
         path, _, name = projection.name.rpartition(".")
         setattr(
-            anatomy.decoder.get_submodule(path),
+            layout.decoder.get_submodule(path),
             name,
             FromScratch(projection.module, gate.values[layer], gate.site),
         )
@@ -92,24 +92,24 @@ def test_the_gate_is_the_papers_equation_in_prefill_and_decoding(
 
 
 @pytest.mark.parametrize("name", factories.CONFIGS)
-def test_with_and_without_a_cache_the_text_is_the_same(name: str) -> None:
+def test_the_text_is_the_same_with_and_without_a_key_value_cache(name: str) -> None:
     model = factories.tiny_model(name)
     with attach(model, some_gate("post")):
         assert torch.equal(generate(model).sequences, generate(model, use_cache=False).sequences)
 
 
-def test_the_residual_stream_gets_x_plus_the_gated_attention_output() -> None:
+def test_the_residual_stream_is_x_plus_the_gated_attention_output() -> None:
     """Equation 5 itself, on the first layer: x_1 = x_0 + concat_h(g_h * o_h)."""
-    model, gate, seen = factories.tiny_model("llama"), some_gate("post"), {}
+    model, gate, recorded = factories.tiny_model("llama"), some_gate("post"), {}
     layer = model.model.layers[0]
-    layer.register_forward_pre_hook(lambda _, args: seen.update(x=args[0]))
-    layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: seen.update(after=args[0]))
+    layer.register_forward_pre_hook(lambda _, args: recorded.update(x=args[0]))
+    layer.post_attention_layernorm.register_forward_pre_hook(lambda _, args: recorded.update(after=args[0]))
     model(factories.prompts())
-    x, o = seen["x"], seen["after"] - seen["x"]
+    x, o = recorded["x"], recorded["after"] - recorded["x"]
     with attach(model, gate):
         model(factories.prompts())
     g = torch.from_numpy(gate.values[0]).repeat_interleave(8)
-    torch.testing.assert_close(seen["after"], x + g * o, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(recorded["after"], x + g * o, atol=1e-6, rtol=1e-5)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -140,7 +140,7 @@ def test_the_live_gate_equals_an_ia3_adapter_of_peft(site: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("site", SITES)
-def test_lam_zero_is_bit_for_bit_the_vanilla_model(site: str, dtype: torch.dtype) -> None:
+def test_lam_zero_equals_the_vanilla_model_bit_for_bit(site: str, dtype: torch.dtype) -> None:
     model = factories.tiny_model("qwen2", dtype)
     vanilla = model(factories.prompts()).logits
     scores = np.random.default_rng(0).uniform(size=(3, 4))
@@ -151,7 +151,7 @@ def test_lam_zero_is_bit_for_bit_the_vanilla_model(site: str, dtype: torch.dtype
     assert torch.equal(vanilla, folded(factories.prompts()).logits)
 
 
-def test_a_live_gate_can_be_changed_and_taken_off() -> None:
+def test_a_live_gate_can_be_replaced_and_removed() -> None:
     model = factories.tiny_model("llama")
     vanilla = model(factories.prompts()).logits
     with attach(model, some_gate("post", seed=1)) as handle:
@@ -166,7 +166,7 @@ def test_a_live_gate_can_be_changed_and_taken_off() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_refused_gate_leaves_the_old_one_in_place() -> None:
+def test_a_gate_of_another_shape_is_refused_and_the_old_one_stays() -> None:
     model = factories.tiny_model("llama")
     handle = attach(model, some_gate("post"))
     gated = model(factories.prompts()).logits
@@ -217,7 +217,7 @@ def test_the_live_gate_compiles() -> None:
     torch.testing.assert_close(eager, compiled)
 
 
-def test_only_the_layers_asked_for_are_gated() -> None:
+def test_only_the_given_layers_are_gated() -> None:
     scores = np.random.default_rng(0).uniform(size=(3, 4))
     gate = make_gate(scores, lam=1.0, norm="minmax", layers=[1])
     assert (gate.values[[0, 2]] == 1).all() and (gate.values[1] != 1).any()
@@ -237,7 +237,7 @@ def test_norms_are_the_formulas_within_each_layer() -> None:
 
 
 def test_on_the_authors_arrays_the_gates_are_their_formula(shared_data) -> None:
-    """METHOD.md, last section: minmax divides by (max - min + 1e-6); centered subtracts the mean."""
+    """`docs/method.md#what-the-released-code-does`: minmax divides by (max - min + 1e-6); centered subtracts the mean."""
     files = sorted((shared_data / "truthprobe" / "scores").iterdir())
     settings = json.loads((shared_data / "truthprobe" / "settings.json").read_text())
     lams = {row["lam"] for rows in settings.values() if isinstance(rows, list) for row in rows}

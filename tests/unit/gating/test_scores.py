@@ -1,3 +1,5 @@
+"""The score artifact: saved and loaded, refused where it is damaged, found by its name."""
+
 from __future__ import annotations
 
 import os
@@ -33,7 +35,7 @@ def test_an_artifact_survives_saving_and_loading(tmp_path: Path) -> None:
     assert after.fingerprint == before.fingerprint
 
 
-def test_the_fingerprint_tells_scores_apart() -> None:
+def test_different_scores_have_different_fingerprints() -> None:
     changed = artifact().scores.copy()
     changed[0, 0] += 1e-6
     assert TruthScores(changed).fingerprint != artifact().fingerprint
@@ -90,6 +92,22 @@ def write_no_scores(path: Path) -> None:
     np.savez(path, weights=np.ones((3, 4)))
 
 
+def write_control_without_stderr(path: Path) -> None:
+    np.savez(path, scores=np.ones((3, 4)), **{"control_no-context": np.ones((3, 4))})
+
+
+def write_stderr_without_control(path: Path) -> None:
+    np.savez(path, scores=np.ones((3, 4)), **{"control_surface_stderr": np.ones((3, 4))})
+
+
+def write_recommended_text(path: Path) -> None:
+    np.savez(path, scores=np.ones((3, 4)), metadata=np.array('{"recommended": "lam=1"}'))
+
+
+def write_metadata_list(path: Path) -> None:
+    np.savez(path, scores=np.ones((3, 4)), metadata=np.array("[1]"))
+
+
 def write_future(path: Path) -> None:
     np.savez(path, scores=np.ones((3, 4)), metadata=np.array('{"schema": 99}'))
 
@@ -108,6 +126,10 @@ def write_future(path: Path) -> None:
         (write_strings, "expected numbers"),
         (write_no_scores, "no array 'scores', only"),
         (write_future, "schema 99"),
+        (write_control_without_stderr, "control 'no-context' has no array control_no-context_stderr"),
+        (write_stderr_without_control, "control 'surface' has no array control_surface:"),
+        (write_recommended_text, "the metadata's `recommended` is 'lam=1', expected an object"),
+        (write_metadata_list, "metadata that are no JSON object, but list"),
     ],
 )
 def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, write, message: str) -> None:
@@ -118,7 +140,7 @@ def test_a_bad_file_is_refused_in_one_line(tmp_path: Path, write, message: str) 
     assert "bad.npz" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_an_unknown_name_say_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unknown_name_list_what_is_expected(tmp_path: Path) -> None:
     with pytest.raises(ScoresError, match="no score file at"):
         TruthScores.load(tmp_path / "none.npz")
     with pytest.raises(ScoresError, match="shipped artifact"):
@@ -139,7 +161,7 @@ def test_scores_of_another_architecture_name_both_shapes() -> None:
         artifact().check_fits((32, 32), "big")
 
 
-def test_an_interrupted_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     artifact().save(tmp_path / "a.npz")
     before = (tmp_path / "a.npz").read_bytes()
 
@@ -166,7 +188,26 @@ def test_the_authors_published_files_load(shared_data: Path) -> None:
     rerun = TruthScores.load(folder / "vicuna__cv5_head_metrics.csv")
     qwen = TruthScores.load(folder / "converted_score_cv5_head_metrics_qwen2.5_halueval_292.npy")
     assert vicuna.shape == rerun.shape == (32, 32) and qwen.shape == (28, 28)
-    # METHOD.md, last section: mean 0.835 and 0.924, and r = 0.90 between run and rerun.
+    # docs/method.md#what-the-released-code-does: mean 0.835 and 0.924, and r = 0.90 between run and rerun.
     assert vicuna.scores.mean() == pytest.approx(0.835, abs=1e-3)
     assert qwen.scores.mean() == pytest.approx(0.924, abs=1e-3)
     assert np.corrcoef(vicuna.scores.ravel(), rerun.scores.ravel())[0, 1] == pytest.approx(0.90, abs=5e-3)
+
+
+def test_controls_survive_saving_and_loading(tmp_path: Path) -> None:
+    controls = {"no-context": np.full((3, 4), 0.5), "surface": np.array([[0.9]])}
+    errors = {"no-context": np.full((3, 4), 0.02), "surface": np.full((3, 4), 0.01)}
+    before = TruthScores(artifact().scores, controls=controls, control_stderr=errors)
+    after = TruthScores.load(before.save(tmp_path / "a.npz"))
+    for name in controls:
+        np.testing.assert_array_equal(after.controls[name], controls[name].astype(np.float32))
+        np.testing.assert_array_equal(after.control_stderr[name], errors[name].astype(np.float32))
+
+
+def test_an_error_of_the_hub_without_a_message_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> str:
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    with pytest.raises(ScoresError, match="cannot be fetched from the hub: ConnectionError"):
+        TruthScores.resolve("hf://owner/repo/file.npz")

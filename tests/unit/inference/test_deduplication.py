@@ -11,18 +11,18 @@ from truthgate_eval.inference.deduplication import answer_distinct, find_distinc
 from truthgate_eval.metrics.pope import SPLITS
 
 
-def test_equal_requests_are_asked_once_and_all_get_the_answer() -> None:
-    asked: list[list[str]] = []
+def test_equal_requests_are_answered_once_and_all_get_the_answer() -> None:
+    answered: list[list[str]] = []
 
     def answer(requests: list[str]) -> list[str]:
-        asked.append(requests)
+        answered.append(requests)
         return [request.upper() for request in requests]
 
     assert answer_distinct(["a", "b", "a", "c", "b"], str, answer) == ["A", "B", "A", "C", "B"]
-    assert asked == [["a", "b", "c"]]
+    assert answered == [["a", "b", "c"]]
 
 
-def test_requests_without_a_key_are_all_asked() -> None:
+def test_requests_without_a_key_are_all_answered() -> None:
     groups = find_distinct([None, "a", None, "a"])
     assert groups.first_positions == (0, 1, 2)
     assert groups.scatter([10, 20, 30]) == [10, 20, 30, 20]
@@ -34,13 +34,13 @@ def test_a_wrong_number_of_answers_is_refused() -> None:
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 5))))
-def test_scattered_answers_are_those_of_asking_everything(keys: list[int | None]) -> None:
-    assert answer_distinct(keys, lambda key: key, lambda asked: [repr(key) for key in asked]) == [
+def test_scattered_answers_are_those_of_answering_everything(keys: list[int | None]) -> None:
+    assert answer_distinct(keys, lambda key: key, lambda distinct: [repr(key) for key in distinct]) == [
         repr(key) for key in keys
     ]
 
 
-def test_a_key_tells_pictures_prompts_and_settings_apart() -> None:
+def test_a_key_tells_images_prompts_and_settings_apart() -> None:
     greedy = {"max_new_tokens": 16, "do_sample": False, "until": ["\n\n"], "temperature": 0.0}
     key = request_key(["a.jpg"], "Is it?", greedy)
     assert key == request_key(["a.jpg"], "Is it?", dict(reversed(greedy.items())))
@@ -59,7 +59,7 @@ def test_sampled_and_unknown_requests_have_no_key(sampled: dict[str, object]) ->
     assert request_key(None, "Is it?", {}) is None
 
 
-def test_popes_coco_files_hold_fewer_questions_than_lines(shared_data: Path) -> None:
+def test_popes_coco_files_have_fewer_questions_than_lines(shared_data: Path) -> None:
     """9,000 lines; 5,127 objects asked about, of which 43 also in a misspelt question ("imange")."""
     keys = []
     for split in SPLITS:

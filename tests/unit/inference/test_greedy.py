@@ -7,13 +7,13 @@ import torch
 from helpers import tiny_models as factories
 from helpers.prompts import prompts
 
-from truthgate_eval.inference import kv_cache as key_store
+from truthgate_eval.inference import self_check, tuning
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.prefix_plan import plan_prefixes
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget
 
-EOS = 2
+EOS, NEW_TOKENS = 2, 12
 
 
 @functools.cache
@@ -24,7 +24,7 @@ def generated(name: str) -> list[list[int]]:
     for prompt in prompts():
         full = model.generate(
             torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=36, do_sample=False, eos_token_id=[EOS, 7], pad_token_id=0,
+            max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=[EOS, 7], pad_token_id=0,
         )  # fmt: skip
         answers.append(full[0, len(prompt) :].tolist())
     return answers
@@ -32,22 +32,27 @@ def generated(name: str) -> list[list[int]]:
 
 @pytest.mark.parametrize("budget", [200, 10_000])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
-def test_answers_are_those_of_generate_on_each_prompt_alone(name: str, budget: int) -> None:
+def test_answers_are_those_of_generate_on_each_prompt_alone(
+    name: str, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "CACHE_GROWTH", 4)  # own keys and values grow more than once
     model = factories.tiny_model(name)
-    forward = SharedPrefixModel(model)
-    assert forward.supports_sharing and any(group.prefix for group in plan_prefixes(prompts()).groups)
-    found = decode_greedily(forward, prompts(), max_new_tokens=36, budget=TokenBudget(budget), eos={EOS, 7})
+    shared = self_check.load(model)
+    assert shared.supports_sharing and any(group.prefix for group in plan_prefixes(prompts()).groups)
+    found = decode_greedily(
+        shared, prompts(), max_new_tokens=NEW_TOKENS, budget=TokenBudget(budget), eos={EOS, 7}
+    )
     assert found == generated(name)
     assert len({tuple(answer) for answer in found}) > 3
 
 
-def test_an_answer_ends_where_it_is_told_to() -> None:
-    forward = SharedPrefixModel(factories.tiny_model("llama"))
-    free = decode_greedily(forward, prompts(), max_new_tokens=12, budget=TokenBudget(500))
+def test_an_answer_ends_where_the_caller_stops_it() -> None:
+    shared = self_check.load(factories.tiny_model("llama"))
+    free = decode_greedily(shared, prompts(), max_new_tokens=12, budget=TokenBudget(500))
     assert {len(answer) for answer in free} == {12}
     done: list[int] = []
     ended = decode_greedily(
-        forward, prompts(), max_new_tokens=12, budget=TokenBudget(500),
+        shared, prompts(), max_new_tokens=12, budget=TokenBudget(500),
         stopped=lambda tokens: tokens[-1] % 3 == 0, progress=done.append,
     )  # fmt: skip
     for whole, answer in zip(free, ended, strict=True):
@@ -56,29 +61,29 @@ def test_an_answer_ends_where_it_is_told_to() -> None:
     assert len({len(answer) for answer in ended}) > 3 and sum(done) == len(prompts())
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_answers_are_the_same_in_shared_lanes_and_in_lanes_of_their_own(
-    together: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packed", [True, False])
+def test_answers_are_the_same_in_packed_rows_and_in_rows_of_their_own(
+    packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Fifty questions on one prefix stay together; as answers end, they move apart."""
-    draw = torch.randint(3, 90, (400,), generator=torch.Generator().manual_seed(8)).tolist()
-    asked = [draw[:60] + draw[60 + 5 * i : 64 + 5 * i + i % 3] for i in range(50)]
-    forward, ways = SharedPrefixModel(factories.tiny_model("llama")), []
-    plain = SharedPrefixCache.unpack
+    """Fifty questions after one prefix begin in packed rows; as answers end, they are unpacked."""
+    tokens = torch.randint(3, 90, (400,), generator=torch.Generator().manual_seed(8)).tolist()
+    questions = [tokens[:60] + tokens[60 + 5 * i : 64 + 5 * i + i % 3] for i in range(50)]
+    shared, unpacked = self_check.load(factories.tiny_model("llama")), []
+    unpack = SharedPrefixCache.unpack
 
-    def spread(self: SharedPrefixCache) -> None:
-        ways.append(len(self.rows))
-        plain(self)
+    def counted(self: SharedPrefixCache) -> None:
+        unpacked.append(len(self.rows))
+        unpack(self)
 
-    monkeypatch.setattr(key_store, "_MIN_SLOT_OCCUPANCY", 0.0 if together else 2.0)
-    monkeypatch.setattr(SharedPrefixCache, "unpack", spread)
+    monkeypatch.setattr(tuning, "MIN_SLOT_OCCUPANCY", 0.0 if packed else 2.0)
+    monkeypatch.setattr(SharedPrefixCache, "unpack", counted)
     found = decode_greedily(
-        forward, asked, max_new_tokens=10, budget=TokenBudget(10_000),
+        shared, questions, max_new_tokens=10, budget=TokenBudget(10_000),
         stopped=lambda tokens: tokens[-1] % 5 == 0,
     )  # fmt: skip
-    assert (max(ways, default=0) < 10) if together else (ways[0] == 50)
-    for prompt, answer in zip(asked, found, strict=True):
-        whole = forward.model.generate(
+    assert (max(unpacked, default=0) < 10) if packed else (unpacked[0] == 50)
+    for prompt, answer in zip(questions, found, strict=True):
+        whole = shared.model.generate(
             torch.tensor([prompt]), max_new_tokens=10, do_sample=False, eos_token_id=None, pad_token_id=0
         )[0, len(prompt) :].tolist()
         assert answer == whole[: len(answer)]

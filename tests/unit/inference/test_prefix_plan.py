@@ -1,4 +1,4 @@
-"""The planner: whatever the sequences, the plan computes each of them, and nothing twice that it need not."""
+"""Whatever the sequences, a plan computes each of them, and shared prefixes once."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ STEMS = st.sampled_from([[], [7] * 40, [7] * 40 + [8] * 30, [9] * 300])
 SEQUENCES = st.lists(st.builds(lambda stem, own: stem + own, STEMS, TOKENS), min_size=0, max_size=30)
 
 
-def expand(found: PrefixPlan) -> dict[int, tuple[list[int], list[int], list[list[int]]]]:
+def expand(plan: PrefixPlan) -> dict[int, tuple[list[int], list[int], list[list[int]]]]:
     """For each distinct sequence its tokens, positions, and the tokens that each of its tokens sees."""
     sequences = {}
-    for group in found.groups:
-        for row in group.prompts:
-            tokens, segments, positions = row.token_ids, row.segment_ids, row.position_ids
-            assert len(tokens) == len(segments) == len(positions) == len(row)
-            for branch, member in enumerate(row.sequence_ids):
-                places = row.columns(branch).tolist()
+    for group in plan.groups:
+        for prompt in group.prompts:
+            tokens, segments, positions = prompt.token_ids, prompt.segment_ids, prompt.position_ids
+            assert len(tokens) == len(segments) == len(positions) == len(prompt)
+            for suffix, sequence_id in enumerate(prompt.sequence_ids):
+                columns = prompt.columns(suffix).tolist()
                 seen = [
-                    [tokens[k] for k in range(len(row)) if k <= q and segments[k] in (0, segments[q])]
-                    for q in places
+                    [tokens[k] for k in range(len(prompt)) if k <= q and segments[k] in (0, segments[q])]
+                    for q in columns
                 ]
-                assert member not in sequences
-                sequences[member] = (
-                    [*group.prefix, *(tokens[place] for place in places)],
-                    [*range(len(group.prefix)), *(len(group.prefix) + positions[place] for place in places)],
+                assert sequence_id not in sequences
+                sequences[sequence_id] = (
+                    [*group.prefix, *(tokens[column] for column in columns)],
+                    [
+                        *range(len(group.prefix)),
+                        *(len(group.prefix) + positions[column] for column in columns),
+                    ],
                     [[*group.prefix, *tokens_seen] for tokens_seen in seen],
                 )
     return sequences
@@ -43,28 +46,30 @@ def expand(found: PrefixPlan) -> dict[int, tuple[list[int], list[int], list[list
 
 @settings(max_examples=300, deadline=None)
 @given(SEQUENCES, st.booleans())
-def test_the_plan_gives_back_every_sequence(sequences: list[list[int]], share: bool) -> None:
-    found = plan_prefixes(sequences, share=share)
-    expanded = expand(found)
-    assert len(expanded) == found.num_distinct == len(set(map(tuple, sequences)))
-    for sequence, kind in zip(sequences, found.distinct_ids, strict=True):
-        tokens, positions, seen = expanded[kind]
+def test_a_plan_computes_every_sequence(sequences: list[list[int]], share: bool) -> None:
+    plan = plan_prefixes(sequences, share=share)
+    expanded = expand(plan)
+    assert len(expanded) == plan.num_distinct == len(set(map(tuple, sequences)))
+    for sequence, distinct_id in zip(sequences, plan.distinct_ids, strict=True):
+        tokens, positions, seen = expanded[distinct_id]
         assert tokens == sequence and positions == list(range(len(sequence)))
-        trunk = len(sequence) - len(seen)
-        assert seen == [sequence[: trunk + i + 1] for i in range(len(seen))]
-    assert found.num_tokens <= sum(map(len, set(map(tuple, sequences))))
+        prefix = len(sequence) - len(seen)
+        assert seen == [sequence[: prefix + i + 1] for i in range(len(seen))]
+    assert plan.num_tokens <= sum(map(len, set(map(tuple, sequences))))
 
 
 @settings(max_examples=100, deadline=None)
 @given(SEQUENCES, st.data())
-def test_a_trunk_ends_before_the_first_position_that_is_read(sequences: list[list[int]], data) -> None:
-    read_from = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
-    found = plan_prefixes(sequences, first_read_positions=read_from)
-    trunks = {m: len(g.prefix) for g in found.groups for row in g.prompts for m in row.sequence_ids}
-    assert all(trunks[kind] <= first for kind, first in zip(found.distinct_ids, read_from, strict=True))
+def test_a_shared_prefix_ends_before_the_first_position_that_is_read(
+    sequences: list[list[int]], data: st.DataObject
+) -> None:
+    first_read = [data.draw(st.integers(0, len(sequence) - 1)) for sequence in sequences]
+    plan = plan_prefixes(sequences, first_read_positions=first_read)
+    lengths = {i: len(g.prefix) for g in plan.groups for prompt in g.prompts for i in prompt.sequence_ids}
+    assert all(lengths[i] <= first for i, first in zip(plan.distinct_ids, first_read, strict=True))
 
 
-def test_a_sequence_asked_twice_is_read_from_the_earlier_position() -> None:
+def test_a_sequence_given_twice_is_read_from_the_earlier_position() -> None:
     prompts = [[1] * 200 + [2 + i] * 40 for i in range(100)]
     last = [len(prompt) - 1 for prompt in prompts]
     assert [len(group.prefix) for group in plan_prefixes(prompts, first_read_positions=last).groups] == [200]
@@ -74,26 +79,26 @@ def test_a_sequence_asked_twice_is_read_from_the_earlier_position() -> None:
 
 def test_every_sequence_keeps_a_token_of_its_own() -> None:
     long = list(range(500))
-    found = plan_prefixes([long[: 100 + i] for i in range(20)])
-    assert all(row.suffixes and all(row.suffixes) for group in found.groups for row in group.prompts)
+    plan = plan_prefixes([long[: 100 + i] for i in range(20)])
+    assert all(prompt.suffixes and all(prompt.suffixes) for group in plan.groups for prompt in group.prompts)
 
 
-def test_pairs_share_a_row_and_many_prompts_a_trunk() -> None:
+def test_pairs_share_a_packed_prompt_and_many_prompts_a_shared_prefix() -> None:
     instruction = list(range(1000, 1500))
     pairs = [[i] * 100 + [5, answer] for i in range(30) for answer in (1, 2)]
-    found = plan_prefixes(pairs)
-    assert found.num_tokens == 30 * 103 and {
-        len(row.suffixes) for g in found.groups for row in g.prompts
+    plan = plan_prefixes(pairs)
+    assert plan.num_tokens == 30 * 103 and {
+        len(prompt.suffixes) for g in plan.groups for prompt in g.prompts
     } == {2}
-    behind = plan_prefixes([instruction + pair for pair in pairs])
-    assert [len(group.prefix) for group in behind.groups] == [500]
-    assert behind.num_tokens == 500 + 30 * 103
+    instructed = plan_prefixes([instruction + pair for pair in pairs])
+    assert [len(group.prefix) for group in instructed.groups] == [500]
+    assert instructed.num_tokens == 500 + 30 * 103
 
 
-def test_questions_on_one_long_prefix_are_cut_into_rows_of_bounded_length() -> None:
-    found = plan_prefixes([[1] * 100 + [2 + i] * 20 for i in range(50)])
-    rows = [row for group in found.groups for row in group.prompts]
-    assert found.num_tokens < 0.35 * 50 * 120 and max(len(row) for row in rows) < 1000
+def test_questions_after_one_prefix_are_cut_into_packed_prompts_of_bounded_length() -> None:
+    plan = plan_prefixes([[1] * 100 + [2 + i] * 20 for i in range(50)])
+    prompts = [prompt for group in plan.groups for prompt in group.prompts]
+    assert plan.num_tokens < 0.35 * 50 * 120 and max(len(prompt) for prompt in prompts) < 1000
 
 
 def test_an_empty_sequence_is_refused() -> None:
@@ -101,13 +106,13 @@ def test_an_empty_sequence_is_refused() -> None:
         plan_prefixes([[1], []])
 
 
-@pytest.mark.parametrize("kind", ["nested", "pairs", "equal"])
-def test_planning_is_about_linear(kind: str) -> None:
+@pytest.mark.parametrize("shape", ["nested", "pairs", "equal"])
+def test_planning_is_about_linear(shape: str) -> None:
     def seconds(n: int) -> float:
         rng = np.random.default_rng(0)
-        if kind == "nested":
+        if shape == "nested":
             sequences = [[1] * (1 + i) for i in range(n // 10)]
-        elif kind == "pairs":
+        elif shape == "pairs":
             sequences = [
                 [*[3] * 50, *base, a] for base in rng.integers(0, 99, (n // 2, 60)).tolist() for a in (1, 2)
             ]
@@ -123,7 +128,7 @@ def test_planning_is_about_linear(kind: str) -> None:
     seconds(200)
     # Eight times the sequences: 8 times the time, 64 times if it were quadratic. Tokens of nested sequences
     # grow with the square of their number already; so may the time.
-    bound = 200 if kind == "nested" else 30
+    bound = 200 if shape == "nested" else 30
     assert seconds(8000) < bound * max(seconds(1000), 0.005)
 
 
@@ -135,14 +140,14 @@ def test_ten_thousand_halueval_documents_are_planned_in_seconds(shared_data: Pat
         context = f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer: "
         sequences += [list((context + row[key]).encode()) for key in ("right_answer", "hallucinated_answer")]
     start = time.process_time()
-    found = plan_prefixes(sequences)
+    plan = plan_prefixes(sequences)
     spent = time.process_time() - start
     assert len(sequences) == 20_000 and spent < 30
-    assert found.num_tokens < 0.65 * sum(map(len, sequences))
+    assert plan.num_tokens < 0.65 * sum(map(len, sequences))
 
 
-def test_a_trunk_is_made_where_a_pass_of_its_own_costs_little() -> None:
-    """Eighteen questions about a picture of 576 tokens: a row on an accelerator, a trunk on a CPU."""
+def test_a_shared_prefix_gets_a_pass_of_its_own_where_that_costs_little() -> None:
+    """Eighteen questions about an image of 576 tokens: packed prompts on a GPU, a shared prefix on a CPU."""
     prompts = [[*range(100, 680), *range(20 * i, 20 * i + 20)] for i in range(18)]
     assert [len(group.prefix) for group in plan_prefixes(prompts, prefix_pass_cost=256).groups] == [0]
     assert [len(group.prefix) for group in plan_prefixes(prompts, prefix_pass_cost=32).groups] == [580]

@@ -1,3 +1,5 @@
+"""POPE's three parsers and its metrics."""
+
 from __future__ import annotations
 
 import pytest
@@ -28,9 +30,7 @@ ANSWERS = ["Yes.", "yes, there is", "No", "not sure", "", "know"]
         ("vcd", "no", ["yes", "yes", "no", "no", "yes", "no"]),
     ],
 )
-def test_each_parser_reads_the_answers_as_its_script_does(
-    parser: str, gold: str, expected: list[str | None]
-) -> None:
+def test_each_parser_gives_what_its_script_gives(parser: str, gold: str, expected: list[str | None]) -> None:
     assert [parse(text, gold, check_parser(parser)) for text in ANSWERS] == expected
 
 
@@ -50,7 +50,7 @@ def test_the_official_parser_keeps_the_quirks_of_popes_script(text: str, expecte
 
 
 @pytest.mark.parametrize("parser", PARSERS)
-def test_answers_that_say_neither_count_as_unparsed_with_every_parser(parser: str) -> None:
+def test_an_answer_without_yes_or_no_counts_as_unparsed_with_every_parser(parser: str) -> None:
     neither = [parse_answer(text, "no", check_parser(parser)).unparsed for text in ["not sure", "", "know"]]
     assert neither == [True, True, True]
     assert not parse_answer("no", "no", check_parser(parser)).unparsed
@@ -61,13 +61,13 @@ def test_strict_counts_an_answer_with_more_than_the_word_as_unparsed() -> None:
     assert not parse_answer("Yes.", "yes", "official").unparsed
 
 
-def test_metrics_agree_with_a_count_by_hand() -> None:
-    readings = [
+def test_metrics_equal_a_count_by_hand() -> None:
+    answers = [
         parse_answer(text, gold)
         for text, gold in zip(ANSWERS, ["yes", "no", "no", "yes", "no", "yes"], strict=True)
     ]
     # official: yes yes no no yes yes -> 2 true and 2 false positives, 1 true and 1 false negative
-    assert pope_metrics(readings) == pytest.approx(
+    assert pope_metrics(answers) == pytest.approx(
         {
             "acc": 3 / 6,
             "precision": 2 / 4,
@@ -83,27 +83,29 @@ def test_metrics_agree_with_a_count_by_hand() -> None:
     st.lists(st.tuples(st.sampled_from(ANSWERS), st.sampled_from(["yes", "no"])), min_size=1),
     st.sampled_from(PARSERS),
 )
-def test_metrics_agree_with_a_count_from_scratch(said: list[tuple[str, str]], parser: str) -> None:
+def test_metrics_equal_a_count_of_true_and_false_positives(
+    texts_and_golds: list[tuple[str, str]], parser: str
+) -> None:
     name = check_parser(parser)
     tp = fp = tn = fn = predicted_yes = 0
-    for text, gold in said:
+    for text, gold in texts_and_golds:
         answer = parse(text, gold, name)
         tp += gold == "yes" and answer == "yes"
         fn += gold == "yes" and answer != "yes"
         fp += gold == "no" and answer == "yes"
         tn += gold == "no" and answer == "no"
         predicted_yes += answer == "yes"
-    metrics = pope_metrics(parse_answer(text, gold, name) for text, gold in said)
-    assert metrics["acc"] == pytest.approx((tp + tn) / len(said))
+    metrics = pope_metrics(parse_answer(text, gold, name) for text, gold in texts_and_golds)
+    assert metrics["acc"] == pytest.approx((tp + tn) / len(texts_and_golds))
     assert metrics["precision"] == pytest.approx(tp / (tp + fp) if tp + fp else 0)
     assert metrics["recall"] == pytest.approx(tp / (tp + fn) if tp + fn else 0)
     assert metrics["f1"] == pytest.approx(2 * tp / (2 * tp + fp + fn) if tp else 0)
-    assert metrics["yes_ratio"] == pytest.approx(predicted_yes / len(said))
+    assert metrics["yes_ratio"] == pytest.approx(predicted_yes / len(texts_and_golds))
 
 
 def test_the_yes_ratio_is_that_of_the_predictions() -> None:
-    readings = [parse_answer("yes", gold) for gold in ["yes", "no", "yes", "no"]]
-    assert pope_metrics(readings)["yes_ratio"] == 1
+    answers = [parse_answer("yes", gold) for gold in ["yes", "no", "yes", "no"]]
+    assert pope_metrics(answers)["yes_ratio"] == 1
 
 
 def test_the_mean_over_splits_gives_each_split_the_same_weight() -> None:
@@ -111,6 +113,6 @@ def test_the_mean_over_splits_gives_each_split_the_same_weight() -> None:
     assert mean_over_splits(splits)["acc"] == 0.5
 
 
-def test_an_unknown_parser_is_named() -> None:
+def test_the_error_for_an_unknown_parser_lists_the_parsers() -> None:
     with pytest.raises(TaskError, match=r"'llava'.*official, strict, vcd"):
         check_parser("llava")

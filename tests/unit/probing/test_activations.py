@@ -1,4 +1,4 @@
-"""Activations in a file: the same numbers as in memory, little memory, and nothing left behind."""
+"""Activations in a file: the same numbers as in memory, in little memory, and no file left over."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.probing import activations
 from truthgate_eval.probing.activations import allocate_activations, drop_pages, head_blocks, row_chunks
 from truthgate_eval.probing.capture import capture
+from truthgate_eval.probing.config import CaptureConfig, ProbeConfig
 from truthgate_eval.probing.dataset import TokenizedDataset
 from truthgate_eval.probing.run import run_probing
 
@@ -28,13 +29,13 @@ def filled(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def test_a_file_is_made_where_the_limit_is_passed_and_goes_with_the_array(tmp_path: Path) -> None:
+def test_activations_above_the_limit_go_to_a_file_that_disappears_with_the_array(tmp_path: Path) -> None:
     small = allocate_activations(SHAPE, memory=1.0, folder=tmp_path)
     assert not isinstance(small, np.memmap) and small.shape == SHAPE
     large = allocate_activations(SHAPE, memory=0, folder=tmp_path)
     assert isinstance(large, np.memmap) and large.shape == SHAPE and large.dtype == np.float32
     assert large[:, 1].flags.c_contiguous  # layer by layer
-    assert not list(tmp_path.iterdir())  # without a name even now: no interrupt can leave it behind
+    assert not list(tmp_path.iterdir())  # the file has no name, so no interrupt can leave it
     del large
     gc.collect()
     assert str(tmp_path) not in Path("/proc/self/maps").read_text()
@@ -68,7 +69,7 @@ def test_dropped_pages_keep_what_was_written(tmp_path: Path) -> None:
 def test_blocks_are_the_same_of_arrays_files_and_tensors(
     block_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "_HELD", 4000)  # a few rows at once
+    monkeypatch.setattr(activations, "_MAX_RESIDENT", 4000)  # a few rows at once
     x = filled(np.empty(SHAPE, dtype=np.float32))
     mapped = filled(allocate_activations(SHAPE, memory=0, folder=tmp_path))
     expected = x.reshape(50, 12, 8).transpose(1, 0, 2)
@@ -89,40 +90,44 @@ def test_probing_through_a_file_gives_the_same_artifact_bit_for_bit(solver: str,
     groups = np.repeat(np.arange(30), 2)
     sequences = TokenizedDataset(tokens, np.tile([1, 0], 30), groups, {}, "0")
     model = factories.tiny_model("llama")
-    options = {"name": "tiny", "solver": solver}
-    inside = run_probing(model, sequences, memory=1.0, **options)
-    through = run_probing(model, sequences, memory=0, scratch=tmp_path, **options)
+    config = ProbeConfig(solver=solver)
+    in_memory, in_file = (
+        run_probing(model, sequences, config, name="tiny", capture_config=capture_config)
+        for capture_config in (CaptureConfig(memory=1.0), CaptureConfig(memory=0, scratch=tmp_path))
+    )
     for name in ("scores", "stderr", "auroc", "train_accuracy", "probe_weight", "probe_bias"):
-        np.testing.assert_array_equal(getattr(through, name), getattr(inside, name))
+        np.testing.assert_array_equal(getattr(in_file, name), getattr(in_memory, name))
     assert not list(tmp_path.iterdir())
 
 
 def test_capture_fills_a_file_with_the_same_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(activations, "_HELD", 1)  # dropped after every sequence
+    monkeypatch.setattr(activations, "_MAX_RESIDENT", 1)  # dropped after every sequence
     model = factories.tiny_model("llama")
     tokens = [[3, 4, 5], [6, 7], [3, 4, 5], [3, 4, 9, 8]]
-    anatomy = find_attention_layout(model)
-    mapped = allocate_activations((4, *anatomy.shape, anatomy.head_width("post")), memory=0, folder=tmp_path)
+    layout = find_attention_layout(model)
+    mapped = allocate_activations((4, *layout.shape, layout.head_width("post")), memory=0, folder=tmp_path)
     np.testing.assert_array_equal(capture(model, tokens, out=mapped), capture(model, tokens))
 
 
 MEASURED = """
 import sys, numpy as np, torch
 from pathlib import Path
-from truthgate_eval.probing.activations import Writer, allocate_activations
+from truthgate_eval.probing.activations import ActivationWriter, allocate_activations
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 torch.set_num_threads(1)
 memory = float(sys.argv[1])
 shape = (1000, 16, 32, 128)  # 256 MiB
 rng = np.random.default_rng(0)
-def fit(shape, room):
-    writer = Writer(room)
+def fit(shape, array):
+    writer = ActivationWriter(array)
     for i in range(shape[0]):
         writer.put([i], rng.standard_normal(shape[1:], dtype=np.float32))
     writer.drop()
-    return cross_validate_heads(room, np.arange(shape[0]) % 2, np.arange(shape[0]) // 2, solver="newton")
+    labels, groups = np.arange(shape[0]) % 2, np.arange(shape[0]) // 2
+    return cross_validate_heads(array, labels, groups, ProbeConfig(solver="newton"))
 fit((100, 1, 2, 128), allocate_activations((100, 1, 2, 128), memory=1))  # libraries are loaded
 status = lambda name: int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0])
 Path("/proc/self/clear_refs").write_text("5")
@@ -148,8 +153,9 @@ def test_fitting_through_a_file_takes_a_fraction_of_the_activations_memory(tmp_p
     [({"memory": -1.0}, "memory=-1.0: expected a number of GiB"), ({"memory": float("nan")}, "memory=nan")],
 )
 def test_a_limit_must_be_a_number(options: dict, message: str) -> None:
-    with pytest.raises(ProbeError, match=message):
-        allocate_activations(SHAPE, **options)
+    for make in (lambda: allocate_activations(SHAPE, **options), lambda: CaptureConfig(**options)):
+        with pytest.raises(ProbeError, match=message):
+            make()
 
 
 def test_a_full_disk_is_one_line_before_anything_runs(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from helpers import tiny_models as factories
 
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference import self_check
 from truthgate_eval.inference.packing import PackedBatch
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.capture import LastTokenHooks, capture
@@ -21,10 +22,10 @@ def sequences() -> list[list[int]]:
 
 def by_hand(model, tokens: list[int], site: str) -> np.ndarray:
     """One sequence alone through the full model; the last token of each projection."""
-    seen: list[torch.Tensor] = []
+    kept: list[torch.Tensor] = []
     hooks = [
         projection.module.register_forward_hook(
-            lambda _, args, output: seen.append((output if site == "post" else args[0])[0, -1])
+            lambda _, args, output: kept.append((output if site == "post" else args[0])[0, -1])
         )
         for projection in find_attention_layout(model).projections
     ]
@@ -32,7 +33,7 @@ def by_hand(model, tokens: list[int], site: str) -> np.ndarray:
         model(torch.tensor([tokens]))
     for hook in hooks:
         hook.remove()
-    return torch.stack(seen).float().reshape(3, 4, -1).numpy()
+    return torch.stack(kept).float().reshape(3, 4, -1).numpy()
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
@@ -64,26 +65,28 @@ def test_shared_prefixes_change_no_activation(name: str) -> None:
 
 
 def test_shared_tokens_run_once() -> None:
-    model, seen = factories.tiny_model("llama"), []
+    model, embedded = factories.tiny_model("llama"), []
     capture(model, [])  # nothing to do is no error
-    hook = model.get_decoder().embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0]))
-    forward = SharedPrefixModel(model)
-    before = sum(tokens.numel() for tokens in seen)
-    seen.clear()
-    capture(model, related(), anatomy=find_attention_layout(model), batch_size=1)
+    hook = model.get_decoder().embed_tokens.register_forward_hook(
+        lambda _, args, __: embedded.append(args[0])
+    )
+    forward = self_check.load(model)
+    before = sum(tokens.numel() for tokens in embedded)
+    embedded.clear()
+    capture(model, related(), layout=find_attention_layout(model), batch_size=1)
     hook.remove()
     assert forward.supports_sharing
-    extra = before + 2  # the trial, and the anatomy's two tokens
-    assert sum(tokens.numel() for tokens in seen) - extra < 0.5 * sum(map(len, related()))
+    extra = before + 2  # the self check, and the two tokens of find_attention_layout
+    assert sum(tokens.numel() for tokens in embedded) - extra < 0.5 * sum(map(len, related()))
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
-def test_nothing_runs_behind_the_last_projection(site: str) -> None:
+def test_the_pass_ends_after_the_last_projection(site: str) -> None:
     model, ran = factories.tiny_model("llama"), []
-    anatomy, layers = find_attention_layout(model), model.get_decoder().layers
-    SharedPrefixModel(model)  # its trial runs whole passes
+    layout, layers = find_attention_layout(model), model.get_decoder().layers
+    self_check.load(model)  # runs whole passes, which must leave nothing behind
     hooks = [layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(layers)]
-    with torch.no_grad(), LastTokenHooks(anatomy, torch.tensor([2]), site) as kept:
+    with torch.no_grad(), LastTokenHooks(layout, torch.tensor([2]), site) as kept:
         model(torch.tensor([[3, 4, 5]]))
     assert ran == [0, 1] and kept.stacked().shape[:2] == (1, 3)
     for hook in hooks:
@@ -91,7 +94,7 @@ def test_nothing_runs_behind_the_last_projection(site: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with (
         pytest.raises(IndexError),
-        LastTokenHooks(anatomy, torch.tensor([9]), site),
+        LastTokenHooks(layout, torch.tensor([9]), site),
     ):  # other errors come through
         model(torch.tensor([[3, 4, 5]]))
 
@@ -110,7 +113,7 @@ def test_a_window_shorter_than_the_sequence_is_honoured() -> None:
     np.testing.assert_allclose(capture(model, mixed), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_activations_go_where_they_are_told(tmp_path: Path) -> None:
+def test_activations_are_written_into_the_given_array(tmp_path: Path) -> None:
     model = factories.tiny_model("llama")
     expected = capture(model, sequences())
     disk = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=expected.shape)
@@ -138,7 +141,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: pytest.Mo
         run(self, batch, store)
 
     monkeypatch.setattr(SharedPrefixModel, "run", small_memory)
-    monkeypatch.setattr(SharedPrefixModel, "check", lambda _: None)
+    monkeypatch.setattr(self_check, "find_mismatch", lambda _: None)
     found = capture(model, related()[:-9], batch_size=7)
     np.testing.assert_allclose(found, expected[:-9], atol=1e-5)
     assert tried[0][0] > 2 and tried[-1].numel() <= 11

@@ -1,4 +1,4 @@
-"""What else could make a score high: each control's mechanism, on tasks where one thing alone decides."""
+"""Controls: what each one changes, and what it finds on tasks where one property alone decides."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from truthgate_eval.errors import ProbeError, TaskError
 from truthgate_eval.gating.gate import make_gate
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval.probing import load_dataset
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.controls import (
     CONTROLS,
     Control,
@@ -35,9 +36,9 @@ from truthgate_eval.probing.controls import (
 )
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
-from truthgate_eval.probing.repeats import difference_stderr, repeat_cross_validation
+from truthgate_eval.probing.repeats import repeat_cross_validation
 from truthgate_eval.probing.run import score_activations
-from truthgate_eval.probing.statistics import clustered_stderr
+from truthgate_eval.probing.statistics import clustered_stderr, difference_stderr
 
 ROOT = Path(__file__).resolve().parents[3]
 TASK = """task: {name}
@@ -122,7 +123,7 @@ def test_where_the_answers_length_decides_the_surface_explains_it(artifacts: dic
     assert not verdict["shuffled-labels"].explains
 
 
-def test_where_the_context_decides_nothing_is_left_without_it(artifacts: dict[str, TruthScores]) -> None:
+def test_where_the_context_decides_scores_without_it_are_chance(artifacts: dict[str, TruthScores]) -> None:
     scores = artifacts["context_decides"]
     verdict = {verdict.name: verdict for verdict in control_verdicts(scores)}
     assert scores.scores.mean() > 0.9
@@ -166,9 +167,9 @@ def test_a_derangement_leaves_nothing_in_its_place(n: int, seed: int) -> None:
     np.testing.assert_array_equal(order, derangement(n, seed))
 
 
-def test_derangements_are_drawn_evenly() -> None:
-    drawn = Counter(tuple(derangement(4, seed)) for seed in range(1800))
-    assert len(drawn) == 9 and min(drawn.values()) > 140 and max(drawn.values()) < 260
+def test_derangements_are_uniform() -> None:
+    counts = Counter(tuple(derangement(4, seed)) for seed in range(1800))
+    assert len(counts) == 9 and min(counts.values()) > 140 and max(counts.values()) < 260
     with pytest.raises(ProbeError, match="documents with different knowledge"):
         derangement(1, 0)
 
@@ -177,7 +178,7 @@ def test_derangements_are_drawn_evenly() -> None:
     st.lists(st.sampled_from("abcdefg"), min_size=2).filter(lambda keys: len(set(keys)) > 1),
     st.integers(0, 99),
 )
-def test_documents_that_share_knowledge_share_anothers(keys: list[str], seed: int) -> None:
+def test_documents_with_equal_knowledge_get_the_same_other_knowledge(keys: list[str], seed: int) -> None:
     other = swap_within(keys, seed=seed)
     assert set(other) == set(other.values()) == set(keys)
     assert all(key != value for key, value in other.items())
@@ -193,10 +194,10 @@ def test_shuffled_labels_are_the_same_labels(documents: list[list[int]], seed: i
     shuffled = shuffled_labels(labels, groups, seed)
     np.testing.assert_array_equal(shuffled, shuffled_labels(labels, groups, seed))
 
-    def kinds(of: np.ndarray) -> Counter:
+    def label_counts(of: np.ndarray) -> Counter:
         return Counter((int((groups == g).sum()), int(of[groups == g].sum())) for g in np.unique(groups))
 
-    assert kinds(shuffled) == kinds(labels)
+    assert label_counts(shuffled) == label_counts(labels)
 
 
 @pytest.mark.parametrize("answers", [1, 2])
@@ -229,7 +230,9 @@ def test_the_knowledge_is_changed_and_nothing_else(halueval_folder: str) -> None
     assert {c.split("\n")[1] for c in other} == set(knowledge)
 
 
-def test_examples_are_changed_too_and_never_are_the_document_itself(halueval_folder: str) -> None:
+def test_few_shot_examples_are_changed_too_and_never_contain_the_document_itself(
+    halueval_folder: str,
+) -> None:
     found, shown = contexts(halueval_folder, change=context_change("no-context", 1), num_fewshot=3)
     for item, text in zip(found.examples, shown, strict=True):
         assert text.count("Context:\n\n") == 4
@@ -264,7 +267,13 @@ def test_the_field_can_be_named_for_any_task(tmp_path: Path) -> None:
     assert [item.context.strip() for item in found.examples] == ["q"] * 6
 
 
-def test_equally_long_answers_are_looked_for_before_the_limit(tmp_path: Path) -> None:
+def test_groups_of_two_tasks_differ(tasks: Path) -> None:
+    both = load_dataset(["length_decides", "context_decides"], include_path=str(tasks))
+    first, second = both.groups[:160].tolist(), both.groups[160:].tolist()
+    assert len(set(first)) == len(set(second)) == 80 and not set(first) & set(second)
+
+
+def test_equally_long_answers_are_selected_before_the_limit(tmp_path: Path) -> None:
     rows = [
         {"knowledge": f"k{n}", "question": "q", "right_answer": f"r {n}",
          "hallucinated_answer": f"h {n}." if n % 4 == 3 else f"a long answer {n}."}
@@ -320,7 +329,11 @@ def scored(score: str, seeds: int = 1, **plant: float) -> TruthScores:
         ["no-context", "shuffled-labels"], answers, lambda _: ProbeDataset(answers.examples, {}, {}), seed=0
     )
     return score_activations(
-        run, answers, described={}, solver="newton", score=score, seeds=seeds, controls=controls
+        run,
+        answers,
+        ProbeConfig(solver="newton", score=score, seeds=seeds),
+        model_metadata={},
+        controls=controls,
     )
 
 
@@ -343,10 +356,10 @@ def test_the_context_gain_is_what_the_context_adds() -> None:
     assert [v.above for v in control_verdicts(gain)] == [v.above for v in control_verdicts(plain)] == [1, 2]
 
 
-def test_a_control_that_changes_nothing_differs_by_nothing_for_certain() -> None:
+def test_the_difference_to_an_unchanged_control_is_zero_with_zero_error() -> None:
     answers, run = planted(context=0.5)
     same = [Control("no-context", sequences=answers)]
-    scores = score_activations(run, answers, described={}, solver="newton", controls=same)
+    scores = score_activations(run, answers, ProbeConfig(solver="newton"), model_metadata={}, controls=same)
     np.testing.assert_array_equal(scores.controls["no-context"], scores.scores)
     assert not scores.control_stderr["no-context"].any() and scores.stderr is not None
     assert scores.stderr.min() > 0.01
@@ -356,16 +369,20 @@ def test_a_control_that_changes_nothing_differs_by_nothing_for_certain() -> None
 def test_a_context_gain_needs_its_control() -> None:
     answers, run = planted()
     with pytest.raises(ProbeError, match="context-gain is measured against the control no-context"):
-        score_activations(run, answers, described={}, score="context-gain")
+        score_activations(run, answers, ProbeConfig(score="context-gain"), model_metadata={})
     with pytest.raises(ProbeError, match="unknown score 'f1': expected one of accuracy, auroc"):
-        score_activations(run, answers, described={}, score="f1")
+        score_activations(run, answers, ProbeConfig(score="f1"), model_metadata={})
 
 
 def test_seeds_are_runs_with_other_folds() -> None:
     answers, run = planted(context=0.5)
     x, labels, groups = run(answers), answers.labels, answers.groups
-    (repeats,) = repeat_cross_validation(x, [labels] * 3, groups=groups, seed=7, solver="newton")
-    alone = [cross_validate_heads(x, labels, groups, seed=seed, solver="newton") for seed in (7, 8, 9)]
+    (repeats,) = repeat_cross_validation(
+        x, [labels] * 3, groups=groups, config=ProbeConfig(seed=7, solver="newton")
+    )
+    alone = [
+        cross_validate_heads(x, labels, groups, ProbeConfig(seed=seed, solver="newton")) for seed in (7, 8, 9)
+    ]
     np.testing.assert_array_equal(repeats.accuracy, np.stack([result.scores for result in alone]))
     assert len({result.scores.tobytes() for result in alone}) == 3
     single = np.mean([result.stderr for result in alone], axis=0)
@@ -375,10 +392,10 @@ def test_seeds_are_runs_with_other_folds() -> None:
 
 @pytest.mark.parametrize("folds", [1, 5])
 def test_the_error_of_a_difference_is_paired(folds: int) -> None:
-    """Two heads of equal features differ by nothing for certain, however uncertain each is alone."""
+    """The difference of heads with equal features is zero with zero error, however large the error of each."""
     answers, run = planted(context=0.5)
     x, labels, groups = run(answers), answers.labels, answers.groups
-    result = cross_validate_heads(x, labels, groups, solver="newton", folds=folds)
+    result = cross_validate_heads(x, labels, groups, ProbeConfig(solver="newton", folds=folds))
     np.testing.assert_allclose(difference_stderr(result.influence, groups), result.stderr, rtol=1e-5)
     assert not difference_stderr(result.influence - result.influence, groups).any()
     first, second = (result.influence[:, [head]] for head in (0, 2))
@@ -388,7 +405,7 @@ def test_the_error_of_a_difference_is_paired(folds: int) -> None:
     np.testing.assert_allclose(difference_stderr(first - second, groups)[0], expected, rtol=1e-4)
 
 
-def pictured(count: int) -> ProbeDataset:
+def image_dataset(count: int) -> ProbeDataset:
     items = [
         ProbeExample("q", f" {answer}", answer == "yes", n, lambda n=n: [n % count], f"picture {n % count}")
         for n in range(6)
@@ -397,21 +414,21 @@ def pictured(count: int) -> ProbeDataset:
     return ProbeDataset(items, {}, {"task": "t"}, bare_questions=True)
 
 
-def test_swapped_pictures_are_others() -> None:
-    answers = pictured(3)
+def test_swapped_images_are_those_of_other_documents() -> None:
+    answers = image_dataset(3)
     for item, before in zip(swap_images(answers, 0).examples, answers.examples, strict=True):
         assert item.load_images is not None and before.load_images is not None
         assert item.load_images() != before.load_images() and item.answer == before.answer
     with pytest.raises(ProbeError, match="different knowledge"):
-        swap_images(pictured(1), 0)
+        swap_images(image_dataset(1), 0)
 
 
-def test_a_vision_language_model_is_probed_without_and_with_other_pictures(
+def test_a_vision_language_model_is_probed_without_images_and_with_other_images(
     vlm_checkpoint: Callable[[str], str], tmp_path: Path
 ) -> None:
     lines = []
     for n in range(12):
-        factories_vlm.picture(n).save(tmp_path / f"{n}.png")
+        factories_vlm.random_image(n).save(tmp_path / f"{n}.png")
         for label in ("gold", "hallucinated"):
             record = {"question_id": n, "question": "Is it?", "answer": label[:4], "label": label}
             lines.append(json.dumps({**record, "image_path": f"{n}.png"}) + "\n")
@@ -424,7 +441,7 @@ def test_a_vision_language_model_is_probed_without_and_with_other_pictures(
     assert done.returncode == 0, done.stderr
     assert set(TruthScores.load(tmp_path / "a.npz").controls) == {"no-context", "swapped-context"}
     done = truthgate(*common, "--image", "black", "-o", "b.npz", cwd=tmp_path)
-    assert done.returncode == 1 and "--image black shows no picture that --control no-context" in done.stderr
+    assert done.returncode == 1 and "--image black shows no image that --control no-context" in done.stderr
     done = truthgate(*common, "--surface-matched", "-o", "b.npz", cwd=tmp_path)
     assert done.returncode == 1 and "--surface-matched is for tasks" in done.stderr
     assert not (tmp_path / "b.npz").exists()

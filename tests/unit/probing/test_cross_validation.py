@@ -1,4 +1,4 @@
-"""Truth scores against scikit-learn, and against the released code's procedure written out plainly."""
+"""Truth scores against scikit-learn, and against the released code's procedure written out."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 from truthgate_eval.errors import ProbeError
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import (
     ProbeResult,
     cross_validate_heads,
@@ -38,7 +39,7 @@ def same(first: ProbeResult, second: ProbeResult, atol: float = 0.0) -> None:
 
 
 def their_procedure(x: np.ndarray, y: np.ndarray) -> float:
-    """METHOD.md, last section, for one head: five folds of sequences, seed 42, AdamW, batches of 512."""
+    """`docs/method.md#what-the-released-code-does`, for one head: five folds of sequences, seed 42, AdamW, batches of 512."""
     accuracies = []
     for train, validation in KFold(n_splits=5, shuffle=True, random_state=42).split(x):
         probe = nn.Linear(x.shape[1], 1)
@@ -61,7 +62,9 @@ def their_procedure(x: np.ndarray, y: np.ndarray) -> float:
 @pytest.mark.parametrize("n", [300, pytest.param(700, marks=pytest.mark.slow)])  # 700: two batches of 512
 def test_adamw_with_sequence_folds_is_the_released_codes_procedure(n: int) -> None:
     x, labels, groups = pairs(n=n, layers=1, heads=3, signal=0.3)
-    found = cross_validate_heads(x, labels, groups, solver="adamw", folds=5, split="sequence", seed=42)
+    found = cross_validate_heads(
+        x, labels, groups, ProbeConfig(solver="adamw", folds=5, split="sequence", seed=42)
+    )
     expected = [their_procedure(x[:, 0, head], labels) for head in range(3)]
     np.testing.assert_allclose(found.scores[0], expected, atol=1e-3)
     assert len(set(expected)) == 3 and min(expected) < 0.9  # different heads, not all of them certain
@@ -73,7 +76,7 @@ def test_newtons_scores_are_scikit_learns(shape: tuple[int, int, int, int], outl
     order = np.random.default_rng(1).permutation(shape[0])  # a question's sequences stand anywhere
     x, labels, groups = (array[order] for array in pairs(*shape, signal=0.5))
     x[..., 0] *= outlier
-    found = cross_validate_heads(x, labels, groups, solver="newton")
+    found = cross_validate_heads(x, labels, groups, ProbeConfig(solver="newton"))
     for layer, head in np.ndindex(found.scores.shape):
         scores, aurocs, trained, right = [], [], [], np.empty(len(x))
         features = x[:, layer, head].astype(np.float64)
@@ -99,12 +102,14 @@ def test_newtons_scores_are_scikit_learns(shape: tuple[int, int, int, int], outl
 def test_a_planted_signal_is_found_and_noise_is_chance(solver: str) -> None:
     x, labels, groups = pairs(n=400, signal=0.0)
     x[:, 1, 2, 3] += 3.0 * (2 * labels - 1) * np.abs(x[:, 1, 2, 3]).mean()
-    result = cross_validate_heads(x, labels, groups, solver=solver)
+    result = cross_validate_heads(x, labels, groups, ProbeConfig(solver=solver))
     noise = np.delete(result.scores.ravel(), 5)
     assert result.scores[1, 2] > 0.9 and result.auroc[1, 2] > 0.95
     assert np.abs(noise - 0.5).max() < 0.12 and abs(noise.mean() - 0.5) < 0.05
     shuffled = np.random.default_rng(1).permutation(labels)
-    assert abs(cross_validate_heads(x, shuffled, groups, solver=solver).scores[1, 2] - 0.5) < 0.12
+    assert (
+        abs(cross_validate_heads(x, shuffled, groups, ProbeConfig(solver=solver)).scores[1, 2] - 0.5) < 0.12
+    )
 
 
 def test_a_question_that_gives_itself_away_does_not_help_by_question() -> None:
@@ -113,8 +118,12 @@ def test_a_question_that_gives_itself_away_does_not_help_by_question() -> None:
     groups = np.repeat(np.arange(100), 4)
     secret = rng.integers(0, 2, size=100)[groups]  # all of a question's sequences share their label
     x = np.eye(100, dtype=np.float32)[groups][:, None, None, :] * 50
-    by_sequence = cross_validate_heads(x, secret, groups, solver="newton", split="sequence").scores[0, 0]
-    by_question = cross_validate_heads(x, secret, groups, solver="newton", split="question").scores[0, 0]
+    by_sequence = cross_validate_heads(
+        x, secret, groups, ProbeConfig(solver="newton", split="sequence")
+    ).scores[0, 0]
+    by_question = cross_validate_heads(
+        x, secret, groups, ProbeConfig(solver="newton", split="question")
+    ).scores[0, 0]
     assert by_sequence > 0.95 and by_question < 0.7
 
 
@@ -123,35 +132,41 @@ def test_the_same_call_gives_the_same_arrays_whatever_the_blocks(
     solver: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     x, labels, groups = pairs()
-    whole = cross_validate_heads(x, labels, groups, solver=solver)
-    same(whole, cross_validate_heads(x, labels, groups, solver=solver))
+    whole = cross_validate_heads(x, labels, groups, ProbeConfig(solver=solver))
+    same(whole, cross_validate_heads(x, labels, groups, ProbeConfig(solver=solver)))
     np.save(tmp_path / "x.npy", x)
     monkeypatch.setattr("truthgate_eval.probing.solvers._BLOCK_BYTES", {"cpu": 1})
     done: list[int] = []
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     same(
         whole,
-        cross_validate_heads(mapped, labels.tolist(), groups, solver=solver, progress=done.append),
+        cross_validate_heads(
+            mapped, labels.tolist(), groups, ProbeConfig(solver=solver), progress=done.append
+        ),
         atol=1e-4,
     )
     assert done == [1] * 6
-    same(whole, cross_validate_heads(torch.from_numpy(x), labels, groups, solver=solver), atol=1e-4)
+    same(
+        whole,
+        cross_validate_heads(torch.from_numpy(x), labels, groups, ProbeConfig(solver=solver)),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("solver", ["newton", "adamw"])
 def test_several_labels_fitted_together_are_each_fitted_alone(solver: str) -> None:
     x, labels, groups = pairs()
     sets, seeds = [labels, 1 - labels, np.roll(labels, 1)], [3, 4, 3]
-    together = cross_validate_label_sets(x, sets, groups, seeds=seeds, solver=solver)
+    together = cross_validate_label_sets(x, sets, groups, ProbeConfig(solver=solver), seeds=seeds)
     for found, truth, seed in zip(together, sets, seeds, strict=True):
-        alone = cross_validate_heads(x, truth, groups, seed=seed, solver=solver)
+        alone = cross_validate_heads(x, truth, groups, ProbeConfig(seed=seed, solver=solver))
         same(found, alone)
         assert found.settings == alone.settings
 
 
 def test_the_kept_probes_are_fitted_on_everything() -> None:
     x, labels, groups = pairs()
-    result = cross_validate_heads(x, labels, groups, solver="newton", C=0.5)
+    result = cross_validate_heads(x, labels, groups, ProbeConfig(solver="newton", settings={"C": 0.5}))
     reference = LogisticRegression(C=0.5, tol=1e-9, max_iter=1000).fit(x[:, 1, 2].astype(float), labels)
     np.testing.assert_allclose(result.probe_weight[1, 2], reference.coef_[0], rtol=1e-3)
     assert result.probe_bias[1, 2] == pytest.approx(reference.intercept_[0], rel=1e-3, abs=1e-5)
@@ -161,7 +176,7 @@ def test_the_kept_probes_are_fitted_on_everything() -> None:
 def test_one_split_is_four_to_one() -> None:
     x, labels, groups = pairs()
     ((train, validation),) = make_folds(groups, folds=1)
-    result = cross_validate_heads(x, labels, groups, folds=1, solver="newton")
+    result = cross_validate_heads(x, labels, groups, ProbeConfig(folds=1, solver="newton"))
     reference = LogisticRegression(tol=1e-8, max_iter=1000).fit(x[train, 0, 0], labels[train])
     assert result.scores[0, 0] == pytest.approx(reference.score(x[validation, 0, 0], labels[validation]))
 
@@ -172,17 +187,21 @@ def test_a_fold_validated_on_one_label_leaves_the_auroc_to_the_others() -> None:
     labels = np.zeros(40, dtype=int)
     labels[make_folds(groups)[0][1]] = [1, 0, 1, 0, 1, 0, 1, 0]
     labels[make_folds(groups)[1][1][:3]] = 1
-    result = cross_validate_heads(x, labels, groups, solver="newton")
+    result = cross_validate_heads(x, labels, groups, ProbeConfig(solver="newton"))
     assert np.isfinite(result.auroc).all() and np.isfinite(result.scores).all()
     (train, _), *_ = make_folds(groups, folds=1)
     labels[:] = 0
     labels[train[:20]] = 1
-    assert np.isnan(cross_validate_heads(x, labels, groups, folds=1, solver="newton").auroc).all()
+    assert np.isnan(
+        cross_validate_heads(x, labels, groups, ProbeConfig(folds=1, solver="newton")).auroc
+    ).all()
 
 
 def test_the_settings_say_how_and_on_what() -> None:
     x, labels, groups = pairs()
-    found = cross_validate_heads(x, labels, groups, solver="adamw", epochs=3, folds=2, seed=7).settings
+    found = cross_validate_heads(
+        x, labels, groups, ProbeConfig(solver="adamw", folds=2, seed=7, settings={"epochs": 3})
+    ).settings
     assert json.loads(json.dumps(found)) == {
         "solver": "adamw",
         "lr": 0.01,
@@ -218,13 +237,21 @@ def test_stderr_grows_when_a_questions_sequences_agree() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"score": "f1"}, "unknown score 'f1': expected one of accuracy, auroc, context-gain"),
+        ({"seeds": 0}, "seeds=0: expected 1 or more"),
+        ({"folds": 0}, "folds=0: expected 1"),
+        ({"seed": -1}, "seed=-1: expected 0 to"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "seed=4294967296: expected 0 to"),
         ({"solver": "svm"}, "unknown solver 'svm': expected one of adamw, newton"),
         ({"split": "token"}, "unknown split 'token': expected question or sequence"),
         ({"folds": 100}, "60 questions cannot be divided into 100 parts"),
-        ({"lr": 1.0, "solver": "newton"}, "solver newton has no setting lr: it has C, tol, max_iter"),
-        ({"C": -1.0, "solver": "newton"}, "C=-1.0: expected a positive float"),
-        ({"epochs": 1.5}, "epochs=1.5: expected a positive int"),
-        ({"lr": float("nan")}, "lr=nan: expected a positive float"),
+        (
+            {"settings": {"lr": 1.0}, "solver": "newton"},
+            "solver newton has no setting lr: it has C, tol, max_iter",
+        ),
+        ({"settings": {"C": -1.0}, "solver": "newton"}, "C=-1.0: expected a positive float"),
+        ({"settings": {"epochs": 1.5}}, "epochs=1.5: expected a positive int"),
+        ({"settings": {"lr": float("nan")}}, "lr=nan: expected a positive float"),
         ({"labels": np.ones(120, dtype=int)}, r"both labels, 0 and 1; the labels are \[1\]"),
         ({"labels": np.arange(120) % 3}, r"both labels, 0 and 1; the labels are \[0, 1, 2\]"),
         ({"labels": np.zeros(3, dtype=int)}, r"120 activations, labels of shape \(3,\)"),
@@ -234,9 +261,11 @@ def test_stderr_grows_when_a_questions_sequences_agree() -> None:
 )
 def test_every_mistake_is_one_line(change: dict, message: str) -> None:
     x, labels, groups = pairs()
-    arguments = {"activations": x, "labels": labels, "groups": groups, **change}
+    data = {"activations": x, "labels": labels, "groups": groups}
+    data |= {name: change[name] for name in data.keys() & change.keys()}
+    options = {name: value for name, value in change.items() if name not in data}
     with pytest.raises(ProbeError, match=message):
-        cross_validate_heads(**arguments)
+        cross_validate_heads(**data, config=ProbeConfig(**options))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -271,7 +300,7 @@ def test_the_error_of_the_auroc_is_its_spread_over_data() -> None:
     for seed in range(30):
         _, labels, groups = pairs(n=200)
         x = np.random.default_rng(seed).normal(size=(200, 1, 2, 3)) + 0.4 * labels[:, None, None, None]
-        found.append(cross_validate_heads(x, labels, groups, solver="newton"))
+        found.append(cross_validate_heads(x, labels, groups, ProbeConfig(solver="newton")))
     spread = np.std([result.auroc for result in found])
     mean = np.mean([result.auroc_stderr for result in found])
     assert 0.7 * spread < mean < 1.3 * spread

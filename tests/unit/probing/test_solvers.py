@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,28 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from truthgate_eval.errors import ProbeError
-from truthgate_eval.probing.solvers import adamw_block, fit_adamw, fit_newton, newton_block
+from truthgate_eval.probing.config import SOLVER_SETTINGS, ProbeConfig
+from truthgate_eval.probing.cross_validation import ProbeResult, cross_validate_heads
+from truthgate_eval.probing.newton import NewtonBlock
+from truthgate_eval.probing.solvers import adamw_block
 
 Data = tuple[np.ndarray, np.ndarray]
+Probes = tuple[torch.Tensor, torch.Tensor]
+NEWTON, ADAMW = SOLVER_SETTINGS["newton"], SOLVER_SETTINGS["adamw"]
+
+
+def fit_newton(x: np.ndarray, y: np.ndarray, **settings: float) -> Probes:
+    """Probes of features [n, heads, width] on all sequences: weights [heads, width], intercepts [heads]."""
+    block = NewtonBlock(torch.from_numpy(x).transpose(0, 1).contiguous())
+    weight, bias = block.fit(torch.from_numpy(y), [torch.arange(len(y))], **{**NEWTON, **settings})
+    return weight[0], bias[0]
+
+
+def fit_adamw(x: np.ndarray, y: np.ndarray, **settings: float) -> Probes:
+    """As `fit_newton`."""
+    block = torch.from_numpy(x).transpose(0, 1).contiguous()
+    weight, bias = adamw_block(block, torch.from_numpy(y), [torch.arange(len(y))], **{**ADAMW, **settings})
+    return weight[0], bias[0]
 
 
 def features(n: int = 120, heads: int = 4, width: int = 6, signal: float = 0.5, seed: int = 0) -> Data:
@@ -86,7 +105,7 @@ def test_newtons_gradient_is_zero_at_the_end_of_every_subset() -> None:
     x, y = features(n=200)
     block, truth = torch.from_numpy(x).transpose(0, 1).contiguous(), torch.from_numpy(y)
     subsets = [torch.arange(0, 100), torch.arange(200), torch.arange(60, 200)]
-    weight, bias = newton_block(block, truth, subsets, C=1.0, tol=1e-8, max_iter=100)
+    weight, bias = NewtonBlock(block).fit(truth, subsets, **NEWTON)
     for rows, w, b in zip(subsets, weight, bias, strict=True):
         part = block[:, rows].double()
         residual = torch.sigmoid((part * w[:, None]).sum(2) + b[:, None]) - truth[rows]
@@ -101,21 +120,20 @@ def test_conjugate_gradients_end_where_newtons_method_does(
     x, y = features(n=400, width=16)
     block, truth = torch.from_numpy(scale * x).transpose(0, 1).contiguous(), torch.from_numpy(y)
     subsets = [torch.arange(0, 320), torch.arange(400), torch.arange(80, 400)]
-    options = {"C": 1.0, "tol": 1e-8, "max_iter": 100}
-    monkeypatch.setattr("truthgate_eval.probing.newton._MANY", 1000)
-    expected = newton_block(block, truth, subsets, **options)
+    monkeypatch.setattr("truthgate_eval.probing.newton._MIN_SEQUENCES_PER_FEATURE", 1000)
+    expected = NewtonBlock(block).fit(truth, subsets, **NEWTON)
     monkeypatch.undo()
     if scale == 1.0:  # easy enough to leave nothing to Newton's method
         monkeypatch.setattr("truthgate_eval.probing.newton._minimise", None)
-    for found, wanted in zip(newton_block(block, truth, subsets, **options), expected, strict=True):
+    for found, wanted in zip(NewtonBlock(block).fit(truth, subsets, **NEWTON), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
 
 
 def test_newtons_method_finishes_what_conjugate_gradients_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = features(n=200)
     expected = fit_newton(x, y)
-    monkeypatch.setattr("truthgate_eval.probing.newton._STEPS", 2)
-    monkeypatch.setattr("truthgate_eval.probing.newton._PRECONDITIONERS", 1)
+    monkeypatch.setattr("truthgate_eval.probing.newton._CG_STEPS", 2)
+    monkeypatch.setattr("truthgate_eval.probing.newton._CG_PRECONDITIONERS", 1)
     for found, wanted in zip(fit_newton(x, y), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-8)
 
@@ -128,9 +146,9 @@ def test_one_gram_matrix_serves_all_labels(monkeypatch: pytest.MonkeyPatch) -> N
     count = newton._weighted_gram
     monkeypatch.setattr(newton, "_weighted_gram", lambda x, w: sums.append(w) or count(x, w))
     block = newton.NewtonBlock(torch.from_numpy(x).transpose(0, 1).contiguous())
-    rows, options = [torch.arange(200), torch.arange(150)], {"C": 1.0, "tol": 1e-8, "max_iter": 100}
+    rows = [torch.arange(200), torch.arange(150)]
     for labels in (y, y[::-1].copy(), np.roll(y, 7)):
-        weight, bias = block.fit(torch.from_numpy(labels), rows, **options)
+        weight, bias = block.fit(torch.from_numpy(labels), rows, **NEWTON)
         alone = fit_newton(x, labels)
         torch.testing.assert_close((weight[0], bias[0]), alone)
     assert sum(weights is None for weights in sums) == 1 + 3  # the block's, and the three alone
@@ -143,9 +161,9 @@ def test_newton_says_when_it_stopped_early(caplog: pytest.LogCaptureFixture) -> 
 
 
 @pytest.mark.parametrize("fit", [fit_newton, fit_adamw])
-def test_silent_heads_and_features_get_zero_weights(fit: Callable) -> None:
+def test_heads_and_features_that_are_zero_get_zero_weights(fit: Callable) -> None:
     x, y = features()
-    x[:, 0] = 0  # a head that never writes
+    x[:, 0] = 0  # a head whose output is 0
     x[:, 1, 2] = 0  # a feature that is always 0
     weight, bias = fit(x, y)
     assert torch.isfinite(weight).all() and torch.isfinite(bias).all()
@@ -153,7 +171,7 @@ def test_silent_heads_and_features_get_zero_weights(fit: Callable) -> None:
 
 
 def their_probe(x: np.ndarray, y: np.ndarray, epochs: int, batch_size: int) -> nn.Linear:
-    """METHOD.md, last section, for one head."""
+    """`docs/method.md#what-the-released-code-does`, for one head."""
     probe = nn.Linear(x.shape[1], 1)
     nn.init.zeros_(probe.weight)
     nn.init.zeros_(probe.bias)
@@ -199,46 +217,54 @@ def test_adamws_decay_reaches_weights_and_intercepts() -> None:
     assert fit_adamw(x * 0, ones, weight_decay=10.0)[1][0] < fit_adamw(x * 0, ones, weight_decay=0.0)[1][0]
 
 
-@pytest.mark.parametrize("fit", [fit_newton, fit_adamw])
+def kept_probes(result: ProbeResult) -> Probes:
+    """Weights [heads, width] and intercepts [heads] of the probes that are fitted on all sequences."""
+    weight = torch.from_numpy(result.probe_weight)
+    return weight.flatten(0, 1), torch.from_numpy(result.probe_bias).flatten()
+
+
+@pytest.mark.parametrize("solver", ["newton", "adamw"])
 def test_any_layout_type_and_block_gives_the_same_probes(
-    fit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    solver: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = ProbeConfig(solver=solver)
     x, y = features(width=8)
     x = x.astype(np.float16).astype(np.float32)
-    expected = fit(x, y)
+    groups = np.arange(len(y)) // 2
+    expected = (fit_newton if solver == "newton" else fit_adamw)(x, y)
     mapped = np.memmap(tmp_path / "x", dtype=np.float16, mode="w+", shape=(120, 2, 2, 8))
     mapped[:] = x.reshape(mapped.shape)
     transposed = torch.from_numpy(x).transpose(0, 1).contiguous().transpose(0, 1)
     done: list[int] = []
     monkeypatch.setattr("truthgate_eval.probing.solvers._BLOCK_BYTES", {"cpu": 3 * 8 * 120 * 8})
-    for other in (x, mapped, torch.from_numpy(x).half(), transposed):
+    for other in (x[:, None], mapped, torch.from_numpy(x).half()[:, None], transposed[:, None]):
         done.clear()
-        weight, bias = fit(other, torch.from_numpy(y), progress=done.append)
-        assert done == ([3, 1] if other.ndim == 3 else [2, 2])  # blocks keep to whole layers
-        torch.testing.assert_close(weight, expected[0], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(bias, expected[1], rtol=1e-3, atol=1e-5)
-    rounded = torch.from_numpy(x).bfloat16()
-    torch.testing.assert_close(fit(rounded, y), fit(rounded.float().numpy(), y.astype(bool)))
+        result = cross_validate_heads(other, torch.from_numpy(y), groups, config, progress=done.append)
+        weight, bias = kept_probes(result)
+        assert done == ([3, 1] if other.shape[1] == 1 else [2, 2])  # a block has whole layers, or is in one
+        torch.testing.assert_close(weight, expected[0].float(), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(bias, expected[1].float(), rtol=1e-3, atol=1e-5)
+    rounded = torch.from_numpy(x).bfloat16()[:, None]
+    torch.testing.assert_close(
+        kept_probes(cross_validate_heads(rounded, y, groups, config)),
+        kept_probes(cross_validate_heads(rounded.float().numpy(), y.astype(bool), groups, config)),
+    )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("fit", [fit_newton, fit_adamw])
-def test_a_gpu_gives_the_same_probes(fit: Callable) -> None:
+@pytest.mark.parametrize("solver", ["newton", "adamw"])
+def test_a_gpu_gives_the_same_probes(solver: str) -> None:
+    config = ProbeConfig(solver=solver)
     x, y = features()
-    weight, bias = fit(x, y, device="cuda")
-    assert weight.is_cuda and fit(torch.from_numpy(x).cuda(), y)[0].is_cuda
-    expected = fit(x, y)
-    torch.testing.assert_close(weight.cpu(), expected[0], rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(bias.cpu(), expected[1], rtol=1e-3, atol=1e-4)
-
-
-def test_every_mistake_is_one_line() -> None:
-    x, y = features()
-    for bad, labels, message in (
-        (x[:, 0], y, r"120 labels, features \(120, 6\): expected"),
-        (x, y[:3], r"3 labels, features \(120, 4, 6\): expected"),
-        (x, y + 1, "labels must be 0 or 1"),
-        (x * np.nan, y, "NaN or infinite"),
+    groups, settings = np.arange(len(y)) // 2, config.solver_settings
+    block = torch.from_numpy(x).transpose(0, 1).contiguous().cuda()
+    fit = NewtonBlock(block).fit if solver == "newton" else functools.partial(adamw_block, block)
+    assert fit(torch.from_numpy(y).cuda(), [torch.arange(len(y)).cuda()], **settings)[0].is_cuda
+    expected = kept_probes(cross_validate_heads(x[:, None], y, groups, config))
+    for found in (
+        cross_validate_heads(x[:, None], y, groups, config, device="cuda"),
+        cross_validate_heads(torch.from_numpy(x).cuda()[:, None], y, groups, config),
     ):
-        with pytest.raises(ProbeError, match=message):
-            fit_newton(bad, labels)
+        weight, bias = kept_probes(found)
+        torch.testing.assert_close(weight, expected[0], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(bias, expected[1], rtol=1e-3, atol=1e-4)

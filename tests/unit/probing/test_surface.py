@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from truthgate_eval.data import halueval
 from truthgate_eval.paths import packaged_file
+from truthgate_eval.probing.config import ProbeConfig
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 from truthgate_eval.probing.surface import FEATURES, equally_long, surface_features, without_final_punctuation
 
@@ -52,7 +53,7 @@ def test_a_length_that_decides_is_found_and_one_that_does_not_is_chance(solver: 
     silent = ["w" + " w" * n for n in words]
     found, chance = (
         cross_validate_heads(
-            surface_features(answers)[:, None, None, :], labels, groups, solver=solver
+            surface_features(answers)[:, None, None, :], labels, groups, ProbeConfig(solver=solver)
         ).scores[0, 0]
         for answers in (telling, silent)
     )
@@ -105,7 +106,7 @@ def matched(path: Path) -> list[dict]:
 def test_584_of_halueval_are_equally_long(shared_data: Path) -> None:
     pairs = matched(shared_data / "halueval" / "qa_data.jsonl")
     assert len(pairs) == 584
-    ends = [[row[name].strip().endswith(".") for row in pairs] for name in halueval.ANSWERS["qa"]]
+    ends = [[row[name].strip().endswith(".") for row in pairs] for name in halueval.ANSWER_COLUMNS["qa"]]
     assert sum(ends[0]) < 0.05 * 584 and sum(ends[1]) > 0.4 * 584  # why the full stop has to go
 
 

@@ -1,7 +1,8 @@
-"""Pictures as a decoder sees them: what is kept, for how long, and what is refused."""
+"""Features of images: what they are, how long they are kept, and what identifies an image."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny_vision_models as factories_vlm
+from PIL import ExifTags, Image, ImageOps
 
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.vision import self_check
 from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
     ImageFeatures,
@@ -35,78 +38,118 @@ def test_features_are_the_models_own_and_there_are_as_many_as_placeholders(
     name: str, vlm_checkpoint: Folder
 ) -> None:
     vlm = load(vlm_checkpoint(name))
-    pictures = [factories_vlm.picture(n, (40 + 30 * n, 90)) for n in range(3)]
+    images = [factories_vlm.random_image(n, (40 + 30 * n, 90)) for n in range(3)]
     decoder = find_attention_layout(vlm.model).decoder
     runs: list[int] = []
     decoder.register_forward_hook(lambda *_: runs.append(1))
-    for picture, seen in zip(pictures, encode_images(vlm, decoder, pictures), strict=True):
-        inputs = vlm.encode([vlm.prompt("what?", 1)], [[picture]])
+    for image, found in zip(images, encode_images(vlm, decoder, images), strict=True):
+        inputs = vlm.encode([vlm.prompt("what?", 1)], [[image]])
         count = int((inputs["input_ids"] == find_image_token(vlm)).sum())
         wanted = {k: inputs[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in inputs}
         with torch.no_grad():
             [own] = vlm.model.get_image_features(**wanted).pooler_output
-        assert len(seen) == count > 1 and own.numel() >= seen.features.numel()
+        assert len(found) == count > 1 and own.numel() >= found.features.numel()
         if name != "llava_next":  # whose tiles are put together afterwards, with line breaks
-            torch.testing.assert_close(seen.features, own.reshape(count, -1), atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.features, own.reshape(count, -1), atol=1e-5, rtol=1e-5)
     assert runs == []
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_omni"])
-def test_places_are_those_of_the_models_rope_index(name: str, vlm_checkpoint: Folder) -> None:
-    from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
-
+def test_position_ids_are_those_of_the_models_rope_index(name: str, vlm_checkpoint: Folder) -> None:
     vlm = load(vlm_checkpoint(name))
-    forward = SharedPrefixVLM(vlm, find_attention_layout(vlm.model).decoder)
-    pictures = [factories_vlm.picture(n, (112, 60 + 50 * n)) for n in range(2)]
-    showing = forward.with_images(encode_images(vlm, forward.decoder, pictures))
-    assert showing.position_ids is not None
+    shared = self_check.load(vlm, find_attention_layout(vlm.model).decoder)
+    images = [factories_vlm.random_image(n, (112, 60 + 50 * n)) for n in range(2)]
+    model = shared.with_images(encode_images(vlm, shared.decoder, images))
+    assert model.position_ids is not None
     for order in ([0], [1], [0, 1], [1, 0, 1]):
         text = vlm.prompt("what is it?", len(order))
-        inputs = vlm.encode([text], [[pictures[n] for n in order]])
+        inputs = vlm.encode([text], [[images[n] for n in order]])
         given = {
             k: inputs[k] for k in ("image_grid_thw", "attention_mask", "mm_token_type_ids") if k in inputs
         }
         expected, delta = vlm.model.model.get_rope_index(inputs["input_ids"], **given) if name == "qwen2_5_vl" else vlm.model.get_rope_index(inputs["input_ids"], given["image_grid_thw"], attention_mask=given["attention_mask"])  # fmt: skip
-        tokens = showing.expand(vlm.tokens(text), order)
-        places = showing.position_ids(tokens)
-        assert np.array_equal(places[:, :-1], expected[:, 0].numpy())
-        assert (places[:, -1] == len(tokens) + int(delta)).all()
+        token_ids = model.expand(vlm.tokens(text), order)
+        positions = model.position_ids(token_ids)
+        assert np.array_equal(positions[:, :-1], expected[:, 0].numpy())
+        assert (positions[:, -1] == len(token_ids) + int(delta)).all()
         assert int(delta) < 0
 
 
-def test_equal_pixels_are_one_picture() -> None:
-    one = factories_vlm.picture(1)
+def test_equal_pixels_are_one_image() -> None:
+    one = factories_vlm.random_image(1)
     assert image_key(one) == image_key(one.copy())
     changed = one.copy()
     changed.putpixel((3, 3), (0, 0, 0))
     turned = one.resize((one.height, one.width))
-    assert len({image_key(p) for p in (one, changed, turned, one.convert("L"))}) == 4
+    assert len({image_key(image) for image in (one, changed, turned, one.convert("L"))}) == 4
 
 
-def seen(tokens: int) -> ImageFeatures:
+def saved(image: Image.Image, file_format: str = "PNG", **options: Any) -> Image.Image:
+    """The image as it is read back from a file."""
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return Image.open(file)
+
+
+def test_the_same_file_read_twice_is_one_image() -> None:
+    image = factories_vlm.random_image(1).quantize(16)
+    assert image_key(saved(image, transparency=3)) == image_key(saved(image, transparency=3))
+
+
+def test_equal_indices_into_other_palettes_are_other_images() -> None:
+    one = factories_vlm.random_image(1).quantize(16)
+    other = one.copy()
+    other.putpalette([255 - value for value in one.getpalette() or []])
+    assert one.tobytes() == other.tobytes() and one.mode == other.mode == "P"
+    assert one.convert("RGB").tobytes() != other.convert("RGB").tobytes()
+    assert image_key(one) != image_key(other)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_color_makes_another_image(mode: str) -> None:
+    plain = factories_vlm.random_image(1).convert(mode)
+    color = {"P": 3, "L": 3, "RGB": plain.getpixel((0, 0))}[mode]
+    clear = saved(plain, transparency=color)
+    assert clear.tobytes() == plain.tobytes() and clear.mode == plain.mode
+    assert clear.convert("RGBA").tobytes() != plain.convert("RGBA").tobytes()
+    assert image_key(clear) != image_key(saved(plain))
+
+
+def test_an_exif_orientation_makes_another_image() -> None:
+    """Transformers turns an image by it before anything else."""
+    image = factories_vlm.random_image(1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = saved(image, exif=exif)
+    assert turned.tobytes() == image.tobytes() and turned.size == image.size
+    assert ImageOps.exif_transpose(turned).size != image.size
+    assert image_key(turned) != image_key(saved(image))
+
+
+def features(tokens: int) -> ImageFeatures:
     return ImageFeatures(torch.zeros(tokens, 8), None, tokens)
 
 
-def test_the_longest_unused_are_dropped_where_memory_is_bounded() -> None:
-    kept = ImageFeatureCache(memory=3 * 4 * 8 * 4).for_model("a model")
+def test_the_least_recently_used_features_are_dropped_where_memory_is_short() -> None:
+    cache = ImageFeatureCache(memory=3 * 4 * 8 * 4).for_model("a model")
     for key in "abc":
-        kept.add(key, seen(4))
-    assert kept.get("a") is not None
-    kept.add("d", seen(4))
-    assert [key for key in "abcd" if kept.get(key)] == ["a", "c", "d"]
-    assert all(kept.for_model("a model").get(key) for key in "acd")
-    assert not any(kept.for_model("another").get(key) for key in "acd")
+        cache.add(key, features(4))
+    assert cache.get("a") is not None
+    cache.add("d", features(4))
+    assert [key for key in "abcd" if cache.get(key)] == ["a", "c", "d"]
+    assert all(cache.for_model("a model").get(key) for key in "acd")
+    assert not any(cache.for_model("another").get(key) for key in "acd")
 
 
-def test_another_adapter_sees_anew() -> None:
+def test_another_adapter_encodes_images_again() -> None:
     class Adapted(torch.nn.Module):
         active_adapters = ("one",)
 
-    model, kept = Adapted(), ImageFeatureCache()
-    kept.for_model(model).add("a", seen(1))
-    assert kept.for_model(model).get("a") is not None
+    model, cache = Adapted(), ImageFeatureCache()
+    cache.for_model(model).add("a", features(1))
+    assert cache.for_model(model).get("a") is not None
     model.active_adapters = ("two",)
-    assert kept.for_model(model).get("a") is None
+    assert cache.for_model(model).get("a") is None
 
 
 def test_placeholders_become_runs_in_order_and_must_be_as_many() -> None:
@@ -115,7 +158,7 @@ def test_placeholders_become_runs_in_order_and_must_be_as_many() -> None:
         expand_images([1, 9, 9], 9, [[20]])
 
 
-def test_a_processor_that_writes_more_around_a_picture_is_found(
+def test_a_processor_that_writes_more_around_an_image_is_found(
     vlm_checkpoint: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vlm = load(vlm_checkpoint("llava"))
@@ -126,4 +169,4 @@ def test_a_processor_that_writes_more_around_a_picture_is_found(
 
     monkeypatch.setattr(type(vlm.processor), "__call__", call)
     with pytest.raises(ImageMismatchError, match="more than one run"):
-        encode_images(vlm, find_attention_layout(vlm.model).decoder, [factories_vlm.picture()])
+        encode_images(vlm, find_attention_layout(vlm.model).decoder, [factories_vlm.random_image()])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from truthgate_eval.errors import ModelError
 from truthgate_eval.vision import loading as vlm_loading
-from truthgate_eval.vision.loading import LoadOptions, find_device, load_vlm
+from truthgate_eval.vision.loading import LoadOptions, load_vlm
 
 Folder = Callable[[str], str]
 GREEDY = {"max_new_tokens": 10, "do_sample": False}
@@ -50,7 +50,7 @@ def without_templates(folder: Path) -> Path:
     return folder
 
 
-def test_values_as_hosts_parse_them_are_read() -> None:
+def test_values_as_harnesses_parse_them_are_understood() -> None:
     given = {
         "pretrained": 7, "revision": "None", "dtype": "float32", "load_in_4bit": 0, "load_in_8bit": "True",
         "max_pixels": 100.0, "min_pixels": "50", "device": "", "peft": None,
@@ -74,29 +74,18 @@ def test_values_as_hosts_parse_them_are_read() -> None:
         ({"device": "cpu", "device_map": "auto"}, "exclude each other"),
     ],
 )
-def test_values_of_the_wrong_kind_are_named(given: dict[str, Any], message: str) -> None:
+def test_values_of_the_wrong_type_are_named(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         LoadOptions.parse({"pretrained": "some/model", **given})
 
 
-def test_devices_that_are_not_here_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_is_not_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert find_device(None).type == "cpu"
-    with pytest.raises(
-        ModelError, match="device=cuda:0, but torch finds no CUDA device here; use device=cpu"
-    ):
-        find_device("cuda:0")
-    with pytest.raises(ModelError, match="device=gpu is no device of torch"):
-        find_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert find_device(None).type == "cuda"
-    assert find_device("cuda:1").index == 1
-    with pytest.raises(ModelError, match="device=cuda:2, but there are only 2"):
-        find_device("cuda:2")
+    message = refused(pretrained="some/model", device="cuda:0")
+    assert message == "device=cuda:0, but torch finds no CUDA device here; use device=cpu"
 
 
-def test_models_that_are_not_there_or_take_no_pictures_are_named(checkpoint: str) -> None:
+def test_models_that_are_not_there_or_take_no_images_are_named(checkpoint: str) -> None:
     assert refused(pretrained="/nowhere/model") == "there is no model folder /nowhere/model"
     assert "model 'no-such-owner/no-such-model' cannot be loaded" in refused(
         pretrained="no-such-owner/no-such-model"
@@ -120,7 +109,7 @@ def test_an_unknown_type_or_a_package_that_is_not_there_is_named(
     assert refused(pretrained=str(llava), load_in_4bit=True) == expected
 
 
-def test_weights_that_the_checkpoint_lacks_are_not_made_up(llava: Path) -> None:
+def test_weights_that_the_checkpoint_lacks_are_an_error(llava: Path) -> None:
     weights = load_file(llava / "model.safetensors")
     name = next(key for key in weights if "layers.1.self_attn.o_proj" in key and "language" in key)
     del weights[name]
@@ -140,27 +129,27 @@ def test_an_adapter_is_loaded_or_named(llava: Path, tmp_path: Path) -> None:
     vlm = load_vlm(LoadOptions(str(llava), device="cpu", peft=str(adapter)))
     assert isinstance(vlm.model, PeftModel)
     plain = load_vlm(LoadOptions(str(llava), device="cpu"))
-    prompt, picture = vlm.prompt("What is it?", 1), factories_vlm.picture()
-    inputs = plain.encode([prompt], [[picture]])
+    prompt, image = vlm.prompt("What is it?", 1), factories_vlm.random_image()
+    inputs = plain.encode([prompt], [[image]])
     with torch.no_grad():
         torch.testing.assert_close(vlm.model(**inputs).logits, tuned.eval()(**inputs).logits)
         assert not torch.allclose(vlm.model(**inputs).logits, plain.model(**inputs).logits)
-    assert len(vlm.losses([prompt], [" Yes"], [[picture]])) == 1
+    assert len(vlm.losses([prompt], [" Yes"], [[image]])) == 1
 
 
 def test_dtype_and_device_map_are_obeyed(llava: Path) -> None:
     vlm = load_vlm(LoadOptions(str(llava), dtype="bfloat16", device_map="cpu"))
     assert vlm.model.dtype == torch.bfloat16
-    assert vlm.generate([vlm.prompt("a", 1)], [[factories_vlm.picture()]], **GREEDY)
+    assert vlm.generate([vlm.prompt("a", 1)], [[factories_vlm.random_image()]], **GREEDY)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen2_5_omni"])
-def test_pixel_limits_change_how_many_tokens_a_picture_takes(name: str, vlm_checkpoint: Folder) -> None:
+def test_pixel_limits_change_how_many_tokens_an_image_takes(name: str, vlm_checkpoint: Folder) -> None:
     def tokens(**limits: int) -> int:
         vlm = load_vlm(LoadOptions(vlm_checkpoint(name), device="cpu", **limits))
-        return vlm.encode([vlm.prompt("a", 1)], [[factories_vlm.picture(0, (112, 112))]])["input_ids"].shape[
-            1
-        ]
+        return vlm.encode([vlm.prompt("a", 1)], [[factories_vlm.random_image(0, (112, 112))]])[
+            "input_ids"
+        ].shape[1]
 
     assert tokens() - tokens(max_pixels=56 * 56) == 12  # 4 x 4 merged patches become 2 x 2
     assert tokens(min_pixels=168 * 168, max_pixels=224 * 224) - tokens() == 20  # 6 x 6
@@ -170,7 +159,9 @@ def test_pixel_limits_are_refused_where_there_are_none(llava: Path) -> None:
     assert "has no min_pixels and max_pixels" in refused(pretrained=str(llava), max_pixels=100)
 
 
-def test_a_processor_without_a_template_shows_the_ways_out(llava: Path, tmp_path: Path) -> None:
+def test_a_processor_without_a_template_is_refused_with_the_options_there_are(
+    llava: Path, tmp_path: Path
+) -> None:
     without_templates(llava)
     message = refused(pretrained=str(llava))
     assert "has no chat template" in message
@@ -182,7 +173,7 @@ def test_a_processor_without_a_template_shows_the_ways_out(llava: Path, tmp_path
     plain = load_vlm(LoadOptions(str(llava), device="cpu", chat_template="plain"))
     assert plain.prompt("What?", 1) == "<image>\nWhat?"
     assert plain.prompt("What?", 0) == "What?"
-    assert plain.generate([plain.prompt("What?", 1)], [[factories_vlm.picture()]], **GREEDY)
+    assert plain.generate([plain.prompt("What?", 1)], [[factories_vlm.random_image()]], **GREEDY)
 
 
 def test_a_template_that_wants_strings_gets_them(llava: Path, tmp_path: Path) -> None:
@@ -216,6 +207,6 @@ def test_a_template_file_that_is_not_there_is_named(llava: Path) -> None:
     )
 
 
-def test_plain_text_frames_a_picture_as_qwen_wants_it(vlm_checkpoint: Folder) -> None:
+def test_plain_text_frames_an_image_as_qwen_wants_it(vlm_checkpoint: Folder) -> None:
     vlm = load_vlm(LoadOptions(vlm_checkpoint("qwen2_5_vl"), device="cpu", chat_template="plain"))
     assert vlm.prompt("What?", 1) == "<|vision_start|><|image_pad|><|vision_end|>\nWhat?"

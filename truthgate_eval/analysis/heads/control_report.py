@@ -1,4 +1,4 @@
-"""What an artifact's controls say of its scores.
+"""What the controls of an artifact say about its scores.
 
 A control explains a head's score where the head's accuracy is not above the control's by two standard
 errors of their difference, which is measured on the same answers. It explains the artifact's scores
@@ -19,15 +19,15 @@ _STANDARD_ERRORS = 2.0
 
 @dataclass(frozen=True)
 class ControlVerdict:
-    """One control beside the accuracies that it is a control of.
+    """One control, compared with the accuracies that it is a control of.
 
     Attributes:
-        name: The control.
-        accuracy: Mean accuracy of the heads under it.
-        best: Its best head's.
-        own: Mean accuracy of the heads without it.
-        above: How many heads are above it by two standard errors.
-        heads: How many there are.
+        name: The control's name.
+        accuracy: Mean accuracy of the heads under the control.
+        best: Accuracy of the best head under the control.
+        own: Mean accuracy of the heads without the control.
+        above: Number of heads that are above the control by two standard errors.
+        heads: Number of heads.
     """
 
     name: str
@@ -67,7 +67,7 @@ def control_verdicts(scores: TruthScores) -> list[ControlVerdict]:
 
 
 def print_controls(scores: TruthScores, console: Console) -> None:
-    """Print a table of the controls, and a warning for each that explains the score; nothing without any."""
+    """Print a table of the controls, if any, and a warning for each that explains the scores."""
     found = control_verdicts(scores)
     if not found:
         return

@@ -1,4 +1,4 @@
-"""Pictures of several artifacts: the family matrix, a head-by-head scatter, heat maps side by side.
+"""Plots of a family's artifacts: the matrix, a head-by-head scatter plot, and heat maps side by side.
 
 The paper's figures 1b, 1c, 2 and 3.
 """
@@ -8,28 +8,31 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from truthgate_eval.analysis.heads.correlation import SCOPES, Array
+from truthgate_eval.analysis.formatting import format_interval
+from truthgate_eval.analysis.heads.correlation import SCOPES, Array, Measure, Scope
 from truthgate_eval.errors import TruthGateError
-from truthgate_eval.files import write_whole
+from truthgate_eval.files import write_atomic
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
     from truthgate_eval.analysis.heads.family import FamilyMatrix, FamilyMember
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
-# Of a matrix with more members, the cells are too small for an interval.
+# In a matrix of more members, the cells are too small for an interval.
 _INTERVALS_UP_TO = 8
 
 
-def matrix_figure(family: FamilyMatrix, measure: str) -> Figure:
-    """The matrix of one measure, over all heads at the left and within layers at the right.
+def matrix_figure(family: FamilyMatrix, measure: Measure) -> Figure:
+    """The matrix of one measure, over all heads on the left and within layers on the right.
 
-    Colours run from -1 to 1 in every plot, white is 0; a thick line parts families.
+    Colours run from -1 to 1 in every plot, white is 0; a thick line separates families.
     """
     from matplotlib.figure import Figure
 
@@ -43,7 +46,7 @@ def matrix_figure(family: FamilyMatrix, measure: str) -> Figure:
     return figure
 
 
-def _draw_matrix(axes: Any, family: FamilyMatrix, measure: str, scope: str) -> Any:
+def _draw_matrix(axes: Axes, family: FamilyMatrix, measure: Measure, scope: Scope) -> AxesImage:
     values = family.coefficients(measure, scope)
     members = family.members
     off_diagonal = np.where(np.eye(len(members), dtype=bool), np.nan, values)
@@ -59,12 +62,12 @@ def _draw_matrix(axes: Any, family: FamilyMatrix, measure: str, scope: str) -> A
         colour = "white" if abs(one.r) > 0.65 else "black"
         axes.text(column, row, f"{one.r:.2f}", ha="center", va="bottom", color=colour)
         if len(members) <= _INTERVALS_UP_TO and math.isfinite(one.low):
-            interval = f"{one.low:.2f} to {one.high:.2f}"
+            interval = format_interval(one.low, one.high, digits=2)
             axes.text(column, row + 0.12, interval, ha="center", va="top", color=colour, fontsize=6.5)
-    for place in range(1, len(members)):
-        if members[place].family != members[place - 1].family:
-            axes.axhline(place - 0.5, color="black", linewidth=2)
-            axes.axvline(place - 0.5, color="black", linewidth=2)
+    for index in range(1, len(members)):
+        if members[index].family != members[index - 1].family:
+            axes.axhline(index - 0.5, color="black", linewidth=2)
+            axes.axvline(index - 0.5, color="black", linewidth=2)
     return image
 
 
@@ -73,7 +76,7 @@ def _with_family(member: FamilyMember) -> str:
 
 
 def scatter_figure(family: FamilyMatrix) -> Figure:
-    """Every head of two members as a point: as scored at the left, each layer's mean removed at the right.
+    """Every head of two members as a point: scores on the left, without each layer's mean on the right.
 
     Raises:
         TruthGateError: The members are not two.
@@ -91,20 +94,20 @@ def scatter_figure(family: FamilyMatrix) -> Figure:
         points = axes.scatter(x, y, c=colours, cmap="viridis", s=12, alpha=0.8, linewidths=0)
         r, rho = (family.pair(measure, scope, 0, 1).r for measure in ("pearson", "spearman"))
         axes.set_title(f"{scope}: Pearson {r:.3f}, Spearman {rho:.3f}", fontsize=10)
-        what = "truth score" if scope == "all heads" else "truth score - layer's mean"
-        axes.set(xlabel=f"{first.label}: {what}", ylabel=f"{second.label}: {what}")
+        quantity = "truth score" if scope == "all heads" else "truth score - layer's mean"
+        axes.set(xlabel=f"{first.label}: {quantity}", ylabel=f"{second.label}: {quantity}")
         axes.grid(linewidth=0.3)
     figure.colorbar(points, ax=list(panels), label="layer")
     return figure
 
 
 def check_two(members: int) -> None:
-    """Raise `TruthGateError` unless a scatter plot can be drawn of so many members."""
+    """Raise `TruthGateError` unless there are two members, which a scatter plot needs."""
     if members != 2:
         raise TruthGateError(f"a scatter plot shows two artifacts, got {members}: give two, or use --plot")
 
 
-def _scores(member: FamilyMember, scope: str) -> Array:
+def _scores(member: FamilyMember, scope: Scope) -> Array:
     scores = member.scores.scores.astype(np.float64)
     return scores - scores.mean(axis=1, keepdims=True) if scope == "within layers" else scores
 
@@ -112,7 +115,7 @@ def _scores(member: FamilyMember, scope: str) -> Array:
 def heat_maps_figure(family: FamilyMatrix) -> Figure:
     """Every member's scores, layers x heads, side by side.
 
-    Each map has a scale of its own: which heads stand out is compared, not how high they score.
+    Each map has its own scale: the maps compare which heads score high, not how high.
     """
     from matplotlib.figure import Figure
 
@@ -135,7 +138,7 @@ def heat_maps_figure(family: FamilyMatrix) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the file appears whole or not at all."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format=path.suffix.lower().removeprefix("."), dpi=160)
-    write_whole(path, picture.getvalue())
+    """Write a figure atomically, in the format of the path's suffix."""
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix.lower().removeprefix("."), dpi=160)
+    write_atomic(path, content.getvalue())

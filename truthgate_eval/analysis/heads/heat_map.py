@@ -1,7 +1,8 @@
-"""Pictures of score artifacts: the paper's layers x heads heat map, on paper and in a terminal."""
+"""Heat maps of score artifacts, layers x heads as in the paper, as image files and in the terminal."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from truthgate_eval.errors import ScoresError
+from truthgate_eval.errors import ScoresError, first_line
+from truthgate_eval.files import write_atomic
 from truthgate_eval.gating.scores import TruthScores
 
 # Dark to bright in equal steps of brightness (indigo, blue, green, yellow).
@@ -33,7 +35,12 @@ def top_heads(scores: TruthScores, count: int) -> Table:
 
 
 def terminal_heat_map(scores: TruthScores, *, colour: bool) -> Group:
-    """Layers down, heads across; a cell is a colour, or a shade where there are no colours."""
+    """A heat map for the terminal, layers down and heads across.
+
+    Args:
+        scores: The artifact.
+        colour: Draw with colours; otherwise with shades of grey characters.
+    """
     low, high = float(scores.scores.min()), float(scores.scores.max())
     lines = [Text(f"layer  heads 0 to {scores.shape[1] - 1}", style="dim")]
     for layer, row in enumerate(scores.scores):
@@ -51,8 +58,8 @@ def terminal_heat_map(scores: TruthScores, *, colour: bool) -> Group:
 def _cell(value: float, low: float, high: float, colour: bool) -> Text:
     if colour:
         return Text("  ", style=f"on {_colour(value, low, high)}")
-    place = (value - low) / (high - low) if high > low else 0.0
-    return Text(2 * _SHADES[min(int(place * len(_SHADES)), len(_SHADES) - 1)])
+    share = (value - low) / (high - low) if high > low else 0.0
+    return Text(2 * _SHADES[min(int(share * len(_SHADES)), len(_SHADES) - 1)])
 
 
 def save_heat_map(scores: TruthScores, path: Path) -> None:
@@ -71,10 +78,12 @@ def save_heat_map(scores: TruthScores, path: Path) -> None:
     kind = scores.metadata.get("score", "accuracy" if "probe" in scores.metadata else "unknown")
     label = _MEASURED.get(kind, "truth score")
     figure.colorbar(image, ax=axes, label=label)
+    content = io.BytesIO()
     try:
-        figure.savefig(path, dpi=160)
-    except (OSError, ValueError) as error:
-        raise ScoresError(f"the plot cannot be written to {path}: {error}") from error
+        figure.savefig(content, format=path.suffix.lower().removeprefix(".") or "png", dpi=160)
+    except ValueError as error:  # matplotlib does not know the format
+        raise ScoresError(f"the plot cannot be written to {path}: {first_line(error)}") from error
+    write_atomic(path, content.getvalue())
 
 
 def _title(scores: TruthScores) -> str:
@@ -83,8 +92,8 @@ def _title(scores: TruthScores) -> str:
 
 
 def _colour(value: float, low: float, high: float) -> str:
-    place = (value - low) / (high - low) * (len(_COLOURS) - 1) if high > low else 0.0
-    index = min(int(place), len(_COLOURS) - 2)
+    position = (value - low) / (high - low) * (len(_COLOURS) - 1) if high > low else 0.0
+    index = min(int(position), len(_COLOURS) - 2)
     left, right = np.array(_COLOURS[index]), np.array(_COLOURS[index + 1])
-    red, green, blue = (left + (place - index) * (right - left)).round().astype(int)
+    red, green, blue = (left + (position - index) * (right - left)).round().astype(int)
     return f"rgb({red},{green},{blue})"

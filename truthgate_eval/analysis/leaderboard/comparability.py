@@ -1,42 +1,55 @@
-"""May two runs be compared? The same documents they must have; what else differs is said.
+"""Whether two runs can be compared: they need the same documents, and other differences make warnings.
 
-Documents are matched by what they are and not by their number, which a run with `exclude_rows_of` counts
-otherwise.
+Documents are matched by their content and not by their number, which differs in a run with `exclude_rows_of`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from truthgate_eval.analysis.leaderboard.comparison import BoardPart
+from truthgate_eval.analysis.leaderboard.comparison import LeaderboardPart
 from truthgate_eval.analysis.runs.methods import RunEntry
-from truthgate_eval.analysis.runs.run import Run, RunError
+from truthgate_eval.analysis.runs.results_files import RunError
+from truthgate_eval.analysis.runs.run import Run
 from truthgate_eval.analysis.runs.samples import SampleResult
 
-_NAMED = 3
+_MAX_NAMED = 3
 _FEW_CLUSTERS = 20
 _MANY_UNPARSED = 0.05
 
 
-def check_documents(baseline: Run, run: Run, task: str) -> None:
-    """Raise `RunError`, naming the first documents, unless both runs judged the same ones."""
+def check_common_tasks(baseline: RunEntry, others: Sequence[RunEntry]) -> None:
+    """Raise `RunError` unless every run has a task of the baseline, and the same documents in it."""
+    for entry in others:
+        common = [task for task in baseline.run.tasks if task in entry.run.tasks]
+        if not common:
+            raise RunError(
+                f"{baseline.run.path} ({', '.join(baseline.run.tasks)}) and {entry.run.path} "
+                f"({', '.join(entry.run.tasks)}) have no task in common"
+            )
+        for task in common:
+            _check_documents(baseline.run, entry.run, task)
+
+
+def _check_documents(baseline: Run, run: Run, task: str) -> None:
+    """Raise `RunError`, naming the first documents, unless both runs have the same ones."""
     ours, theirs = baseline.tasks[task].samples, run.tasks[task].samples
     parts = []
     for here, other, path in ((ours, theirs, baseline.path), (theirs, ours, run.path)):
-        only = [record for key, record in here.items() if key not in other]
+        only = [sample for key, sample in here.items() if key not in other]
         if only:
-            named = ", ".join(_document(record) for record in only[:_NAMED])
-            more = f" and {len(only) - _NAMED} more" if len(only) > _NAMED else ""
+            named = ", ".join(_document(sample) for sample in only[:_MAX_NAMED])
+            more = f" and {len(only) - _MAX_NAMED} more" if len(only) > _MAX_NAMED else ""
             parts.append(f"only {path} has document {named}{more}")
     if parts:
         raise RunError(
-            f"{baseline.path} and {run.path} judged different documents of {task}: {'; '.join(parts)}. "
+            f"{baseline.path} and {run.path} have different documents of {task}: {'; '.join(parts)}. "
             "Run both on the same data with the same --limit"
         )
 
 
 def differences(baseline: RunEntry, others: Sequence[RunEntry]) -> list[str]:
-    """What besides the gate differs between the baseline and the other runs, a line each."""
+    """What differs between the baseline and the other runs besides the gate, one line each."""
     lines = []
     for entry in others:
         ours, theirs = baseline.run.environment, entry.run.environment
@@ -49,7 +62,7 @@ def differences(baseline: RunEntry, others: Sequence[RunEntry]) -> list[str]:
 
 
 def missing_tasks(baseline: RunEntry, entry: RunEntry) -> list[str]:
-    """Tasks that only one of two runs has, a line a side."""
+    """Tasks that only one of two runs has, one line for each run that lacks some."""
     lines = []
     for has, lacks in ((baseline, entry), (entry, baseline)):
         names = [name for name in has.run.tasks if name not in lacks.run.tasks]
@@ -59,11 +72,11 @@ def missing_tasks(baseline: RunEntry, entry: RunEntry) -> list[str]:
 
 
 def unparsed_warnings(entry: RunEntry, tasks: Iterable[str]) -> list[str]:
-    """Why a run's figures say less than they seem to: answers that are none."""
+    """A line if many of a run's answers were not parsed, so that its figures mean less than they seem to."""
     found = []
     for task in tasks:
-        records = list(entry.run.tasks[task].samples.values()) if task in entry.run.tasks else []
-        share = sum(record.unparsed for record in records) / len(records) if records else 0.0
+        samples = list(entry.run.tasks[task].samples.values()) if task in entry.run.tasks else []
+        share = sum(sample.unparsed for sample in samples) / len(samples) if samples else 0.0
         if share >= _MANY_UNPARSED:
             found.append(f"{share:.0%} of {task}")
     return (
@@ -71,16 +84,21 @@ def unparsed_warnings(entry: RunEntry, tasks: Iterable[str]) -> list[str]:
     )
 
 
-def few_cluster_warnings(board: str, parts: Sequence[BoardPart]) -> list[str]:
-    """A line where there are too few clusters for a bootstrap, and one where they are not known."""
+def few_cluster_warnings(name: str, parts: Sequence[LeaderboardPart]) -> list[str]:
+    """A line if there are too few clusters for a bootstrap, and one if clusters are not recorded.
+
+    Args:
+        name: Of the task leaderboard.
+        parts: Its parts.
+    """
     lines = []
     few = min(parts, key=lambda part: part.clusters)
     if few.clusters < _FEW_CLUSTERS:
-        lines.append(f"{board}: intervals from so few {few.cluster_kind}s ({few.clusters}) are too narrow")
+        lines.append(f"{name}: intervals from so few {few.cluster_kind}s ({few.clusters}) are too narrow")
     if any(part.cluster_kind == "document" for part in parts):
         lines.append(
-            f"{board}: the samples do not say which picture or question documents share: its intervals take "
-            "every document as independent"
+            f"{name}: the samples do not record which image or question documents share: its intervals treat "
+            "all documents as independent"
         )
     return lines
 
@@ -93,8 +111,8 @@ def _task_differences(task: str, baseline: RunEntry, entry: RunEntry) -> list[st
             f"{task}: different {name}", ours.settings[name], theirs.settings.get(name), baseline, entry
         )
     other = sum(
-        record.prompt != theirs.samples[key].prompt
-        for key, record in ours.samples.items()
+        sample.prompt != theirs.samples[key].prompt
+        for key, sample in ours.samples.items()
         if key in theirs.samples
     )
     if other:
@@ -109,13 +127,13 @@ def _difference(what: str, ours: object, theirs: object, baseline: RunEntry, ent
     if ours == theirs:
         return []
     texts = ["not recorded" if value is None else str(value) for value in (ours, theirs)]
-    return [f"{what}: {_short(texts[0])} ({baseline.name}), {_short(texts[1])} ({entry.name})"]
+    return [f"{what}: {_shorten(texts[0])} ({baseline.name}), {_shorten(texts[1])} ({entry.name})"]
 
 
-def _document(record: SampleResult) -> str:
-    return f'{record.doc_id} ("{_short(record.question)}")' if record.question else str(record.doc_id)
+def _document(sample: SampleResult) -> str:
+    return f'{sample.doc_id} ("{_shorten(sample.question)}")' if sample.question else str(sample.doc_id)
 
 
-def _short(text: str, width: int = 60) -> str:
+def _shorten(text: str, width: int = 60) -> str:
     text = " ".join(text.split())
     return text if len(text) <= width else f"{text[: width - 3]}..."

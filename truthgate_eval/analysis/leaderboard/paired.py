@@ -6,20 +6,14 @@ intervals draw whole clusters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
+from scipy.stats import binomtest
 
-from truthgate_eval.errors import TruthGateError
+from truthgate_eval.metrics.yes_no import metrics_from_counts
 
-CORRECTIONS = {"holm": "holm", "bonferroni": "bonferroni", "fdr_bh": "fdr_bh", "none": None}
-METRICS = ("acc", "f1", "precision", "recall")
-# What is summed over documents; every metric is a ratio of such sums.
-COUNTS = ("documents", "right", "true_yes", "said_yes", "gold_yes")
 # Resamples that are held in memory at once, times clusters.
 _CHUNK = 4_000_000
 
@@ -49,56 +43,16 @@ def exact_mcnemar(first: ArrayLike, second: ArrayLike) -> McNemar:
     a, b = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(f"expected two rows of equal length, got {a.shape} and {b.shape}")
-    table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
-    result = mcnemar(table, exact=True)
-    return McNemar(table[0][1], table[1][0], min(1.0, float(result.pvalue)))
-
-
-def correct_p_values(p_values: Sequence[float], method: str = "holm") -> list[float]:
-    """P-values corrected for their number.
-
-    Raises:
-        TruthGateError: The method is none of `CORRECTIONS`.
-    """
-    if method not in CORRECTIONS:
-        raise TruthGateError(f"unknown correction {method!r}: expected one of {', '.join(CORRECTIONS)}")
-    name = CORRECTIONS[method]
-    if name is None or not p_values:
-        return list(p_values)
-    return [float(p) for p in multipletests(p_values, method=name)[1]]
-
-
-def metrics_of(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Accuracy, F1, precision and recall of summed counts.
-
-    Args:
-        counts: [..., 5], the last axis in the order of `COUNTS`.
-
-    Returns:
-        [..., 4] in the order of `METRICS`. As in `judgement`, a ratio of nothing is 0; accuracy of no
-        document is nan.
-    """
-    documents, right, true_yes, said_yes, gold_yes = np.moveaxis(counts, -1, 0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        accuracy = right / documents
-    return np.stack(
-        [
-            accuracy,
-            _ratio(2 * true_yes, said_yes + gold_yes),
-            _ratio(true_yes, said_yes),
-            _ratio(true_yes, gold_yes),
-        ],
-        axis=-1,
-    )
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole > 0)
+    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+    differ = only_first + only_second
+    # If the runs are equally good, each document that differs is won by either with probability 1/2.
+    p = float(binomtest(only_first, differ, 0.5).pvalue) if differ else 1.0
+    return McNemar(only_first, only_second, p)
 
 
 def mean_metrics(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """The plain mean over tasks of each metric: [..., tasks, 5] counts to [..., 4]."""
-    return metrics_of(counts).mean(axis=-2)
+    return metrics_from_counts(counts).mean(axis=-2)
 
 
 def cluster_bootstrap(
@@ -110,13 +64,13 @@ def cluster_bootstrap(
     intervals are too narrow.
 
     Args:
-        counts: [runs, clusters, tasks, 5] sums over the documents of a cluster, in the order of `COUNTS`.
+        counts: [runs, clusters, tasks, 5] sums over a cluster, in the order of `yes_no.COUNTS`.
         resamples: Number of draws.
         seed: Of the draws.
         level: Share of the intervals that should hold the true difference.
 
     Returns:
-        [runs - 1, 4, 2]: low and high of the difference in each metric of `METRICS`.
+        [runs - 1, 4, 2]: low and high of the difference in each metric of `yes_no.METRICS`.
     """
     runs, clusters, tasks, width = counts.shape
     flat = np.moveaxis(counts, 1, 0).reshape(clusters, -1)

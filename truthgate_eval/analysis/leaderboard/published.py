@@ -1,6 +1,6 @@
-"""The paper's own figures, as rows that stand beside measured ones and are always marked.
+"""The paper's own figures, as rows beside measured ones, always marked as published.
 
-They are read from `published.json`, which holds the paper's tables of HaluEval, POPE and the random gate.
+They are in `published.json`: the paper's tables of HaluEval, POPE and the random gate.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from truthgate_eval.analysis.runs.methods import Method
+from truthgate_eval.analysis.runs.paper_models import PAPER_MODELS, paper_name
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.metrics.pope import SOURCES, SPLITS
 from truthgate_eval.paths import PACKAGE
 
-_KINDS = {"none": "vanilla", "llm": "llm", "mllm": "mllm"}
+_METHODS: dict[str, Method] = {"none": "vanilla", "llm": "llm", "mllm": "mllm"}
 _METRICS = {"acc": "acc", "f1": "f1", "prec": "precision", "rec": "recall"}
 
 
@@ -25,14 +27,14 @@ class PublishedRow:
 
     Attributes:
         model: The paper's name of the model.
-        kind: `vanilla`, `llm`, `mllm` or `random`.
+        method: `vanilla`, `llm`, `mllm` or `random`.
         lam: Strength of the gate, or None.
-        cells: For each data set (`halueval`, or a picture source of POPE), for each metric: (mean,
-            standard deviation or None) as shares of 1.
+        cells: For each data set (`halueval`, or an image source of POPE), for each metric: (mean, standard
+            deviation or None) as shares of 1.
     """
 
     model: str
-    kind: str
+    method: Method
     lam: float | None
     cells: dict[str, dict[str, tuple[float, float | None]]]
 
@@ -40,8 +42,12 @@ class PublishedRow:
 def data_set_of(tasks: Sequence[str]) -> str | None:
     """The paper's data set that a mean over these tasks measures, or None.
 
-    The paper's POPE figures are means over the three splits; lmms-eval's own `pope` pools the splits of
+    The paper's POPE figures are means over the three splits. lmms-eval's own `pope` pools the splits of
     COCO, which gives the same accuracy and nearly the same F1.
+
+    Example:
+        >>> data_set_of(["pope_gqa_random", "pope_gqa_popular", "pope_gqa_adversarial"])
+        'gqa'
     """
     if list(tasks) in (["halueval_qa"], ["halueval_qa_official"]):
         return "halueval"
@@ -53,29 +59,15 @@ def data_set_of(tasks: Sequence[str]) -> str | None:
     return None
 
 
-def paper_name(model: str) -> str | None:
-    """The paper's name of a model that is given by hub id, folder or the paper's name; None for others."""
-    last = model.rstrip("/").rsplit("/", 1)[-1].lower()
-    for name, ids in _tables()["models"].items():
-        if last in {name, *(known.rsplit("/", 1)[-1].lower() for known in ids)}:
-            return str(name)
-    return None
-
-
-def is_multimodal(name: str) -> bool:
-    """Whether the paper's model of that name sees pictures."""
-    return name in _tables()["multimodal"]
-
-
 def published_rows(model: str, choice: str = "auto") -> list[PublishedRow]:
     """The paper's rows to show beside runs of a model.
 
     Args:
         model: The evaluated model.
-        choice: `auto` for the rows of that very model, `none`, `all`, or a model's name.
+        choice: `auto` for the rows of this model, `none`, `all`, or a model's name.
 
     Raises:
-        TruthGateError: The choice names no model of the paper.
+        TruthGateError: The choice is not a model of the paper.
     """
     if choice == "none":
         return []
@@ -83,7 +75,7 @@ def published_rows(model: str, choice: str = "auto") -> list[PublishedRow]:
         return _rows()
     wanted = paper_name(model if choice == "auto" else choice)
     if wanted is None and choice != "auto":
-        known = ", ".join(_tables()["models"])
+        known = ", ".join(PAPER_MODELS)
         raise TruthGateError(
             f"the paper has no model {choice!r}: expected auto, none, all, or one of {known}"
         )
@@ -92,25 +84,24 @@ def published_rows(model: str, choice: str = "auto") -> list[PublishedRow]:
 
 @functools.cache
 def _tables() -> dict[str, Any]:
-    tables: dict[str, Any] = json.loads(
-        (PACKAGE / "analysis" / "leaderboard" / "published.json").read_text(encoding="utf-8")
-    )
+    file = PACKAGE / "analysis" / "leaderboard" / "published.json"
+    tables: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return tables
 
 
 def _rows() -> list[PublishedRow]:
     tables = _tables()
     halueval = [
-        PublishedRow(row["model"], _KINDS[row["gate"]], row.get("lam"), {"halueval": _cells(row)})
+        PublishedRow(row["model"], _METHODS[row["gate"]], row.get("lam"), {"halueval": _cells(row)})
         for row in tables["halueval"]["rows"]
     ]
     pope = [
-        PublishedRow(row["model"], kind, row.get("lam"), {name: _cells(row[name]) for name in SOURCES})
-        for table, kinds in (("pope", _KINDS), ("pope_random_gate", {}))
+        PublishedRow(row["model"], method, row.get("lam"), {name: _cells(row[name]) for name in SOURCES})
+        for table, methods in (("pope", _METHODS), ("pope_random_gate", {}))
         for row in tables[table]["rows"]
-        for kind in [kinds.get(row.get("gate"), "random")]
+        for method in [methods.get(row.get("gate"), "random")]
     ]
-    order = list(tables["models"])
+    order = list(PAPER_MODELS)
     return sorted([*halueval, *pope], key=lambda row: order.index(row.model))
 
 

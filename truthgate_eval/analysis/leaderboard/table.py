@@ -1,30 +1,31 @@
-"""Runs side by side: every run's metrics, and its paired difference to the baseline, with statistics."""
+"""Leaderboards of runs: the metrics of every run, and its paired differences to the baseline."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.analysis.leaderboard import comparability
 from truthgate_eval.analysis.leaderboard.comparison import (
-    ALPHA,
-    BoardPart,
     Comparison,
+    ComparisonSettings,
+    LeaderboardPart,
     compare_part,
     count_part,
     decide_verdicts,
 )
-from truthgate_eval.analysis.leaderboard.paired import CORRECTIONS, METRICS, mean_metrics
-from truthgate_eval.analysis.leaderboard.published import data_set_of, published_rows
-from truthgate_eval.analysis.runs.methods import LABELS, RunEntry, choose_baseline, describe_gate
-from truthgate_eval.analysis.runs.run import RunError
+from truthgate_eval.analysis.leaderboard.paired import mean_metrics
+from truthgate_eval.analysis.leaderboard.published import PublishedRow, data_set_of, published_rows
+from truthgate_eval.analysis.multiple_testing import check_correction
+from truthgate_eval.analysis.runs.methods import LABELS, Method, RunEntry, choose_baseline, describe_gate
+from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
-from truthgate_eval.errors import TruthGateError
+from truthgate_eval.metrics.yes_no import METRICS
 
 SCHEMA_VERSION = 1
 
@@ -40,43 +41,75 @@ class LeaderboardCell:
 
 @dataclass(frozen=True)
 class LeaderboardRow:
-    """One line of a leaderboard; `cells` by part and metric, `origin` is `measured` or `published`."""
+    """One row of a leaderboard.
+
+    Attributes:
+        label: The method, or the name that the user chose.
+        method: The method.
+        origin: Whether its figures were measured or are the paper's.
+        gate: The gate in a few words.
+        cells: By part and metric.
+    """
 
     label: str
-    kind: str
-    origin: str
+    method: Method
+    origin: Literal["measured", "published"]
     gate: str
     cells: dict[str, dict[str, LeaderboardCell]]
 
 
 @dataclass(frozen=True)
-class Board:
-    """The leaderboard of one task or group."""
+class TaskLeaderboard:
+    """The leaderboard of one task or group of tasks.
+
+    Attributes:
+        name: The task's or the group's.
+        parts: Its groups of columns.
+        rows: Measured ones in the paper's order, then published ones.
+        comparisons: Each run against the baseline on each part.
+    """
 
     name: str
-    parts: list[BoardPart]
+    parts: list[LeaderboardPart]
     rows: list[LeaderboardRow]
     comparisons: list[Comparison]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        content = dataclasses.asdict(self)
+        content["rows"] = [
+            {"kind" if key == "method" else key: value for key, value in row.items()}
+            for row in content["rows"]
+        ]
+        return content
 
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All leaderboards of some runs, and what a reader should know about them."""
+    """The leaderboards of all tasks that some runs have in common.
+
+    Attributes:
+        baseline: The run that the others are compared with.
+        entries: All runs, the baseline first.
+        task_leaderboards: One for each task or group.
+        warnings: What a reader should know about them.
+        settings: How runs were compared.
+    """
 
     baseline: RunEntry
     entries: list[RunEntry]
-    boards: list[Board]
+    task_leaderboards: list[TaskLeaderboard]
     warnings: list[str]
-    settings: dict[str, Any]
+    settings: ComparisonSettings
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON: metrics and differences are shares of 1, intervals [low, high]."""
         return {
             "schema": SCHEMA_VERSION,
-            "settings": self.settings,
+            "settings": dataclasses.asdict(self.settings),
             "baseline": self.baseline.name,
             "runs": [_run_dict(entry) for entry in self.entries],
-            "boards": [dataclasses.asdict(board) for board in self.boards],
+            "boards": [one.as_dict() for one in self.task_leaderboards],
             "warnings": self.warnings,
         }
 
@@ -95,95 +128,74 @@ def make_leaderboard(
     Args:
         entries: Two runs or more.
         baseline: The name of the run to compare with; by default the vanilla one.
-        correction: One of `CORRECTIONS`, over all comparisons of a leaderboard.
+        correction: One of `multiple_testing.CORRECTIONS`.
         resamples: Draws of the cluster bootstrap.
         seed: Of the bootstrap.
         published: Which of the paper's rows to show, see `published_rows`.
 
     Raises:
-        RunError: The runs judged different documents, or have no task in common.
-        TruthGateError: An option is not one that exists.
+        RunError: The runs have different documents, or no task in common.
+        TruthGateError: An option does not exist.
     """
-    if correction not in CORRECTIONS:
-        raise TruthGateError(f"unknown correction {correction!r}: expected one of {', '.join(CORRECTIONS)}")
+    settings = ComparisonSettings(check_correction(correction), resamples, seed)
     if len(entries) < 2:
         raise RunError("one run alone cannot be compared: give two or more")
     base, warnings = choose_baseline(entries, baseline)
     others = [entry for entry in entries if entry is not base]
-    _check(base, others)
+    comparability.check_common_tasks(base, others)
     warnings += [note for entry in entries for note in entry.run.notes]
     warnings += [line for entry in others for line in comparability.missing_tasks(base, entry)]
     warnings += comparability.differences(base, others)
     warnings += [line for entry in entries for line in comparability.unparsed_warnings(entry, base.run.tasks)]
     paper = published_rows(base.run.model, published)
-    boards = []
-    for plan in task_groups(base.run):
-        board, lines = _board(plan, base, others, paper, (correction, resamples, seed))
-        boards.append(board)
-        warnings += lines
-    settings = {"correction": correction, "resamples": resamples, "seed": seed, "alpha": ALPHA}
-    return Leaderboard(base, [base, *others], boards, list(dict.fromkeys(warnings)), settings)
+    task_leaderboards = []
+    for group in task_groups(base.run):
+        made = _make_task_leaderboard(group, base, others, paper, settings)
+        task_leaderboards.append(made)
+        warnings += comparability.few_cluster_warnings(made.name, made.parts)
+    return Leaderboard(base, [base, *others], task_leaderboards, list(dict.fromkeys(warnings)), settings)
 
 
-def _check(base: RunEntry, others: Sequence[RunEntry]) -> None:
-    for entry in others:
-        common = [task for task in base.run.tasks if task in entry.run.tasks]
-        if not common:
-            raise RunError(
-                f"{base.run.path} ({', '.join(base.run.tasks)}) and {entry.run.path} "
-                f"({', '.join(entry.run.tasks)}) have no task in common"
-            )
-        for task in common:
-            comparability.check_documents(base.run, entry.run, task)
-
-
-def _board(
-    plan: TaskGroup,
+def _make_task_leaderboard(
+    group: TaskGroup,
     base: RunEntry,
     others: Sequence[RunEntry],
-    paper: Sequence[Any],
-    options: tuple[str, int, int],
-) -> tuple[Board, list[str]]:
-    correction, resamples, seed = options
-    parts: list[BoardPart] = []
-    measured: dict[str, dict[str, NDArray[np.float64]]] = {}
+    paper: Sequence[PublishedRow],
+    settings: ComparisonSettings,
+) -> TaskLeaderboard:
+    parts: list[LeaderboardPart] = []
+    measured: dict[str, dict[str, NDArray[np.float64]]] = {}  # by run and part: values of `METRICS`
     comparisons: list[Comparison] = []
-    for name, tasks in plan.parts.items():
+    for name, tasks in group.parts.items():
         present = [base, *(entry for entry in others if all(task in entry.run.tasks for task in tasks))]
         counts, part = count_part(name, tasks, present)
         parts.append(part)
         for entry, value in zip(present, mean_metrics(counts.sum(axis=1)), strict=True):
             measured.setdefault(entry.name, {})[name] = value
         if len(present) > 1:
-            comparisons += compare_part(part, counts, present, resamples=resamples, seed=seed)
-    comparisons = decide_verdicts(comparisons, correction)
+            comparisons += compare_part(part, counts, present, settings)
     entries = [entry for entry in (base, *others) if entry.name in measured]
-    rows = [*_measured_rows(entries, measured, parts), *_published(paper, parts)]
-    lines = comparability.few_cluster_warnings(plan.name, parts)
-    return Board(plan.name, parts, rows, comparisons), lines
+    rows = [*_measured_rows(entries, measured, parts), *_published_rows(paper, parts)]
+    return TaskLeaderboard(group.name, parts, rows, decide_verdicts(comparisons, settings))
 
 
 def _measured_rows(
     entries: Sequence[RunEntry],
-    measured: dict[str, dict[str, NDArray[np.float64]]],
-    parts: Sequence[BoardPart],
+    measured: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    parts: Sequence[LeaderboardPart],
 ) -> list[LeaderboardRow]:
-    """One row a label, in the paper's order."""
-    labels = dict.fromkeys(entry.label for entry in entries)
+    """One row per label, in the paper's order."""
     rows = []
-    for label in labels:
-        members = [entry for entry in entries if entry.label == label]
+    for label in dict.fromkeys(entry.label for entry in entries):
+        own = [entry for entry in entries if entry.label == label]
         cells = {}
         for part in parts:
-            found = [
-                measured[entry.name][part.name] for entry in members if part.name in measured[entry.name]
-            ]
-            if found:
-                cells[part.name] = {m: _cell(np.array(found)[:, METRICS.index(m)]) for m in part.metrics}
-        gate = describe_gate(members[0].run)
-        rows.append(LeaderboardRow(label, members[0].method, "measured", gate, cells))
+            values = [measured[entry.name][part.name] for entry in own if part.name in measured[entry.name]]
+            if values:
+                cells[part.name] = {m: _cell(np.array(values)[:, METRICS.index(m)]) for m in part.metrics}
+        rows.append(LeaderboardRow(label, own[0].method, "measured", describe_gate(own[0].run), cells))
     order = [*LABELS, "other"]
-    return sorted(rows, key=lambda row: order.index(row.kind))
+    return sorted(rows, key=lambda row: order.index(row.method))
 
 
 def _cell(values: NDArray[np.float64]) -> LeaderboardCell:
@@ -191,19 +203,19 @@ def _cell(values: NDArray[np.float64]) -> LeaderboardCell:
     return LeaderboardCell(float(values.mean()), sd, len(values))
 
 
-def _published(paper: Sequence[Any], parts: Sequence[BoardPart]) -> list[LeaderboardRow]:
+def _published_rows(paper: Sequence[PublishedRow], parts: Sequence[LeaderboardPart]) -> list[LeaderboardRow]:
     rows = []
     for row in paper:
         cells = {}
         for part in parts:
-            given = row.cells.get(data_set_of(part.tasks))
-            if given:
-                cells[part.name] = {m: LeaderboardCell(mean, sd) for m, (mean, sd) in given.items()}
+            data_set = data_set_of(part.tasks)
+            if data_set in row.cells:
+                figures = row.cells[data_set].items()
+                cells[part.name] = {metric: LeaderboardCell(mean, sd) for metric, (mean, sd) in figures}
         if cells:
             gate = f"lam={row.lam:g}" if row.lam is not None else ""
-            rows.append(
-                LeaderboardRow(f"{LABELS[row.kind]}, {row.model}", row.kind, "published", gate, cells)
-            )
+            label = f"{LABELS[row.method]}, {row.model}"
+            rows.append(LeaderboardRow(label, row.method, "published", gate, cells))
     return rows
 
 

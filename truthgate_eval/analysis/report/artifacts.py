@@ -1,4 +1,4 @@
-"""Score artifacts, and families of them, as a report shows them: plain rounded numbers with intervals."""
+"""Score artifacts and families of them for a report: rounded numbers with intervals."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.analysis.heads.control_report import control_verdicts
-from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, has_variance
+from truthgate_eval.analysis.heads.correlation import (
+    MEASURES,
+    SCOPES,
+    Correlation,
+    Measure,
+    has_variance,
+)
 from truthgate_eval.analysis.heads.family import (
     FamilyMatrix,
     FamilyMember,
     correlate_family,
     different_settings,
 )
-from truthgate_eval.errors import ScoresError
+from truthgate_eval.errors import ScoresError, first_line
 from truthgate_eval.gating.sweep import Candidate
 
 # Half a 95 % interval of a normal estimate, in standard errors.
-_REACH = 1.96
+_HALF_WIDTH = 1.96
 _QUANTITIES = {
     "scores": "score",
     "accuracy": "accuracy",
@@ -29,11 +35,11 @@ _QUANTITIES = {
     "train_accuracy": "train accuracy",
     "stderr": "stderr",
 }
-_SHARES = ("accuracy", "auroc")  # scores between 0 and 1; others, such as a gain, may be below
+_SHARES = ("accuracy", "auroc")  # scores between 0 and 1; others, such as a gain, can be negative
 
 
 def collect_artifact(member: FamilyMember) -> dict[str, Any]:
-    """An artifact's arrays [layers][heads], controls among them, its sweep and where it comes from.
+    """An artifact's arrays [layers][heads], which include its controls, its sweep and its provenance.
 
     Raises:
         ScoresError: The metadata holds a sweep that cannot be read.
@@ -71,34 +77,36 @@ def _interval(member: FamilyMember) -> dict[str, Any] | None:
     scores, stderr = member.scores.scores, member.scores.stderr
     if stderr is None:
         return None
-    low, high = scores - _REACH * stderr, scores + _REACH * stderr
+    low, high = scores - _HALF_WIDTH * stderr, scores + _HALF_WIDTH * stderr
     if member.scores.metadata.get("score", "accuracy") in _SHARES:
         low, high = low.clip(0, 1), high.clip(0, 1)
     return {"low": rounded(low), "high": rounded(high)}
 
 
 def _sweep(member: FamilyMember) -> dict[str, Any] | None:
-    """The points that led to the artifact's recommendation, and the choice; None without points."""
+    """The candidates of the sweep that chose the artifact's recommended gate; None if none are recorded."""
     chosen = member.scores.metadata.get("recommended")
     if not isinstance(chosen, dict) or not chosen.get("points"):
         return None
     try:
-        points = [Candidate(**point) for point in chosen["points"]]
+        candidates = [Candidate(**point) for point in chosen["points"]]
         setting = (chosen["lam"], chosen["norm"], chosen["site"])
-        # A value that is no number, or a point without one, would be drawn nowhere.
-        usable = all(math.isfinite(point.value) and math.isfinite(point.lam) for point in points)
+        # A candidate without a finite value has no position in the chart.
+        is_finite = all(math.isfinite(one.value) and math.isfinite(one.lam) for one in candidates)
     except (TypeError, KeyError) as error:
-        raise ScoresError(f"{member.source}: the sweep in its metadata cannot be read ({error})") from error
-    if not usable:
-        raise ScoresError(f"{member.source}: a point of the sweep in its metadata has no value")
+        raise ScoresError(
+            f"{member.source}: the sweep in its metadata cannot be read ({first_line(error)})"
+        ) from error
+    if not is_finite:
+        raise ScoresError(f"{member.source}: a candidate of the sweep in its metadata has no value")
     return {
         "points": [
             {
-                **{name: getattr(point, name) for name in ("lam", "norm", "site", "value", "stderr")},
-                "documents": point.documents,
-                "chosen": point.label == setting,
+                **{name: getattr(one, name) for name in ("lam", "norm", "site", "value", "stderr")},
+                "documents": one.documents,
+                "chosen": one.label == setting,
             }
-            for point in points
+            for one in candidates
         ],
         **{name: chosen.get(name) for name in ("metric", "task", "subset")},
     }
@@ -107,20 +115,32 @@ def _sweep(member: FamilyMember) -> dict[str, Any] | None:
 def collect_families(
     members: Sequence[FamilyMember], *, permutations: int
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The correlations of artifacts of one geometry, and a sentence for everything that is in no matrix."""
+    """The correlations of artifacts with equal numbers of layers and heads.
+
+    Args:
+        members: The artifacts.
+        permutations: Of heads, for the p-values.
+
+    Returns:
+        One family for each geometry with two artifacts or more, and a sentence for each artifact in none.
+    """
     notes, families = [], []
-    geometries = list(dict.fromkeys(member.scores.shape for member in members))
-    if len(geometries) > 1:
+    shapes = list(dict.fromkeys(member.scores.shape for member in members))
+    if len(shapes) > 1:
         notes.append(
-            "Heads of different architectures cannot be paired: artifacts of another geometry are not put "
-            "into one matrix."
+            "Heads of different architectures cannot be paired: artifacts of different geometries are not in "
+            "one matrix."
         )
-    for shape in geometries:
-        alike = [member for member in members if member.scores.shape == shape]
-        flat = [m for m in alike if not all(has_variance(m.scores.scores, scope) for scope in SCOPES)]
-        for member in flat:
+    for shape in shapes:
+        same_shape = [member for member in members if member.scores.shape == shape]
+        constant = [
+            member
+            for member in same_shape
+            if not all(has_variance(member.scores.scores, scope) for scope in SCOPES)
+        ]
+        for member in constant:
             notes.append(f"The scores of {member.label} do not differ between heads: they are in no matrix.")
-        kept = [member for member in alike if member not in flat]
+        kept = [member for member in same_shape if member not in constant]
         if len(kept) > 1:
             families.append(_family(correlate_family(kept, permutations=permutations)))
             warning = different_settings(kept)
@@ -141,8 +161,8 @@ def _family(family: FamilyMatrix) -> dict[str, Any]:
     }
 
 
-def _matrix(family: FamilyMatrix, measure: str) -> list[list[dict[str, Any] | None]]:
-    """Over all heads above the diagonal, within layers below it, None on it."""
+def _matrix(family: FamilyMatrix, measure: Measure) -> list[list[dict[str, Any] | None]]:
+    """Rows of correlations: over all heads above the diagonal, within layers below it, None on it."""
     count = len(family.members)
     return [
         [
@@ -162,13 +182,23 @@ def _cell(one: Correlation) -> dict[str, Any]:
 
 
 def rounded(array: NDArray[Any]) -> list[list[float | None]]:
-    """Four digits behind the point; None for what is no number."""
+    """A matrix with four decimals; None for NaN and infinity.
+
+    Example:
+        >>> rounded(np.array([[0.123456, np.nan]]))
+        [[0.1235, None]]
+    """
     rows = np.asarray(array, dtype=np.float64)
     return [[round(x, 4) if math.isfinite(x) else None for x in row] for row in rows.tolist()]
 
 
 def shorten(value: Any, *, most: int = 12) -> Any:
-    """Metadata for reading: a list of more than `most` values becomes its ends and its length."""
+    """Metadata for display: a list of more than `most` values becomes its ends and its length.
+
+    Example:
+        >>> shorten({"rows": list(range(292))})
+        {'rows': '0 ... 291 (292 values)'}
+    """
     if isinstance(value, dict):
         return {key: shorten(one, most=most) for key, one in value.items()}
     if not isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a report shows, collected into one dict that can be written as JSON; `report_page` makes a page of it.
+"""The content of a report as one dict that can be written as JSON; `report.page` makes a page of it.
 
 Runs and score artifacts are read as `truthgate compare` and `truthgate correlate` read them.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from truthgate_eval import __version__
-from truthgate_eval.analysis.heads.family import FamilyMember, read_member
-from truthgate_eval.analysis.leaderboard.formats import footnote
+from truthgate_eval.analysis.heads.family import SCORE_SUFFIXES, FamilyMember, read_member
+from truthgate_eval.analysis.leaderboard.cells import footnote
 from truthgate_eval.analysis.leaderboard.table import Leaderboard, make_leaderboard
+from truthgate_eval.analysis.named_path import split_named_path
 from truthgate_eval.analysis.report.artifacts import collect_artifact, collect_families
 from truthgate_eval.analysis.report.provenance import provenance
 from truthgate_eval.analysis.report.samples import collect_samples
@@ -24,18 +26,40 @@ from truthgate_eval.errors import TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
 SCHEMA_VERSION = 1
-_SCORE_SUFFIXES = (".npz", ".npy", ".csv")
 
 
 class ReportError(TruthGateError):
     """There is nothing to report on, or an argument is neither a run nor an artifact."""
 
 
+@dataclass(frozen=True)
+class ReportConfig:
+    """Options of a report.
+
+    Attributes:
+        baseline: The run that others are compared with; by default the vanilla one.
+        published: Which of the paper's rows to show, see `published.published_rows`.
+        permutations: Of heads, for the p-values of the correlations.
+        resamples: Draws of the cluster bootstrap.
+        documents: How many documents the sample browser has at most.
+        thumbnails: How many images are embedded at most.
+        images: Folders to look for images in that are not where the run had them.
+    """
+
+    baseline: str | None = None
+    published: str = "auto"
+    permutations: int = 9999
+    resamples: int = 10_000
+    documents: int = 5_000
+    thumbnails: int = 200
+    images: Sequence[Path] = ()
+
+
 def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMember]]:
     """Tell runs from artifacts, and read them.
 
     Args:
-        arguments: Folders or results files of either host (`NAME=RUN`), and score artifacts
+        arguments: Folders or results files of either harness (`NAME=RUN`), and score artifacts
             (`NAME=FILE`, `FAMILY/NAME=FILE`), in any order.
 
     Returns:
@@ -48,15 +72,15 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
     runs: list[tuple[str | None, str]] = []
     members: list[FamilyMember] = []
     for argument in arguments:
-        name, path = _split(argument)
+        name, path = split_named_path(argument)
         if Path(path).is_dir() or Path(path).suffix == ".json":
             runs.append((name, path))
-        elif _names_scores(path):
+        elif _is_score_source(path):
             members.append(read_member(argument))
         else:
             raise ReportError(
                 f"{argument} is neither a run nor an artifact: expected what lm_eval or lmms_eval wrote, "
-                f"a file {', '.join(_SCORE_SUFFIXES)}, or the name of a shipped artifact"
+                f"a file {', '.join(SCORE_SUFFIXES)}, or the name of a shipped artifact"
             )
     if not runs and not members:
         raise ReportError("nothing to report on: give one run or one artifact at least")
@@ -66,17 +90,9 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
     return make_entries([(name, read_run(path)) for name, path in runs]), members
 
 
-def _split(argument: str) -> tuple[str | None, str]:
-    """`NAME=PATH` as (NAME, PATH); a path that exists is a path, even with a = in it."""
-    name, equals, path = argument.partition("=")
-    if not equals or not name or argument.startswith("hf://") or Path(argument).exists():
-        return None, argument
-    return name, path
-
-
-def _names_scores(path: str) -> bool:
-    """Whether scores are to be looked for under this name; a file of theirs need not exist to be one."""
-    if path.startswith("hf://") or Path(path).suffix.lower() in _SCORE_SUFFIXES:
+def _is_score_source(path: str) -> bool:
+    """Whether a path means a score artifact; a file with its suffix need not exist."""
+    if path.startswith("hf://") or Path(path).suffix.lower() in SCORE_SUFFIXES:
         return True
     try:
         TruthScores.resolve(path)
@@ -86,71 +102,57 @@ def _names_scores(path: str) -> bool:
 
 
 def collect(
-    entries: Sequence[RunEntry],
-    members: Sequence[FamilyMember],
-    *,
-    baseline: str | None = None,
-    published: str = "auto",
-    permutations: int = 9999,
-    resamples: int = 10_000,
-    documents: int = 5_000,
-    thumbnails: int = 200,
-    images: Sequence[Path] = (),
+    entries: Sequence[RunEntry], members: Sequence[FamilyMember], config: ReportConfig
 ) -> dict[str, Any]:
-    """Everything that the page shows, JSON-serialisable and the same for the same inputs.
+    """The content of a report, JSON-serialisable and the same for the same inputs.
 
     Args:
-        entries: Runs; those with a task in common stand in one leaderboard.
+        entries: Runs; those with a task in common are in one leaderboard.
         members: Score artifacts; those of one geometry are correlated.
-        baseline: The run that others are compared with; by default the vanilla one.
-        published: Which of the paper's rows to show, see `published.published_rows`.
-        permutations: Of heads, for the p-values of the correlations.
-        resamples: Draws of the cluster bootstrap.
-        documents: Documents that the sample browser holds at most.
-        thumbnails: Pictures that are embedded at most.
-        images: Folders to look for pictures in that are not where the run had them.
+        config: Options.
 
     Raises:
-        TruthGateError: Runs of one task judged different documents, none of several is vanilla
-            and `baseline` is not given, or an option is not one that exists.
+        TruthGateError: Runs of one task have different documents, none of several is vanilla
+            and no baseline is named, or an option does not exist.
     """
-    boards = _leaderboards(entries, baseline, published=published, resamples=resamples)
+    leaderboards = _leaderboards(entries, config)
     # The baseline first: the sample browser starts with the first two runs.
-    entries = [entry for board in boards for entry in board.entries]
-    families, notes = collect_families(members, permutations=permutations)
+    entries = [entry for leaderboard in leaderboards for entry in leaderboard.entries]
+    families, notes = collect_families(members, permutations=config.permutations)
     return {
         "schema": SCHEMA_VERSION,
         "truthgate_eval": __version__,
-        "leaderboards": [{**board.as_dict(), "footnote": footnote(board)} for board in boards],
+        "leaderboards": [{**one.as_dict(), "footnote": footnote(one)} for one in leaderboards],
         "artifacts": [collect_artifact(member) for member in members],
         "families": families,
         "family_notes": notes,
         "samples": collect_samples(
-            entries, documents=documents, thumbnails=thumbnails, folders=ImageFolders(images)
+            entries,
+            documents=config.documents,
+            thumbnails=config.thumbnails,
+            folders=ImageFolders(config.images),
         ),
         "runs": [provenance(entry) for entry in entries],
     }
 
 
-def _leaderboards(
-    entries: Sequence[RunEntry], baseline: str | None, *, published: str, resamples: int
-) -> list[Leaderboard]:
+def _leaderboards(entries: Sequence[RunEntry], config: ReportConfig) -> list[Leaderboard]:
     """One leaderboard for each group of runs that have tasks in common."""
-    chosen = choose_baseline(entries, baseline)[0] if baseline is not None and entries else None
-    boards = []
+    chosen = choose_baseline(entries, config.baseline)[0] if config.baseline is not None and entries else None
+    leaderboards = []
     for group in group_runs(entries):
-        # A leaderboard leaves its baseline out of the runs to compare: a run alone is a board of one row.
+        # `make_leaderboard` leaves the baseline out of the runs to compare: a run alone gets one row.
         alone = group[0] if len(group) == 1 else None
         base = alone or (chosen if chosen in group else None)
-        boards.append(
+        leaderboards.append(
             make_leaderboard(
                 [alone, alone] if alone else group,
                 baseline=base.name if base else None,
-                published=published,
-                resamples=resamples,
+                published=config.published,
+                resamples=config.resamples,
             )
         )
-    return boards
+    return leaderboards
 
 
 def group_runs(entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
@@ -159,7 +161,7 @@ def group_runs(entries: Sequence[RunEntry]) -> list[list[RunEntry]]:
     for entry in entries:
         near = [group for group in groups if any(set(one.run.tasks) & set(entry.run.tasks) for one in group)]
         merged = [*(one for group in near for one in group), entry]
-        at = groups.index(near[0]) if near else len(groups)
+        index = groups.index(near[0]) if near else len(groups)
         groups = [group for group in groups if group not in near]
-        groups.insert(at, merged)
+        groups.insert(index, merged)
     return groups

@@ -1,4 +1,4 @@
-"""Where a run comes from: model, gate, versions, date, and the command as far as it is recorded."""
+"""The provenance of a run: model, gate, versions, date, and the command as far as it is recorded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from truthgate_eval.analysis.runs.methods import RunEntry, describe_gate
 from truthgate_eval.analysis.runs.task_groups import task_groups
 
-# Options of both hosts' command lines that their results files keep under `config`. The device is left out:
-# lm-eval writes cuda:0 there for a run on the CPU.
+# Options of both command lines that results files have under `config`. The device is left out: lm-eval
+# writes cuda:0 there even for a run on the CPU.
 _OPTIONS = ("limit", "batch_size", "gen_kwargs")
 
 
 def provenance(entry: RunEntry) -> dict[str, Any]:
-    """A run's name, role, model, gate, facts, date, command and files."""
+    """A run's name, method, model, gate, environment, date, command and results file."""
     run = entry.run
     results = json.loads(run.file.read_bytes())
     return {
@@ -38,7 +38,12 @@ def provenance(entry: RunEntry) -> dict[str, Any]:
 
 
 def date_of(results: Mapping[str, Any]) -> str | None:
-    """When a run was made: lm-eval keeps seconds since 1970, lmms-eval a time without a zone."""
+    """The date of a run: lm-eval records seconds since 1970, lmms-eval a time without a zone.
+
+    Example:
+        >>> date_of({"date": "20261124_081836"})
+        '2026-11-24 08:18:36'
+    """
     date = results.get("date")
     if isinstance(date, int | float):
         return datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -49,12 +54,12 @@ def date_of(results: Mapping[str, Any]) -> str | None:
 
 
 def command_of(entry: RunEntry, results: Mapping[str, Any]) -> str:
-    """The command line that gives such a run, put together from what the results file keeps."""
+    """The command line of a run, assembled from what the results file records."""
     config, run = results["config"], entry.run
     arguments = config.get("model_args") or ""
     if isinstance(arguments, Mapping):
         arguments = ",".join(f"{name}={value}" for name, value in arguments.items())
-    tasks = ",".join(plan.name for plan in task_groups(run))
+    tasks = ",".join(group.name for group in task_groups(run))
     words = [run.harness.replace("-", "_"), "--model", str(config.get("model"))]
     words += ["--model_args", str(arguments)] if arguments else []
     words += ["--tasks", tasks]

@@ -1,4 +1,4 @@
-"""The documents that a report's sample browser holds: question, label, each run's answer, a small picture."""
+"""The documents of a report's sample browser: question, label, the answer of each run, and a thumbnail."""
 
 from __future__ import annotations
 
@@ -14,75 +14,79 @@ from typing import Any
 from PIL import Image
 
 from truthgate_eval.analysis.runs.methods import RunEntry
+from truthgate_eval.analysis.runs.results_files import samples_file
 from truthgate_eval.analysis.runs.run import Run
 from truthgate_eval.analysis.runs.samples import SampleResult
-from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.images import ImageFolders, open_image
+from truthgate_eval.errors import DataError
+from truthgate_eval.files import read_json_lines
 
-# Longer texts are cut: a question or another field of a document, an answer; in characters.
+# Longer texts are cut: a question or another field of a document, and an answer; in characters.
 _LONGEST_FIELD, _LONGEST_ANSWER = 600, 400
-# All texts of a page together; a page of 6 MB still opens at once.
+# All texts of a page together, in characters; a page of 6 MB still opens at once.
 _ALL_TEXT = 3_000_000
 _THUMBNAIL_SIDE, _JPEG_QUALITY = 160, 75
-# Fields of a document that stand elsewhere on the page, or repeat what the task says.
+# Fields of a document that are elsewhere on the page, or repeat the task.
 _SHOWN_ELSEWHERE = ("question", "prompt", "hallucinated", "subset")
 
 
 @dataclass
 class _Document:
-    """One document of one task, with the record of every run that judged it, by the run's place."""
+    """One document of one task, with the sample of every run that has it, by the run's index."""
 
     task: str
-    records: dict[int, SampleResult] = field(default_factory=dict)
+    samples: dict[int, SampleResult] = field(default_factory=dict)
 
     @property
     def first(self) -> SampleResult:
-        return next(iter(self.records.values()))
+        return next(iter(self.samples.values()))
 
     @property
     def rank(self) -> int:
-        """0 where some runs are right and others wrong, 1 where only the answers' wording differs, else 2."""
-        if len({record.correct for record in self.records.values()}) > 1:
+        """0 if some runs are right and others wrong, 1 if only the wording of the answers differs, else 2."""
+        if len({sample.correct for sample in self.samples.values()}) > 1:
             return 0
-        return 1 if len({record.answer.strip() for record in self.records.values()}) > 1 else 2
+        return 1 if len({sample.answer.strip() for sample in self.samples.values()}) > 1 else 2
 
 
 def collect_samples(
     entries: Sequence[RunEntry], *, documents: int, thumbnails: int, folders: ImageFolders
 ) -> dict[str, Any]:
-    """The documents of all runs, those on which runs differ first to be kept.
+    """The documents of all runs; where not all fit, those on which runs differ come first.
 
     Args:
         entries: The runs.
         documents: How many documents to keep at most.
-        thumbnails: How many pictures to embed at most.
-        folders: Where to look for pictures that are not where the run had them.
+        thumbnails: How many images to embed at most.
+        folders: Where to look for images that are not where the run had them.
 
     Returns:
         `runs` (names), `tasks` (names), `documents` in the runs' own order, `pictures` (JPEG data
         URIs), and `notes`: a sentence for everything that was left out.
     """
     found = _documents(entries)
-    order = sorted(range(len(found)), key=lambda place: found[place].rank)
+    order = sorted(range(len(found)), key=lambda index: found[index].rank)
     fields = [_fields(entry.run) for entry in entries]
     written: dict[int, dict[str, Any]] = {}
-    used = 0
-    for place in order[:documents]:
-        written[place] = _written(found[place], len(entries), fields)
-        used += len(json.dumps(written[place]))
-        if used > _ALL_TEXT:
+    size = 0
+    for index in order[:documents]:
+        written[index] = _write_document(found[index], len(entries), fields)
+        size += len(json.dumps(written[index]))
+        if size > _ALL_TEXT:
             break
-    kept = sorted(written)
     notes = []
-    if len(kept) < len(found):
+    if len(written) < len(found):
         notes.append(
-            f"{len(kept):,} of {len(found):,} documents are on this page: first those on which runs differ."
+            f"{len(written):,} of {len(found):,} documents are on this page: first those on which runs "
+            "differ."
         )
-    by_rank = [place for place in order if place in written]
-    pictures, more = _embed(found, by_rank, written, thumbnails, folders)
+    images = {index: found[index].first.image for index in order if index in written}
+    pictures, more = _embed(images, written, thumbnails, folders)
+    kept = sorted(written)
     return {
         "runs": [entry.name for entry in entries],
-        "tasks": list(dict.fromkeys(found[place].task for place in kept)),
-        "documents": [written[place] for place in kept],
+        "tasks": list(dict.fromkeys(found[index].task for index in kept)),
+        "documents": [written[index] for index in kept],
         "pictures": pictures,
         "notes": [*notes, *more],
     }
@@ -92,48 +96,49 @@ def _documents(entries: Sequence[RunEntry]) -> list[_Document]:
     found: dict[tuple[str, str], _Document] = {}
     for number, entry in enumerate(entries):
         for name, task in entry.run.tasks.items():
-            for key, record in task.samples.items():
-                found.setdefault((name, key), _Document(name)).records[number] = record
+            for key, sample in task.samples.items():
+                found.setdefault((name, key), _Document(name)).samples[number] = sample
     return list(found.values())
 
 
-def _written(document: _Document, runs: int, fields: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
-    record = document.first
-    given = {
+def _write_document(
+    document: _Document, num_runs: int, fields: Sequence[Mapping[tuple[str, int], Any]]
+) -> dict[str, Any]:
+    """A document as JSON; `fields` are those of each run's documents."""
+    first = document.first
+    answers = {
         number: {
-            "text": _cut(one.answer.strip(), _LONGEST_ANSWER),
-            "right": one.correct,
-            **({"unparsed": True} if one.unparsed else {}),
+            "text": _cut(sample.answer.strip(), _LONGEST_ANSWER),
+            "right": sample.correct,
+            **({"unparsed": True} if sample.unparsed else {}),
         }
-        for number, one in document.records.items()
+        for number, sample in document.samples.items()
     }
-    place = (document.task.partition(",")[0], record.doc_id)
-    about = fields[next(iter(document.records))].get(place, {})
+    about = fields[next(iter(document.samples))].get((document.task, first.doc_id), {})
     return {
         "task": document.task,
-        "id": record.doc_id,
-        "question": _cut(record.question.strip(), _LONGEST_FIELD),
-        "label": _cut(record.gold, _LONGEST_ANSWER),
-        "answers": [given.get(number) for number in range(runs)],
+        "id": first.doc_id,
+        "question": _cut(first.question.strip(), _LONGEST_FIELD),
+        "label": _cut(first.gold, _LONGEST_ANSWER),
+        "answers": [answers.get(number) for number in range(num_runs)],
         **({"about": about} if about else {}),
     }
 
 
 def _fields(run: Run) -> dict[tuple[str, int], dict[str, str]]:
-    """What else a document of lm-eval says, by (task, number): such as the answer that is to be judged."""
-    if run.harness != "lm-eval":  # lmms-eval keeps no documents
+    """Other fields of lm-eval's documents, by (task run, number): such as the answer that is judged."""
+    if run.harness != "lm-eval":  # lmms-eval does not record documents
         return {}
-    about = {}
-    stamp = run.file.stem.removeprefix("results_")
-    for task in dict.fromkeys(name.partition(",")[0] for name in run.tasks):
-        with run.file.with_name(f"samples_{task}_{stamp}.jsonl").open("rb") as lines:
-            for line in lines:
-                sample = json.loads(line)
-                about[task, sample["doc_id"]] = {
-                    str(name): _cut(value, _LONGEST_FIELD)
-                    for name, value in sample["doc"].items()
-                    if isinstance(value, str) and value and name not in _SHOWN_ELSEWHERE
-                }
+    about: dict[tuple[str, int], dict[str, str]] = {}
+    for task in dict.fromkeys(own.task for own in run.tasks.values()):
+        names = run.task_run_names(task)
+        for _, sample in read_json_lines(samples_file(run.file, run.harness, task), ("doc_id", "doc")):
+            fields = {
+                str(name): _cut(value, _LONGEST_FIELD)
+                for name, value in sample["doc"].items()
+                if isinstance(value, str) and value and name not in _SHOWN_ELSEWHERE
+            }
+            about |= {(name, sample["doc_id"]): fields for name in names}
     return about
 
 
@@ -142,55 +147,63 @@ def _cut(text: str, most: int) -> str:
 
 
 def _embed(
-    found: Sequence[_Document],
-    order: Sequence[int],
+    images: Mapping[int, str | None],
     written: Mapping[int, dict[str, Any]],
     most: int,
     folders: ImageFolders,
 ) -> tuple[list[str], list[str]]:
-    """Small pictures of documents, in `order`, whose `picture` then is an index; and what was left out."""
-    names: dict[str, list[int]] = {}
-    for place in order:
-        if name := found[place].first.image:
-            names.setdefault(name, []).append(place)
+    """Make thumbnails, and write the index of each document's thumbnail into `written`.
+
+    Args:
+        images: The image file of each document, in the order in which thumbnails are made.
+        written: The documents.
+        most: How many thumbnails to make at most.
+        folders: Where to look for images.
+
+    Returns:
+        The thumbnails, and a sentence for everything that was left out.
+    """
+    documents: dict[str, list[int]] = {}
+    for index, name in images.items():
+        if name:
+            documents.setdefault(name, []).append(index)
     pictures: list[str] = []
-    lost: list[str] = []
-    for name, places in names.items():
+    missing: list[str] = []
+    for name, indices in documents.items():
         if len(pictures) == most:
             break
-        small = thumbnail(name, folders)
+        small = make_thumbnail(name, folders)
         if small is None:
-            lost.append(name)
+            missing.append(name)
             continue
-        for place in places:
-            written[place]["picture"] = len(pictures)
+        for index in indices:
+            written[index]["picture"] = len(pictures)
         pictures.append(small)
     notes = []
-    if left := len(names) - len(pictures) - len(lost):
+    if left := len(documents) - len(pictures) - len(missing):
         notes.append(
-            f"{len(pictures):,} of {len(names):,} pictures are on this page, those of documents on which "
+            f"{len(pictures):,} of {len(documents):,} images are on this page, those of documents on which "
             f"runs differ first; {left:,} are left out to keep it small (--thumbnails)."
         )
-    if lost:
+    if missing:
         notes.append(
-            f"{len(lost):,} pictures are not where the run had them, such as {lost[0]} "
+            f"{len(missing):,} images are not where the run had them, such as {missing[0]} "
             "(--images FOLDER says where they are)."
         )
     return pictures, notes
 
 
-def thumbnail(name: str, folders: ImageFolders) -> str | None:
-    """A picture as a small JPEG in a data URI; None where there is no picture that can be opened."""
+def make_thumbnail(name: str, folders: ImageFolders) -> str | None:
+    """An image as a small JPEG in a data URI; None if there is no image that can be opened."""
     path = Path(name) if Path(name).is_file() else folders.find(name)
     if path is None:
         return None
     content = io.BytesIO()
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture.draft("RGB", (_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))  # JPEGs are read in little, fast
-            small = picture.convert("RGB")
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+            small = open_image(path, min_side=_THUMBNAIL_SIDE)
+    except (DataError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     small.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)

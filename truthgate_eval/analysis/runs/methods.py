@@ -1,19 +1,27 @@
-"""What a run is in the paper's terms: vanilla, TruthProbe_LLM, TruthProbe_MLLM, random, or something else.
+"""The method of a run, in the terms of the paper: vanilla, TruthProbe_LLM, TruthProbe_MLLM, or random.
 
-Read from the gate's record in the results file, never from a folder's name.
+It is read from the gate that the results file records, never from a folder's name.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from truthgate_eval.analysis.leaderboard.published import is_multimodal, paper_name
-from truthgate_eval.analysis.runs.run import Run, RunError
+from truthgate_eval.analysis.runs.paper_models import is_multimodal, is_same_model, model_name, paper_name
+from truthgate_eval.analysis.runs.results_files import RunError
+from truthgate_eval.analysis.runs.run import Run
 
-LABELS = {"vanilla": "vanilla", "llm": "TruthProbe_LLM", "mllm": "TruthProbe_MLLM", "random": "random"}
-KINDS = (*LABELS, "other")
+Method = Literal["vanilla", "llm", "mllm", "random", "other"]
+# The labels of the paper's methods, in the order of its tables.
+LABELS: dict[Method, str] = {
+    "vanilla": "vanilla",
+    "llm": "TruthProbe_LLM",
+    "mllm": "TruthProbe_MLLM",
+    "random": "random",
+}
 
 
 @dataclass(frozen=True)
@@ -22,43 +30,56 @@ class RunEntry:
 
     Attributes:
         name: Unique among the entries.
-        label: The row it belongs to; the random gates share one.
-        kind: One of `KINDS`.
+        label: Of the row that it belongs to; random gates share one.
+        method: The method that it stands for.
         run: The run.
     """
 
     name: str
     label: str
-    method: str
+    method: Method
     run: Run
 
 
-def method_of(run: Run) -> str:
-    """One of `KINDS`.
+def method_of(run: Run) -> Method:
+    """The method that a run stands for.
 
-    * `vanilla`: `scores=none`, or a host's own model without an adapter;
-    * `random`: `scores=random:SEED`;
+    * `vanilla`: a gate of kind `vanilla` (`scores=none`), or the harness's own model without an adapter;
+    * `random`: a gate of kind `random` (`scores=random:SEED`);
     * `mllm`: a multimodal model gated by its own scores;
     * `llm`: a model gated by the scores of a language model, its own or its base's;
-    * `other`: scores that do not say which model was probed, or those of another multimodal model, known by
-      the probed architecture or by a name of the paper's; a run can be named otherwise, NAME=RUN.
+    * `other`: scores without a record of the probed model, or those of another multimodal model. A model
+      counts as multimodal by its architecture or its name in the paper. The user can name the run: NAME=RUN.
     """
     gate = run.gate
     if gate is None:
         return "other" if run.environment.get("adapter") else "vanilla"
-    source = str(gate.get("scores"))
-    if source.lower() == "none":
-        return "vanilla"
-    if source.startswith("random"):
-        return "random"
+    kind = _gate_kind(gate)
+    if kind != "scores":
+        return kind
     probed = (gate.get("probed") or {}).get("model")
     if not probed:
         return "other"
-    if _same(probed, run.model):
+    if is_same_model(str(probed), run.model):
         return "llm" if run.harness == "lm-eval" else "mllm"
     known = paper_name(str(probed))
-    pictured = "ConditionalGeneration" in str((gate.get("probed") or {}).get("architecture"))
-    return "other" if pictured or (known is not None and is_multimodal(known)) else "llm"
+    takes_images = "ConditionalGeneration" in str((gate.get("probed") or {}).get("architecture"))
+    return "other" if takes_images or (known is not None and is_multimodal(known)) else "llm"
+
+
+def _gate_kind(gate: Mapping[str, Any]) -> Literal["scores", "random", "vanilla"]:
+    """`scores`, `random` or `vanilla`, as `GateConfig.describe` writes it into results files.
+
+    Results files from before there was a `kind` have only the `scores=` argument. The versions that wrote
+    them took every argument that starts with "random" for the random gate.
+    """
+    kind = gate.get("kind")
+    if kind == "scores" or kind == "random" or kind == "vanilla":
+        return kind
+    source = str(gate.get("scores"))
+    if source.lower() == "none":
+        return "vanilla"
+    return "random" if source.startswith("random") else "scores"
 
 
 def describe_gate(run: Run) -> str:
@@ -71,24 +92,25 @@ def describe_gate(run: Run) -> str:
     if gate.get("layers"):
         words.append(f"{len(gate['layers'])} layers")
     probed = (gate.get("probed") or {}).get("model")
-    if probed and not _same(probed, run.model):
-        words.append(f"scores of {str(probed).rstrip('/').rsplit('/', 1)[-1]}")
+    if probed and not is_same_model(str(probed), run.model):
+        words.append(f"scores of {model_name(str(probed))}")
     return ", ".join(words)
 
 
-def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[RunEntry]:
-    """Name the runs; `given` pairs each with the name that the user chose, or None.
+def make_entries(runs: Sequence[tuple[str | None, Run]]) -> list[RunEntry]:
+    """Name the runs and find their methods.
 
-    A name of `LABELS` puts the run into that row. Any other name makes a row of its own.
+    Args:
+        runs: Each run with the name that the user chose, or None. A name from `LABELS` puts the run into that
+            row, any other name into a row of its own.
 
     Raises:
-        RunError: Two runs would bear one name.
+        RunError: Two runs would have one name.
     """
-    entries = [_entry(name, run) for name, run in given]
-    entries = _random_rows(entries)
-    crowded = Counter(entry.name for entry in entries)
+    entries = _label_random_gates([_make_entry(name, run) for name, run in runs])
+    times = Counter(entry.name for entry in entries)
     entries = [
-        replace(entry, name=f"{entry.name} ({entry.run.folder_name})") if crowded[entry.name] > 1 else entry
+        replace(entry, name=f"{entry.name} ({entry.run.folder_name})") if times[entry.name] > 1 else entry
         for entry in entries
     ]
     entries = [entry if entry.method == "random" else replace(entry, label=entry.name) for entry in entries]
@@ -100,7 +122,7 @@ def make_entries(given: Sequence[tuple[str | None, Run]]) -> list[RunEntry]:
 
 
 def choose_baseline(entries: Sequence[RunEntry], name: str | None) -> tuple[RunEntry, list[str]]:
-    """The run that the others are compared with, and what a reader should know of the choice.
+    """The run that the others are compared with, and what a reader should know about the choice.
 
     Raises:
         RunError: There is no run by that name, or no vanilla run.
@@ -121,32 +143,25 @@ def choose_baseline(entries: Sequence[RunEntry], name: str | None) -> tuple[RunE
     return vanilla[0], [f"several vanilla runs: {vanilla[0].name}, the first given, is the baseline"]
 
 
-def _entry(name: str | None, run: Run) -> RunEntry:
-    kind = method_of(run)
-    if name is not None:
-        as_role = next((role for role, label in LABELS.items() if label == name), None)
-        # A vanilla run under a name of its own can still be the baseline.
-        kind = as_role or ("vanilla" if kind == "vanilla" else "other")
-        return RunEntry(name, name, kind, run)
-    name = LABELS.get(kind) or run.folder_name
-    return RunEntry(name, name, kind, run)
+def _make_entry(name: str | None, run: Run) -> RunEntry:
+    method = method_of(run)
+    if name is None:
+        name = LABELS.get(method) or run.folder_name
+    else:
+        named = next((known for known, label in LABELS.items() if label == name), None)
+        # A vanilla run under another name can still be the baseline.
+        method = named or ("vanilla" if method == "vanilla" else "other")
+    return RunEntry(name, name, method, run)
 
 
-def _random_rows(entries: list[RunEntry]) -> list[RunEntry]:
-    """Random gates at one site and in the same layers make one row; each keeps its seed as its name."""
-    kinds = {describe_gate(entry.run) for entry in entries if entry.method == "random"}
-    result = []
+def _label_random_gates(entries: list[RunEntry]) -> list[RunEntry]:
+    """Give random gates at one site and in the same layers one row; each has its seed in its name."""
+    gates = {describe_gate(entry.run) for entry in entries if entry.method == "random"}
+    labelled = []
     for entry in entries:
         if entry.method == "random":
-            gate = describe_gate(entry.run)
-            label = "random" if len(kinds) == 1 else f"random ({gate})"
             name = str((entry.run.gate or {}).get("scores", "random"))
-            entry = replace(entry, label=label, name=name if len(kinds) == 1 else f"{name} ({gate})")
-        result.append(entry)
-    return result
-
-
-def _same(first: str, second: str) -> bool:
-    """Whether two names (hub ids, folders) mean one model."""
-    one, two = (name.rstrip("/").rsplit("/", 1)[-1].lower() for name in (str(first), str(second)))
-    return one == two or (paper_name(one) is not None and paper_name(one) == paper_name(two))
+            suffix = "" if len(gates) == 1 else f" ({describe_gate(entry.run)})"
+            entry = replace(entry, label=f"random{suffix}", name=f"{name}{suffix}")
+        labelled.append(entry)
+    return labelled

@@ -1,11 +1,11 @@
-"""A run of either host, read back: its tasks, one record a document, its gate and how it was made.
+"""A run of lm-eval or lmms-eval, read back: its tasks, one result per document, its gate and its environment.
 
-A run is what `--log_samples --output_path DIR` wrote: one results file and a sample file a task.
+A run is what `--log_samples --output_path DIR` wrote: one results file, and a file of samples for each task
+(`docs/harnesses.md#results-files`).
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -13,27 +13,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.analysis.runs.results_files import (
+    Harness,
+    RunError,
+    find_results_file,
+    harness_of,
+    read_results,
+    samples_file,
+)
 from truthgate_eval.analysis.runs.samples import SampleResult, read_samples
-from truthgate_eval.errors import DataError, TruthGateError
-
-
-class RunError(TruthGateError):
-    """A run cannot be read, or runs cannot be compared."""
+from truthgate_eval.errors import DataError
 
 
 @dataclass(frozen=True)
 class TaskRun:
-    """One task of a run.
+    """One task of a run, as one of its filters reads the answers.
 
     Attributes:
-        name: The task's name, with its filter where that is not "none".
-        records: The records by a key that equal documents share between runs.
-        settings: What judges the answers: version, few-shot examples, parser.
+        task: The task's name.
+        filter: The filter of lm-eval, "none" elsewhere.
+        samples: The samples, by a key that equal documents share between runs.
+        settings: What determines the verdicts: version, few-shot examples, parser.
     """
 
-    name: str
+    task: str
+    filter: str
     samples: dict[str, SampleResult]
     settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The task's name, followed by its filter unless that is "none"."""
+        return self.task if self.filter == "none" else f"{self.task},{self.filter}"
 
 
 @dataclass(frozen=True)
@@ -43,18 +54,18 @@ class Run:
     Attributes:
         path: As the user gave it.
         file: The results file that was read.
-        host: `lm-eval` or `lmms-eval`.
+        harness: `lm-eval` or `lmms-eval`.
         model: The evaluated model's name or folder.
-        gate: What the model was gated with (`GateConfig.describe`); None where the host's own model ran.
-        tasks: By name.
+        gate: The gate as `GateConfig.describe` recorded it; None where a model of the harness itself ran.
+        tasks: The task runs by name.
         groups: The members of each group, which are tasks or groups.
-        facts: What two runs should have in common (dtype, versions, ...); None where it is not recorded.
+        environment: What comparable runs share (dtype, versions, ...); None where it is not recorded.
         notes: What a reader should know about how the run was read.
     """
 
     path: Path
     file: Path
-    harness: str
+    harness: Harness
     model: str
     gate: dict[str, Any] | None
     tasks: dict[str, TaskRun]
@@ -67,87 +78,54 @@ class Run:
         """The name of the folder, or of the results file, that the user gave."""
         return self.path.resolve().name
 
+    def task_run_names(self, task: str) -> tuple[str, ...]:
+        """The names of a task's runs, one for each filter; empty if the run does not have the task."""
+        return tuple(name for name, run in self.tasks.items() if run.task == task)
+
 
 def read_run(path: str | Path) -> Run:
-    """Read a folder that a host wrote into, or one results file.
+    """Read a folder that a harness wrote into, or one results file.
 
     Raises:
-        RunError: There is no results file, or no sample files beside it.
+        RunError: There is no results file, or no samples beside it.
         DataError: A file is damaged; the message names the line.
     """
     path = Path(path)
-    file, notes = _results_file(path)
-    results = _read_json(file)
-    host = "lmms-eval" if "lmms_eval_version" in results else "lm-eval"
+    file, notes = find_results_file(path)
+    results = read_results(file)
+    harness = harness_of(results)
     tasks: dict[str, TaskRun] = {}
     for name, config in results["configs"].items():
-        read = _read_task(file, host, name, config if isinstance(config, Mapping) else {}, results)
-        if not read:
-            notes.append(f"{path}: task {name} has no verdict of right or wrong a document: left out")
-        tasks |= {task.name: task for task in read}
+        found = _read_task(file, harness, name, config if isinstance(config, Mapping) else {}, results)
+        if not found:
+            notes.append(f"{path}: task {name} does not mark each document right or wrong: left out")
+        tasks |= {task.name: task for task in found}
     if not tasks:
         raise RunError(
-            f"{path}: no task of it judges each answer right or wrong, so there is nothing to compare"
+            f"{path}: none of its tasks marks each document right or wrong, so there is nothing to compare"
         )
     groups = results.get("group_subtasks") or {}
     return Run(
         path=path,
         file=file,
-        harness=host,
+        harness=harness,
         model=_model(results),
         gate=results.get("gate") or results["config"].get("gate"),
         tasks=tasks,
         groups={name: tuple(members) for name, members in groups.items() if members},
-        environment=_facts(results, host),
+        environment=_environment(results, harness),
         notes=tuple(notes),
     )
 
 
-def _results_file(path: Path) -> tuple[Path, list[str]]:
-    """The newest results file at or below a path, with a note where there were several."""
-    if path.is_file():
-        return path, []
-    if not path.is_dir():
-        raise RunError(f"there is no run at {path}: expected a folder that lm_eval or lmms_eval wrote into")
-    found = [*path.rglob("results_*.json"), *path.rglob("*_results.json")]
-    if not found:
-        raise RunError(
-            f"there is no results file below {path}: expected results_*.json of lm_eval or *_results.json of "
-            "lmms_eval (lmms_eval writes none when a run fails)"
-        )
-    newest = max(found, key=lambda file: (_stamp(file), str(file)))
-    if len(found) == 1:
-        return newest, []
-    return newest, [f"{path} holds {len(found)} runs: only the newest, {newest.name}, is read"]
-
-
-def _stamp(file: Path) -> str:
-    """The time in a results file's name, without what stands between the numbers."""
-    return re.sub(r"\D", "", file.stem)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        results = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} is not a results file ({str(error).splitlines()[0]}); run again") from error
-    expected = ("results", "configs", "config")
-    if not isinstance(results, dict) or not all(isinstance(results.get(key), dict) for key in expected):
-        raise DataError(f"{file} is not a results file of lm_eval or lmms_eval: no {', '.join(expected)}")
-    return results
-
-
 def _read_task(
-    file: Path, host: str, name: str, config: Mapping[str, Any], results: Mapping[str, Any]
+    file: Path, harness: Harness, name: str, config: Mapping[str, Any], results: Mapping[str, Any]
 ) -> list[TaskRun]:
-    """A task's records, one `TaskRun` a filter."""
-    if host == "lm-eval":
-        samples = file.with_name(f"samples_{name}_{file.stem.removeprefix('results_')}.jsonl")
-    else:
-        samples = file.with_name(f"{file.stem.removesuffix('_results')}_samples_{name}.jsonl")
-    if not samples.is_file():
-        raise RunError(f"there is no {samples.name} beside {file}: run again with --log_samples")
-    records = read_samples(samples, config)
+    """A task's samples, one `TaskRun` per filter; none if the task has no verdict for each document."""
+    path = samples_file(file, harness, name)
+    if not path.is_file():
+        raise RunError(f"there is no {path.name} beside {file}: run again with --log_samples")
+    samples = read_samples(path, config)
     expected = (results.get("n-samples") or {}).get(name, {}).get("effective")
     settings = {
         "task version": (results.get("versions") or {}).get(name),
@@ -156,52 +134,51 @@ def _read_task(
         "generation settings": config.get("generation_kwargs"),
     }
     tasks = []
-    for filter_name in dict.fromkeys(record.filter for record in records):
-        kept = [record for record in records if record.filter == filter_name]
-        if expected is not None and len(kept) != expected:
+    for filter_name in dict.fromkeys(sample.filter for sample in samples):
+        own = [sample for sample in samples if sample.filter == filter_name]
+        if expected is not None and len(own) != expected:
             raise DataError(
-                f"{samples} ends at line {len(records)} with {len(kept)} documents, but the results file "
+                f"{path} ends at line {len(samples)} with {len(own)} documents, but the results file "
                 f"counts {expected}: the file is cut off, run again"
             )
-        full_name = name if filter_name == "none" else f"{name},{filter_name}"
-        tasks.append(TaskRun(full_name, _keyed(kept), settings))
-    if not records and expected and not samples.stat().st_size:
-        raise DataError(f"{samples} is empty, but the results file counts {expected} documents: run again")
+        tasks.append(TaskRun(name, filter_name, _by_document(own), settings))
+    if not samples and expected and not path.stat().st_size:
+        raise DataError(f"{path} is empty, but the results file counts {expected} documents: run again")
     return tasks
 
 
-def _keyed(records: list[SampleResult]) -> dict[str, SampleResult]:
-    """Records by what their document is, numbered where a document is asked more than once."""
+def _by_document(samples: list[SampleResult]) -> dict[str, SampleResult]:
+    """Samples by the identity of their document, numbered where a document occurs more than once."""
     times: Counter[str] = Counter()
     keyed = {}
-    for record in records:
-        keyed[f"{record.identity}#{times[record.identity]}"] = record
-        times[record.identity] += 1
+    for sample in samples:
+        keyed[f"{sample.identity}#{times[sample.identity]}"] = sample
+        times[sample.identity] += 1
     return keyed
 
 
 def _model(results: Mapping[str, Any]) -> str:
-    """The evaluated model as its own record says, else as the command line did."""
+    """The evaluated model as it describes itself, else as the command line names it."""
     config, info = results["config"], results.get("model_info") or {}
     named = config.get("model_name") or info.get("pretrained") or _argument(config, "pretrained")
     return str(named or results.get("model_name") or config.get("model") or "unknown model")
 
 
 def _argument(config: Mapping[str, Any], name: str) -> Any:
-    """One of the host's model_args: a mapping in lm-eval, a text in lmms-eval."""
-    given = config.get("model_args")
-    if isinstance(given, Mapping):
-        return given.get(name)
-    pairs = (part.partition("=") for part in str(given or "").split(","))
+    """One of the harness's model_args: a mapping in lm-eval, a text in lmms-eval."""
+    arguments = config.get("model_args")
+    if isinstance(arguments, Mapping):
+        return arguments.get(name)
+    pairs = (pair.partition("=") for pair in str(arguments or "").split(","))
     return next((value for key, _, value in pairs if key.strip() == name), None)
 
 
-def _facts(results: Mapping[str, Any], host: str) -> dict[str, Any]:
+def _environment(results: Mapping[str, Any], harness: Harness) -> dict[str, Any]:
     config, info = results["config"], results.get("model_info") or {}
     torch = re.search(r"PyTorch version: (\S+)", str(results.get("pretty_env_info", "")))
     template = results.get("chat_template") or info.get("chat_template")
     versions = info.get("versions") or {}  # of a gated run under lmms-eval, which records none itself
-    version = str(results.get("lm_eval_version" if host == "lm-eval" else "lmms_eval_version") or "")
+    version = str(results.get("lm_eval_version" if harness == "lm-eval" else "lmms_eval_version") or "")
     return {
         "evaluated model": _model(results),
         "revision": config.get("model_sha") or info.get("sha"),
@@ -211,8 +188,8 @@ def _facts(results: Mapping[str, Any], host: str) -> dict[str, Any]:
         "chat template": results.get("chat_template_sha") or template,
         "system instruction": results.get("system_instruction"),
         "few-shot as a conversation": bool(results.get("fewshot_as_multiturn")),
-        # In a git checkout, lmms-eval writes that checkout's branch@commit in the place of its version.
-        f"{host} version": version if version and "@" not in version else versions.get("lmms_eval"),
+        # In a git checkout, lmms-eval writes that checkout's branch@commit instead of its version.
+        f"{harness} version": version if version and "@" not in version else versions.get("lmms_eval"),
         "transformers version": results.get("transformers_version") or versions.get("transformers"),
         "torch version": torch[1] if torch else versions.get("torch"),
         "generation settings": config.get("gen_kwargs") or None,

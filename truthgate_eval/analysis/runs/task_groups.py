@@ -1,11 +1,13 @@
-"""Which leaderboards a run's tasks make, and which of their parts: `halueval` has qa, dialogue and so on.
+"""Which leaderboards a run's tasks make, and the parts of each: `halueval` has qa, dialogue and so on.
 
-A group is one leaderboard, its members are its parts, and their plain mean is the last one.
+A group of tasks makes one leaderboard. Its members are the parts, and the plain mean over its tasks is the
+last part. A task with more than one filter has one part for each filter: filters read the same answers, so
+they are never averaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from truthgate_eval.analysis.runs.run import Run
@@ -16,11 +18,11 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """A leaderboard to be made.
+    """The tasks of one leaderboard.
 
     Attributes:
-        name: The group's name, or the task's where it stands alone.
-        parts: The tasks whose plain mean each part is, by the part's name.
+        name: The group's name, or the task's if it belongs to no group.
+        parts: By part, the names of the task runs over which the part is the plain mean.
     """
 
     name: str
@@ -28,37 +30,58 @@ class TaskGroup:
 
 
 def task_groups(run: Run) -> list[TaskGroup]:
-    """The leaderboards that a run's tasks make, in the order of its groups."""
-    groups = {name: members for name, members in run.groups.items() if _leaves(name, run.groups, run)}
-    inner = {member for members in groups.values() for member in members}
-    tops = [name for name in (*groups, *_plain(run)) if name not in inner]
+    """The groups that a run's tasks make, in the order of the results file."""
+    groups = {name: members for name, members in run.groups.items() if _tasks_below(name, run.groups, run)}
+    members = {member for names in groups.values() for member in names}
+    tasks = dict.fromkeys(task.task for task in run.tasks.values())
+    tops = [name for name in dict.fromkeys((*groups, *tasks)) if name not in members]
     sources = [f"pope_{source}" for source in SOURCES if f"pope_{source}" in tops]
-    if len(sources) > 1:  # as one run of pope_all: the paper's table has the sources side by side
+    if len(sources) > 1:  # like a run of pope_all: the paper's table has the sources side by side
         groups["pope_all"] = tuple(sources)
         tops = [*(name for name in tops if name not in sources), "pope_all"]
-    return [_plan(name, groups, run) for name in tops]
+    return [_make_group(name, groups, run) for name in tops]
 
 
-def _plain(run: Run) -> Iterator[str]:
-    """The names of tasks without their filters."""
-    yield from dict.fromkeys(name.partition(",")[0] for name in run.tasks)
-
-
-def _plan(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> TaskGroup:
-    children = [child for child in groups.get(name, ()) if _leaves(child, groups, run)]
-    if not children:
-        leaves = _leaves(name, groups, run)
-        return TaskGroup(name, {leaf: (leaf,) for leaf in leaves})
+def _make_group(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> TaskGroup:
+    members = [member for member in groups.get(name, ()) if _tasks_below(member, groups, run)]
+    if not members:
+        return TaskGroup(name, {task: (task,) for task in run.task_run_names(name)})
     prefix = f"{name.removesuffix('_all')}_"
-    parts = {child.removeprefix(prefix): _leaves(child, groups, run) for child in children}
-    if len(parts) > 1:
-        parts[MEAN] = _leaves(name, groups, run)
+    parts: dict[str, tuple[str, ...]] = {}
+    for member in members:
+        tasks = _tasks_below(member, groups, run)
+        own = _parts(member.removeprefix(prefix), tasks, run)
+        # A subgroup whose tasks share no filter has no mean: its tasks are parts.
+        parts |= own or {name: (name,) for task in tasks for name in run.task_run_names(task)}
+    if len(members) > 1:
+        parts |= _parts(MEAN, _tasks_below(name, groups, run), run)
     return TaskGroup(name, parts)
 
 
-def _leaves(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> tuple[str, ...]:
-    """The tasks, each with its filter, that a group or task comes down to."""
+def _parts(name: str, tasks: tuple[str, ...], run: Run) -> dict[str, tuple[str, ...]]:
+    """The mean over tasks as a part, or as one part for each filter.
+
+    Such a part has every task once: with that filter, or with the only filter that the task has.
+    """
+    names = {task: run.task_run_names(task) for task in tasks}
+    filters = dict.fromkeys(run.tasks[name].filter for own in names.values() for name in own)
+    parts = {}
+    for chosen in filters:
+        found = [
+            name
+            for own in names.values()
+            for name in own
+            if len(own) == 1 or run.tasks[name].filter == chosen
+        ]
+        if len(found) == len(tasks):
+            parts[f"{name},{chosen}"] = tuple(found)
+    different = set(parts.values())
+    return {name: different.pop()} if len(different) == 1 else parts
+
+
+def _tasks_below(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> tuple[str, ...]:
+    """The tasks, without their filters, that a group or task comes down to."""
     if name in groups:
-        below = [leaf for member in groups[name] for leaf in _leaves(member, groups, run)]
+        below = [task for member in groups[name] for task in _tasks_below(member, groups, run)]
         return tuple(dict.fromkeys(below))
-    return tuple(task for task in run.tasks if task.partition(",")[0] == name)
+    return (name,) if run.task_run_names(name) else ()

@@ -1,6 +1,7 @@
-"""lm-eval's `hf` model, on the forward pass that computes shared prefixes once.
+"""lm-eval's `hf` model with shared prefixes computed once.
 
-Requests that this cannot honour exactly (sampling, beams, penalties, very long inputs) take `hf`'s own path.
+Requests for which this could give other answers (sampling, beams, penalties, very long inputs) take `hf`'s
+own path: see `docs/performance.md#what-is-the-same-and-what-is-not`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from accelerate.utils import DistributedType
 from lm_eval.api.instance import Instance
@@ -16,175 +17,225 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from truthgate_eval.inference import self_check
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily, end_tokens, is_plain_greedy
 from truthgate_eval.inference.loglikelihood import log_likelihoods
-from truthgate_eval.inference.shared_prefix import SharedPrefixModel, TokenBudget, check_engine
+from truthgate_eval.inference.self_check import Engine, parse_engine
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+# A request as `HFLM._loglikelihood_tokens` takes it: (context, continuation) or None for a window of a
+# rolling request, the context's token ids, the continuation's token ids.
+_TokenizedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class _GreedySettings(NamedTuple):
+    """Generation settings of plain greedy decoding."""
+
+    stop_strings: tuple[str, ...]
+    max_new_tokens: int
+
 
 class SharedPrefixHF(HFLM):
-    """`hf` whose greedy generation and log-likelihoods share prefixes; answers are those of `hf`."""
+    """`hf` whose greedy generation and log-likelihoods share prefixes; its answers are those of `hf`.
 
-    engine = "auto"
+    Attributes:
+        engine: `auto`, or `off` for `hf`'s own path throughout.
+    """
+
+    engine: Engine = "auto"
 
     def set_engine(self, engine: Any) -> None:
-        """Choose `auto`, or `off` for `hf`'s own path throughout.
+        """Set `engine`.
 
         Raises:
-            GateError: It is neither.
+            GateError: It is neither `auto` nor `off`.
         """
-        self.engine = check_engine(engine)
+        self.engine = parse_engine(engine)
 
     @cached_property
-    def forward(self) -> SharedPrefixModel | None:
-        """The shared forward pass, tried on the model at the first request; None where it does not fit."""
+    def shared_model(self) -> SharedPrefixModel | None:
+        """The model with shared prefixes, checked at the first request; None means `hf`'s own path."""
         if self.engine == "off":
             return None
         accelerator = getattr(self, "accelerator", None)
-        kind = accelerator.distributed_type if accelerator else None
-        sharded = kind in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.backend != "causal" or sharded or self.mixed_precision_dtype is not None:
-            log.warning(
-                "shared prefixes are computed once only for plain causal models; going on as `hf` does"
-            )
+        distributed_type = accelerator.distributed_type if accelerator else None
+        is_sharded = distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.backend != "causal" or is_sharded or self.mixed_precision_dtype is not None:
+            log.warning("shared prefixes need a plain causal model: all requests take `hf`'s own path")
             return None
-        forward = SharedPrefixModel(self.model)
-        return forward if forward.supports_sharing else None
+        shared = self_check.load(self.model)
+        return shared if shared.supports_sharing else None
 
     def _budget(
-        self, sequences: Sequence[Sequence[int]], extra: int = 0, size: int | None = None
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 0,
+        batch_size: int | str | None = None,
     ) -> TokenBudget:
-        """Tokens to a batch: what `hf` would have in memory at this batch size."""
-        assert self.forward is not None
-        budget = TokenBudget.for_batch_size(size or self.batch_size, sequences, self.forward.device)
-        if isinstance(size or self.batch_size, int):
-            budget.tokens += (size or self.batch_size) * extra
-        return budget
+        """The tokens that `hf` would have in memory at this batch size."""
+        assert self.shared_model is not None
+        return TokenBudget.for_batch_size(
+            batch_size or self.batch_size, sequences, self.shared_model.device, max_new_tokens=max_new_tokens
+        )
 
     def _loglikelihood_tokens(
-        self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[_TokenizedRequest],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """As in `hf`; requests are ((context, continuation), their token ids)."""
-        forward = self.forward
+        """See `HFLM._loglikelihood_tokens`."""
+        model = self.shared_model
 
-        def own_path(some: list[Any]) -> list[tuple[float, bool]]:
-            return super(SharedPrefixHF, self)._loglikelihood_tokens(some, disable_tqdm, override_bs)
+        def own_path(indices: list[int]) -> list[tuple[float, bool]]:
+            chosen = [requests[i] for i in indices]
+            return super(SharedPrefixHF, self)._loglikelihood_tokens(chosen, disable_tqdm, override_bs)
 
-        if forward is None:
-            return own_path(requests)
-        # The input is cut as `hf` cuts it: from the left, and without the last token.
+        if model is None:
+            return own_path(list(range(len(requests))))
+        # `hf` truncates the input from the left, and takes its last token off.
         pairs = [
             ((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
             for _, context, continuation in requests
         ]
         fits = [
-            len(continuation) <= len(tokens) <= forward.max_shared_length for tokens, continuation in pairs
+            len(continuation) <= len(input_ids) <= model.max_shared_length
+            for input_ids, continuation in pairs
         ]
 
-        def share(some: list[int]) -> list[tuple[float, bool]]:
-            chosen = [pairs[i] for i in some]
-            with self._bar(len(some), disable_tqdm, "loglikelihood") as bar:
+        def shared_path(indices: list[int]) -> list[tuple[float, bool]]:
+            chosen = [pairs[i] for i in indices]
+            with self._progress_bar(len(indices), disable_tqdm, "loglikelihood") as bar:
                 answers = log_likelihoods(
-                    forward, chosen, budget=self._budget([tokens for tokens, _ in chosen], size=override_bs),
-                    softmax_dtype=self.softmax_dtype, progress=bar.update,
-                )  # fmt: skip
-            for i, answer in zip(some, answers, strict=True):
-                if requests[i][0] is not None:  # a window of a rolling request, which has its own entry
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answer)
+                    model,
+                    chosen,
+                    budget=self._budget([input_ids for input_ids, _ in chosen], batch_size=override_bs),
+                    softmax_dtype=self.softmax_dtype,
+                    progress=bar.update,
+                )
+            for i, answer in zip(indices, answers, strict=True):
+                key = requests[i][0]
+                if key is not None:  # a rolling request gets one cache entry for all its windows
+                    self.cache_hook.add_partial("loglikelihood", key, answer)
             return answers
 
-        return _both(fits, share, lambda some: own_path([requests[i] for i in some]))
+        return _answer_on_two_paths(fits, shared_path, own_path)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """As in `hf`."""
-        forward = self.forward
-        plans = [None if forward is None else self._greedy_settings(request.args[1]) for request in requests]
-        prompts: dict[int, list[int]] = {}
-        for i, settings in enumerate(plans):
-            if settings is not None and forward is not None:
-                tokens = self.prompt(requests[i].args[0], settings[1])
-                if tokens and len(tokens) + settings[1] <= forward.max_shared_length:
-                    prompts[i] = tokens
+        """See `HFLM.generate_until`."""
+        settings, prompts = self._shared_generation(requests)
 
-        def share(some: list[int]) -> list[str]:
+        def shared_path(indices: list[int]) -> list[str]:
             texts: dict[int, str] = {}
-            with self._bar(len(some), disable_tqdm, "generate_until") as bar:
-                for settings in dict.fromkeys(plans[i] for i in some):
-                    assert settings is not None
-                    group = [i for i in some if plans[i] == settings]
-                    answers = self._greedy([prompts[i] for i in group], *settings, bar.update)
+            with self._progress_bar(len(indices), disable_tqdm, "generate_until") as bar:
+                for own in dict.fromkeys(settings[i] for i in indices):
+                    group = [i for i in indices if settings[i] == own]
+                    answers = self._decode([prompts[i] for i in group], own, bar.update)
                     texts.update(zip(group, answers, strict=True))
-            for i in some:
+            for i in indices:
                 self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
-            return [texts[i] for i in some]
+            return [texts[i] for i in indices]
 
-        def own_path(some: list[int]) -> list[str]:
-            if forward is not None:
+        def own_path(indices: list[int]) -> list[str]:
+            if self.shared_model is not None:
                 log.warning(
                     "%d of %d requests ask for more than plain greedy decoding: `hf` answers them",
-                    len(some),
-                    len(requests),
-                )
-            return super(SharedPrefixHF, self).generate_until([requests[i] for i in some], disable_tqdm)
+                    len(indices), len(requests),
+                )  # fmt: skip
+            return super(SharedPrefixHF, self).generate_until([requests[i] for i in indices], disable_tqdm)
 
-        return _both([i in prompts for i in range(len(requests))], share, own_path)
+        return _answer_on_two_paths([i in prompts for i in range(len(requests))], shared_path, own_path)
 
-    def _greedy_settings(self, gen_kwargs: dict[str, Any]) -> tuple[tuple[str, ...], int] | None:
-        """(stop strings, most new tokens) of plain greedy decoding; None where anything else is asked for."""
+    def _shared_generation(
+        self, requests: Sequence[Instance]
+    ) -> tuple[dict[int, _GreedySettings], dict[int, list[int]]]:
+        """Settings and prompts of the requests that can share prefixes, by index."""
+        settings: dict[int, _GreedySettings] = {}
+        prompts: dict[int, list[int]] = {}
+        if self.shared_model is None:
+            return settings, prompts
+        for i, request in enumerate(requests):
+            context, gen_kwargs = request.args
+            own = self._greedy_settings(gen_kwargs)
+            if own is None:
+                continue
+            token_ids = self.prompt(context, own.max_new_tokens)
+            if token_ids and len(token_ids) + own.max_new_tokens <= self.shared_model.max_shared_length:
+                settings[i], prompts[i] = own, token_ids
+        return settings, prompts
+
+    def _greedy_settings(self, gen_kwargs: dict[str, Any]) -> _GreedySettings | None:
+        """Settings of plain greedy decoding; None where a request, or the model, asks for anything else."""
         kwargs = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = tuple(handle_stop_sequences(kwargs.pop("until", None), eos=eos))
-        most = int(kwargs.pop("max_gen_toks"))
-        plain = not kwargs.pop("do_sample", None) and not kwargs.pop("temperature", None) and not kwargs
-        if not plain or not is_plain_greedy(self.model.generation_config) or not 0 < most < self.max_length:
+        max_new_tokens = int(kwargs.pop("max_gen_toks"))
+        is_greedy = not kwargs.pop("do_sample", None) and not kwargs.pop("temperature", None) and not kwargs
+        fits = 0 < max_new_tokens < self.max_length
+        if not is_greedy or not is_plain_greedy(self.model.generation_config) or not fits:
             return None
-        return until, most
+        return _GreedySettings(until, max_new_tokens)
 
-    def prompt(self, context: str, most: int) -> list[int]:
-        """Token ids as `hf` gives them to a prompt in a batch of its own."""
-        tokens, _ = self.tok_batch_encode(
-            [context], left_truncate_len=self.max_length - most, truncation=self.truncation
+    def prompt(self, context: str, max_new_tokens: int) -> list[int]:
+        """Token ids of a prompt as `hf` has them in a batch of its own."""
+        token_ids, _ = self.tok_batch_encode(
+            [context], left_truncate_len=self.max_length - max_new_tokens, truncation=self.truncation
         )
-        return tokens[0].tolist()
+        return token_ids[0].tolist()
 
-    def _greedy(
-        self, prompts: list[list[int]], until: tuple[str, ...], most: int, progress: Callable[[int], Any]
+    def _decode(
+        self, prompts: list[list[int]], settings: _GreedySettings, progress: Callable[[int], Any]
     ) -> list[str]:
-        assert self.forward is not None
-        # Like `hf`: two tokens more than the stop string has, since it may be spelt in other tokens.
-        windows = [(len(self.tokenizer.encode(text, add_special_tokens=False)) + 2, text) for text in until]
+        """Greedy answers up to the first stop string."""
+        assert self.shared_model is not None
+        # Two tokens more than a stop string has, as in `hf`: it may be written in other tokens.
+        windows = [
+            (len(self.tokenizer.encode(text, add_special_tokens=False)) + 2, text)
+            for text in settings.stop_strings
+        ]
 
         def stopped(tokens: list[int]) -> bool:
             return any(text in self.tokenizer.decode(tokens[-window:]) for window, text in windows)
 
         answers = decode_greedily(
-            self.forward, prompts, max_new_tokens=most, budget=self._budget(prompts, extra=most),
-            eos=end_tokens(self.model.generation_config), stopped=stopped, progress=progress,
-        )  # fmt: skip
-        return [self._text(tokens, list(until)) for tokens in answers]
+            self.shared_model,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            budget=self._budget(prompts, max_new_tokens=settings.max_new_tokens),
+            eos=end_tokens(self.model.generation_config),
+            stopped=stopped,
+            progress=progress,
+        )
+        return [self._answer_text(tokens, settings.stop_strings) for tokens in answers]
 
-    def _text(self, tokens: list[int], until: list[str]) -> str:
-        """The answer as `hf` reads it: without thoughts, and up to the first stop string."""
-        end = self.think_end_token
-        if isinstance(end, int) and end in tokens:
-            tokens = tokens[len(tokens) - tokens[::-1].index(end) :]
+    def _answer_text(self, tokens: list[int], stop_strings: Sequence[str]) -> str:
+        """An answer's text as `hf` gives it: without thoughts, and up to the first stop string."""
+        think_end = self.think_end_token
+        if isinstance(think_end, int) and think_end in tokens:
+            tokens = tokens[len(tokens) - tokens[::-1].index(think_end) :]
         text = self.tok_decode(tokens)
-        if isinstance(end, int):
+        if isinstance(think_end, int):
             text = text.lstrip()
-        return postprocess_generated_text(text, until, end if isinstance(end, str) else None)
+        return postprocess_generated_text(
+            text, list(stop_strings), think_end if isinstance(think_end, str) else None
+        )
 
-    def _bar(self, total: int, disable: bool, what: str) -> tqdm:
-        return tqdm(total=total, disable=disable or self.rank != 0, desc=f"Running {what} requests")
+    def _progress_bar(self, total: int, disable: bool, request_type: str) -> tqdm[Any]:
+        return tqdm(total=total, disable=disable or self.rank != 0, desc=f"Running {request_type} requests")
 
 
-def _both(
-    fits: list[bool], share: Callable[[list[int]], list[Any]], own: Callable[[list[int]], list[Any]]
-) -> list[Any]:
-    """Answers in order: of the requests that fit by `share`, of the others by `own`."""
-    answers: dict[int, Any] = {}
-    for path, kind in ((share, True), (own, False)):
-        some = [i for i, fit in enumerate(fits) if fit == kind]
-        if some:
-            answers.update(zip(some, path(some), strict=True))
+def _answer_on_two_paths(
+    fits: list[bool], shared_path: Callable[[list[int]], list[T]], own_path: Callable[[list[int]], list[T]]
+) -> list[T]:
+    """Answers in order: of requests that fit by the shared path, of the others by the model's own."""
+    answers: dict[int, T] = {}
+    for path, wanted in ((shared_path, True), (own_path, False)):
+        indices = [i for i, fit in enumerate(fits) if fit == wanted]
+        if indices:
+            answers.update(zip(indices, path(indices), strict=True))
     return [answers[i] for i in range(len(fits))]

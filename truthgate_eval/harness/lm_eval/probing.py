@@ -1,7 +1,7 @@
-"""lm-eval's multiple-choice tasks as probing data.
+"""lm-eval's multiple-choice tasks as probing data (`docs/method.md#probing-data`).
 
-Every choice of a document makes one sequence, context + choice, built and tokenised by
-lm-eval itself; its label is 1 where the choice is the task's target.
+Every choice of a document makes one sequence, context + choice, built and tokenized by lm-eval itself. Its
+label is 1 where the choice is the task's target.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from numpy.typing import NDArray
 
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.harness.lm_eval.model import GatedHF
+from truthgate_eval.inference.answer_tokens import drop_added_tokens
+from truthgate_eval.limits import apply_limit, check_limit
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 from truthgate_eval.probing.controls import ContextChange
-from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, apply_limit
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, next_group
 from truthgate_eval.probing.surface import equally_long, without_final_punctuation
 
 
@@ -33,7 +36,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     Args:
         model: `hf`, `gated_hf`, or another lm-eval model that holds a transformers model.
         model_args: As on lm-eval's command line; `hf` without `pretrained` takes the packaged model.
-        batch_size: Sequences to a batch.
+        batch_size: Sequences in a batch.
         device: As on lm-eval's command line.
 
     Raises:
@@ -41,14 +44,14 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     """
     arguments = dict(model_args)
     if model in ("hf", "hf-auto", "huggingface"):
-        # `hf` and the wrapper without a gate are the same model; the wrapper explains mistakes.
+        # `hf` and gated_hf without a gate are the same model; gated_hf has better error messages.
         arguments = {"pretrained": SMOLLM2, **arguments, "scores": "none"}
         return GatedHF(batch_size=batch_size, device=device, **arguments)
     try:
         cls = get_model(model)
     except (ValueError, KeyError) as error:
         raise ModelError(
-            f"lm-eval has no model {model!r}: use --model hf, or vlm for a model with pictures"
+            f"lm-eval has no model {model!r}: use --model hf, or vlm for a model with images"
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, HFLM)):
         raise ModelError(f"--model {model} holds no transformers model to read activations from: use hf")
@@ -58,9 +61,9 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
 
 
 def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
-    """lm-eval's tasks, ours and those of `include_path`, told this metadata.
+    """lm-eval's tasks, ours and those of `include_path`, with this metadata.
 
-    Made once in a process: lm-eval reads thousands of task files each time, which takes seconds.
+    Cached for the process, since lm-eval reads thousands of task files, which takes seconds.
     """
     return _task_manager(json.dumps(metadata or {}, sort_keys=True, default=str), include_path)
 
@@ -110,23 +113,25 @@ def load_dataset(
 
     Args:
         names: Task names; groups and tags are expanded.
-        limit: Documents per task, or a fraction below 1, as in lm-eval.
+        limit: Documents per task, as a number or as a fraction below 1, as in lm-eval.
         seed: Chooses the few-shot examples.
         num_fewshot: As in lm-eval.
         lm: Renders the chat template, if one is applied.
         apply_chat_template: As in lm-eval.
         system_instruction: As in lm-eval.
         metadata: Passed to the tasks, as lm-eval's `--metadata`.
-        include_path: A folder with tasks of the user's own.
-        surface_matched: Take only documents whose answers are equally long to a word, before `limit`
-            counts them, and strip the answers' final punctuation.
-        change: What is shown in the place of the documents' knowledge.
+        include_path: A folder with the user's own tasks.
+        surface_matched: Keep only documents whose answers differ by at most one word in length, before
+            `limit` counts them, and strip the answers' final punctuation.
+        change: Replaces the documents' knowledge, for the controls of the context.
 
     Raises:
         TaskError: A task is unknown, is not multiple-choice, has no matched answers, or does not say
             which field of a document is the knowledge that is to be changed.
+        TruthGateError: The limit leaves no document.
     """
-    items: list[ProbeExample] = []
+    check_limit(limit)
+    examples: list[ProbeExample] = []
     rows: dict[str, list[int]] = {}
     for name, task in load_tasks(names, metadata or {}, include_path=include_path).items():
         if task.OUTPUT_TYPE != "multiple_choice":
@@ -150,7 +155,7 @@ def load_dataset(
             chat_template=template.apply_chat_template if template else None,
             tokenizer_name=template.tokenizer_name if template else "",
         )
-        _collect(name, task, chosen, items, rows)
+        _collect(name, task, chosen, examples, rows)
     settings = {
         "task": ",".join(names),
         "num_fewshot": num_fewshot or 0,
@@ -158,14 +163,14 @@ def load_dataset(
         "system_instruction": system_instruction,
         "surface_matched": surface_matched,
     }
-    return ProbeDataset(items, rows, settings)
+    return ProbeDataset(examples, rows, settings)
 
 
 def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDataset:
-    """All sequences of some multiple-choice tasks, as a text model takes them.
+    """All sequences of some multiple-choice tasks, as tokens of a text model.
 
     Args:
-        lm: The model, whose tokenizer and chat template are used.
+        lm: The model whose tokenizer and chat template are used.
         names: Task names; groups and tags are expanded.
         **options: Those of `load_dataset`.
 
@@ -175,21 +180,21 @@ def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDatas
     return tokenize(lm, load_dataset(names, lm=lm, **options))
 
 
-def tokenize(lm: HFLM, answers: ProbeDataset) -> TokenizedDataset:
-    """Answers as the tokens that a text model takes."""
-    tokens = [_encode(lm, item.context, item.answer) for item in answers.examples]
+def tokenize(lm: HFLM, dataset: ProbeDataset) -> TokenizedDataset:
+    """The data set's sequences as tokens of a text model; the last token of each is the answer's last."""
+    tokens = [_encode(lm, example.context, example.answer) for example in dataset.examples]
     return TokenizedDataset(
-        tokens, answers.labels, answers.groups, answers.rows, answers.fingerprint, answers.settings
+        tokens, dataset.labels, dataset.groups, dataset.rows, dataset.fingerprint, dataset.settings
     )
 
 
 def matched_documents(name: str, task: Any, documents: Sequence[Any]) -> list[int]:
-    """The places of the documents whose answers are equally long to a word.
+    """Indices of the documents whose answers differ by at most one word in length.
 
     Raises:
         TaskError: There is none.
     """
-    found = [place for place, doc in enumerate(documents) if equally_long(task.doc_to_choice(doc))]
+    found = [index for index, doc in enumerate(documents) if equally_long(task.doc_to_choice(doc))]
     if not found:
         raise TaskError(
             f"--surface-matched leaves nothing of {name}: in all {len(documents)} documents the answers "
@@ -204,18 +209,18 @@ def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
 
 
 def change_context(name: str, task: Any, change: ContextChange, chosen: Sequence[int]) -> None:
-    """Make a task render its documents with other knowledge; choices and targets stay as they are.
+    """Make a task render its documents with other knowledge. Choices and targets stay as they are.
 
-    Few-shot examples are rendered the same way; lm-eval still leaves out the document at hand.
+    Few-shot examples are rendered the same way. lm-eval still leaves out the probed document.
 
     Args:
         name: The task's name.
-        task: Changed in place. Its metadata's `context_field` names the field that is the knowledge.
-        change: Says what is shown in the place of each.
-        chosen: The documents that are probed, by their places.
+        task: Changed in place. `context_field` in its metadata names the field that is the knowledge.
+        change: Replaces the knowledge.
+        chosen: Indices of the documents that are probed.
 
     Raises:
-        TaskError: The task does not name the field, or its documents do not show it.
+        TaskError: The task does not name the field, or does not render it.
     """
     field = (task.config.metadata or {}).get("context_field")
     if not field:
@@ -223,14 +228,14 @@ def change_context(name: str, task: Any, change: ContextChange, chosen: Sequence
             f"task {name!r} does not say which field of its documents is the knowledge: name it with "
             '--metadata \'{"context_field": "FIELD"}\', or leave the controls of the context out'
         )
-    documents = [task.eval_docs[place] for place in chosen]
+    documents = [task.eval_docs[index] for index in chosen]
     if field not in documents[0]:
         raise TaskError(f"context_field={field}: the documents of {name} have {', '.join(documents[0])}")
-    shown = change(str(doc[field]) for doc in documents)
+    replace = change(str(doc[field]) for doc in documents)
     render = task.doc_to_text
 
     def changed(doc: dict[str, Any], *args: Any) -> Any:
-        return render({**doc, field: shown(str(doc[field]))}, *args)
+        return render({**doc, field: replace(str(doc[field]))}, *args)
 
     if all(changed(doc) == render(doc) for doc in documents):
         raise TaskError(f"context_field={field}: {name} does not show it, so nothing would change without it")
@@ -238,32 +243,32 @@ def change_context(name: str, task: Any, change: ContextChange, chosen: Sequence
 
 
 def _collect(
-    name: str, task: Any, chosen: list[int] | None, items: list[ProbeExample], rows: dict[str, list[int]]
+    name: str, task: Any, chosen: list[int] | None, examples: list[ProbeExample], rows: dict[str, list[int]]
 ) -> None:
-    """Add one task's requests, built by lm-eval; its documents are numbered on from those before.
+    """Add the examples of one task, whose requests lm-eval has built.
 
-    lm-eval numbers `chosen` documents anew, and matched answers lose their final punctuation.
+    lm-eval numbers `chosen` documents from 0. Matched answers lose their final punctuation.
     """
     data = (task.config.metadata or {}).get("data", name)
-    before = items[-1].group + 1 if items else 0
-    seen: dict[int, int] = {}
+    first_group = next_group(examples)
+    groups: dict[int, int] = {}
     for instance in task.instances:
         right = right_choices(task, instance.doc)
         if instance.idx >= right.size:  # mutual information's unconditional requests
             continue
-        if instance.doc_id not in seen:
-            seen[instance.doc_id] = before + len(seen)
-            place = instance.doc_id if chosen is None else chosen[instance.doc_id]
-            rows.setdefault(data, []).append(int(instance.doc.get("row", place)))
+        if instance.doc_id not in groups:
+            groups[instance.doc_id] = first_group + len(groups)
+            index = instance.doc_id if chosen is None else chosen[instance.doc_id]
+            rows.setdefault(data, []).append(int(instance.doc.get("row", index)))
         context, choice = instance.args[:2]
         if chosen is not None:
             choice = without_final_punctuation(choice)
-        items.append(ProbeExample(context, choice, bool(right[instance.idx]), seen[instance.doc_id]))
+        examples.append(ProbeExample(context, choice, bool(right[instance.idx]), groups[instance.doc_id]))
 
 
-def right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:
+def right_choices(task: Any, doc: dict[str, Any]) -> NDArray[np.bool_]:
     """Which choices are targets, bool [choices], for each way that lm-eval and lmms-eval write a target."""
-    if task.multiple_input:  # the choices are contexts, and doc_to_text says which one is right
+    if task.multiple_input:  # the choices are contexts, and doc_to_text returns the right one
         choices, target = task.doc_to_choice(doc), task.doc_to_text(doc)
     else:
         choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
@@ -275,9 +280,14 @@ def right_choices(task: Any, doc: dict[str, Any]) -> np.ndarray:
 
 
 def _encode(lm: HFLM, context: str, choice: str) -> list[int]:
-    """Tokens of context + choice, as lm-eval's log-likelihood requests have them."""
+    """Tokens of context + choice as in lm-eval's log-likelihood requests, up to the choice's last token."""
     if context == "":
-        pair = [lm.prefix_token_id], lm.tok_encode(choice, add_special_tokens=False)
-    else:
-        pair = lm._encode_pair(context, choice)
-    return [*pair[0], *pair[1]][-lm.max_length :]
+        choice_ids = lm.tok_encode(choice, add_special_tokens=False)
+        return [lm.prefix_token_id, *choice_ids][-lm.max_length :]
+    whole = lm.tok_encode(context + choice)
+    ids = drop_added_tokens(whole, context + choice, lm.tokenizer)
+    if len(ids) == len(whole):
+        context_ids, choice_ids = lm._encode_pair(context, choice)
+        ids = [*context_ids, *choice_ids]
+    # Else the context's tokens end with an added token, too, at which lm-eval would cut `whole` one too late.
+    return ids[-lm.max_length :]

@@ -1,7 +1,7 @@
-"""What the YAML files in `tasks/lm_eval` refer to: data sets, the answer filter and the metrics.
+"""Functions that the YAML files in `tasks/lm_eval` name: data sets, the answer filter and the metrics.
 
-lm-eval hands its `--metadata` (with model_args among it) to the functions that make data sets;
-each takes the options that it knows.
+lm-eval passes `--metadata` and `--model_args` to the functions that make data sets. Each of them takes the
+options that it knows.
 """
 
 from __future__ import annotations
@@ -16,70 +16,85 @@ from datasets import Dataset
 from truthgate_eval.data import halueval, phd
 from truthgate_eval.data.store import read_rows
 from truthgate_eval.errors import TaskError
-from truthgate_eval.metrics.yes_no import Pair, f1, parse_yes_no, precision, recall, unparsed, yes_ratio
+from truthgate_eval.metrics.yes_no import Prediction, f1, parse_yes_no, precision, recall, unparsed, yes_ratio
 from truthgate_eval.packaged.scenes_dataset import scenes_file
 
+# The aggregations that the YAML files name in this module.
 __all__ = ["f1", "precision", "recall", "unparsed", "yes_ratio"]
 
 _FIELD = re.compile(r"\{(knowledge|question|answer)\}")
 _OPTIONS = ("halueval_path", "exclude_rows_of", "subset")
 
 
-def qa(**metadata: Any) -> dict[str, Dataset]:
+def load_halueval_qa(**metadata: Any) -> dict[str, Dataset]:
     """HaluEval's question answering."""
     return _halueval("qa", metadata)
 
 
-def dialogue(**metadata: Any) -> dict[str, Dataset]:
+def load_halueval_dialogue(**metadata: Any) -> dict[str, Dataset]:
     """HaluEval's dialogues."""
     return _halueval("dialogue", metadata)
 
 
-def summarization(**metadata: Any) -> dict[str, Dataset]:
+def load_halueval_summarization(**metadata: Any) -> dict[str, Dataset]:
     """HaluEval's summaries."""
     return _halueval("summarization", metadata)
 
 
-def qa_official(**metadata: Any) -> dict[str, Dataset]:
-    """HaluEval's question answering under a prompt that is read from a file."""
+def load_halueval_qa_official(**metadata: Any) -> dict[str, Dataset]:
+    """HaluEval's question answering with the prompt of the file `instruction_file`."""
     instruction = _read_instruction(metadata.get("instruction_file"))
     documents = halueval.documents("qa", **_known(metadata))
     prompted = [{**doc, "prompt": official_prompt(instruction, doc)} for doc in documents]
     return {"test": Dataset.from_list(prompted)}
 
 
-def phd_text(**metadata: Any) -> dict[str, Dataset]:
-    """PhD's questions under their contradicting context."""
+def load_phd_text(**metadata: Any) -> dict[str, Dataset]:
+    """PhD's questions with the context that contradicts their image."""
     return {"test": Dataset.from_list(phd.documents(metadata.get("phd_path")))}
 
 
-def scenes_text(**_metadata: Any) -> dict[str, Dataset]:
-    """The questions of `probe_scenes`, with the picture's caption for the picture."""
+def load_scenes_text(**_metadata: Any) -> dict[str, Dataset]:
+    """The questions of `probe_scenes`, with the caption in place of the image."""
     return {"test": Dataset.from_list(read_rows(scenes_file("probe")))}
 
 
 def official_prompt(instruction: str, doc: dict[str, Any]) -> str:
-    """A template with its fields filled in, or an instruction followed by HaluEval's own form."""
+    """The prompt for a document: a template with its fields filled in, or an instruction and HaluEval's form.
+
+    Example:
+        >>> official_prompt("{question} {answer}? Yes or No:", {"question": "Who?", "answer": "He"})
+        'Who? He? Yes or No:'
+    """
     if _FIELD.search(instruction):
         return _FIELD.sub(lambda field: doc[field[1]], instruction)
     return f"{instruction}\n\n#Question#: {doc['question']}\n#Answer#: {doc['answer']}\n#Your Judgement#:"
 
 
 def parse_answers(resps: Sequence[Sequence[str]], docs: Sequence[Any]) -> list[list[str | None]]:
-    """lm-eval's filter: every answer becomes yes, no or None, and is kept so in the samples."""
+    """An answer filter of lm-eval: every answer becomes yes, no or None, the samples' `filtered_resps`."""
     del docs
     return [[parse_yes_no(text) for text in answers] for answers in resps]
 
 
 def score_answer(doc: dict[str, Any], results: Sequence[str | None]) -> dict[str, Any]:
-    """One document's part of every metric."""
-    pair: Pair = (doc["hallucinated"], results[0])
-    metrics: dict[str, Any] = dict.fromkeys(("f1", "precision", "recall", "yes_ratio", "unparsed"), pair)
-    return {"acc": float(pair[0] == pair[1]), **metrics}
+    """lm-eval's `process_results`: what one document contributes to every metric.
+
+    Args:
+        doc: The document.
+        results: Its answer, as `parse_answers` returns it.
+    """
+    prediction: Prediction = (doc["hallucinated"], results[0])
+    names = ("f1", "precision", "recall", "yes_ratio", "unparsed")
+    return {"acc": float(prediction[0] == prediction[1]), **dict.fromkeys(names, prediction)}
 
 
 def _read_instruction(given: Any) -> str:
-    """The prompt file's text; a template must show the question and the answer."""
+    """The text of the prompt file. A template must have the question and the answer.
+
+    Raises:
+        TaskError: There is no such file, or it cannot be a prompt.
+    """
     path = Path(str(given)).expanduser() if given else None
     if path is None or not path.is_file():
         raise TaskError(

@@ -1,7 +1,8 @@
-"""lmms-eval as a bench for sweeps: one loaded model, many gates, either part of the documents."""
+"""lmms-eval as the evaluator of a sweep: one loaded model, many gates, either split of the documents."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,126 +11,89 @@ from lmms_eval.loggers import EvaluationTracker
 from lmms_eval.models import get_model
 from lmms_eval.utils import get_datetime_str
 
-from truthgate_eval.errors import ModelError, TaskError
-from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.data.splits import Split, split_indices
+from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.sweep import EvalResult, lowest_gated_layer, split_indices
+from truthgate_eval.harness.evaluator import Evaluator, EvaluatorConfig, check_complete
 from truthgate_eval.harness.lmms_eval.probing import load_tasks, task_manager
-from truthgate_eval.harness.outcomes import eval_result
-from truthgate_eval.inference.lower_layer_cache import cache_lower_layers
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 
-class LmmsEvalEvaluator:
-    """A vision-language model with lmms-eval's tasks; see `Bench`."""
+class LmmsEvalEvaluator(Evaluator):
+    """A vision-language model with lmms-eval's tasks."""
 
     modality = "image"
 
-    def __init__(
-        self,
-        artifact: TruthScores,
-        model: str,
-        tasks: list[str],
-        *,
-        metric: str,
-        model_args: dict[str, Any],
-        limits: dict[str, int | None],
-        layers: str | None = None,
-        batch_size: int = 8,
-        device: str | None = None,
-    ) -> None:
+    def __init__(self, artifact: TruthScores, model: str, config: EvaluatorConfig) -> None:
         """Load tasks and model.
 
         Args:
-            artifact: The scores.
+            artifact: The truth scores.
             model: `gated_vlm`, `gated_llava` and so on.
-            tasks: Names of lmms-eval's tasks or groups.
-            metric: One that all of them have.
-            model_args: As on lmms-eval's command line, without the gate's.
-            limits: The most documents of a task, for each part.
-            layers: The layers that every setting gates; None: all. Those below them run once.
-            batch_size: Documents to a batch.
-            device: Where the model runs, if model_args do not say.
+            config: The tasks, the model's arguments and the limits.
 
         Raises:
             TaskError: A task is unknown, or has too few documents.
+            ModelError: The model's arguments have scores, or the model cannot be loaded.
             ScoresError: The scores do not fit the model.
             GateError: The model has no such layers.
         """
-        self.metric = metric
-        self.tasks = dict(load_tasks(tasks))
-        self.data = {name: (task.dataset, task.dataset_no_image) for name, task in self.tasks.items()}
-        self.places = {
-            name: split_indices(name, task.eval_docs_no_media, limits) for name, task in self.tasks.items()
+        self._tasks = dict(load_tasks(list(config.tasks)))
+        self._datasets = {name: (task.dataset, task.dataset_no_image) for name, task in self._tasks.items()}
+        indices = {
+            name: split_indices(name, task.eval_docs_no_media, config.limits)
+            for name, task in self._tasks.items()
         }
-        if "scores" in model_args:
+        if "scores" in config.model_args:
             raise ModelError("a sweep sets the gate itself: leave scores out of --model_args")
-        arguments = {"scores": "none", "batch_size": batch_size, **model_args}
-        if device is not None and "device_map" not in arguments:
-            arguments.setdefault("device", device)
-        self.model, self.model_args = (
-            model,
-            ",".join(f"{k}={v}" for k, v in arguments.items() if k != "scores"),
-        )
-        self.lm: Any = get_model(model)(**arguments)
-        self.anatomy = find_attention_layout(self.lm.vlm.model)
-        artifact.check_fits(self.anatomy.shape, self.lm.vlm.name)
-        lower, shared = (
-            self.anatomy.layers[: lowest_gated_layer(layers, self.anatomy.num_layers)],
-            self.lm.shared,
-        )
-        self.kept, self.part = cache_lower_layers(shared and shared.forward, lower), ""
+        arguments = {"scores": "none", "batch_size": config.batch_size, **config.model_args}
+        if config.device is not None and "device_map" not in arguments:
+            arguments.setdefault("device", config.device)
+        self._model_id = model
+        self._model_args = ",".join(f"{k}={v}" for k, v in arguments.items() if k != "scores")
+        lm: Any = get_model(model)(**arguments)
+        super().__init__(artifact, config, indices, lm=lm, model=lm.vlm.model, name=lm.vlm.name)
 
-    def judge(self, gate: GateConfig, part: str, output: Path | None = None) -> EvalResult:
-        """See `Bench`.
+    def _shared_prefix_model(self) -> SharedPrefixModel | None:
+        engine = self.lm.question_engine
+        return None if engine is None else engine.model
 
-        Raises:
-            TaskError: The tasks have no such metric.
-        """
-        if part != self.part and self.kept is not None:
-            self.kept.clear()
-        self.part = part
-        self._keep(part)
-        handle = gate.apply(self.lm.vlm.model, self.lm.vlm.name)
-        self.lm.gate_settings, before = gate, self.lm.gate_settings
-        try:
-            run = evaluator.simple_evaluate(
+    def _run(self, gate: GateConfig, split: Split, output: Path | None) -> Mapping[str, Mapping[str, Any]]:
+        self._select_documents(split)
+        run = check_complete(
+            evaluator.simple_evaluate(
                 model=self.lm,
-                tasks=list(self.tasks.values()),
+                tasks=list(self._tasks.values()),
                 task_manager=task_manager(),
                 log_samples=output is not None,
                 bootstrap_iters=0,
             )
-        finally:
-            self.lm.gate_settings = before
-            if handle is not None:
-                handle.remove()
-        if run is None:
-            raise TaskError("a sweep runs in one process; start it without accelerate launch")
+        )
         if output is not None:
             self._save(run, gate, output)
-        counts = {name: len(places[part]) for name, places in self.places.items()}
-        return eval_result(run["results"], counts, self.metric)
+        results: Mapping[str, Mapping[str, Any]] = run["results"]
+        return results
 
-    def _keep(self, part: str) -> None:
-        """Leave a part's documents in every task: lmms-eval has no list of documents to run."""
-        for name, task in self.tasks.items():
-            split, places = _split(task), self.places[name][part]
-            whole, bare = self.data[name]
-            task.dataset = {**whole, split: whole[split].select(places)}
-            task.dataset_no_image = {**bare, split: bare[split].select(places)}
+    def _select_documents(self, split: Split) -> None:
+        """Leave only a split's documents in every task, since lmms-eval takes no list of documents."""
+        for name, task in self._tasks.items():
+            indices = self.indices[name][split]
+            task_split = task.config.test_split if task.has_test_docs() else task.config.validation_split
+            dataset, dataset_no_image = self._datasets[name]
+            task.dataset = {**dataset, task_split: dataset[task_split].select(indices)}
+            task.dataset_no_image = {
+                **dataset_no_image,
+                task_split: dataset_no_image[task_split].select(indices),
+            }
 
     def _save(self, run: dict[str, Any], gate: GateConfig, output: Path) -> None:
-        """The files that lmms-eval's command line would write."""
+        """Write the files that lmms-eval's command line would write."""
         tracker = EvaluationTracker(output_path=str(output))
-        arguments = f"{self.model_args},scores={gate.source}"
-        tracker.general_config_tracker.log_experiment_args(self.model, arguments, None, None, False)
-        run["config"] |= {"model": self.model, "model_args": arguments}
+        arguments = f"{self._model_args},scores={gate.source}"
+        tracker.general_config_tracker.log_experiment_args(self._model_id, arguments, None, None, False)
+        run["config"] |= {"model": self._model_id, "model_args": arguments}
         samples = run.pop("samples")
         tracker.save_results_aggregated(results=run, samples=samples, datetime_str=get_datetime_str())
         for name, found in samples.items():
             tracker.save_results_samples(task_name=name, samples=found)
-
-
-def _split(task: Any) -> str:
-    return task.config.test_split if task.has_test_docs() else task.config.validation_split

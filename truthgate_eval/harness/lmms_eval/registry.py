@@ -1,8 +1,14 @@
-"""What lmms-eval's entry point loads on import: names of our models, and nothing heavy."""
+"""What lmms-eval's entry point loads on import: names of our models, and nothing heavy.
+
+lmms-eval only logs an exception here, and then says that the model does not exist.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
 
 MODELS = {
     "gated_vlm": "GatedVLM",
@@ -13,11 +19,14 @@ MODELS = {
 }
 
 
-def manifests() -> list[Any]:
-    """One `ModelManifest` for each of our models."""
+def manifests() -> list[ModelManifest]:
+    """One manifest for each of our models.
+
+    Each names a class for the simple interface, whose requests are of every type of task; the chat
+    interface has generation only.
+    """
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    # The simple interface: its requests hold every kind of task, the chat interface only generation.
     return [
         ModelManifest(model_id=name, simple_class_path=f"truthgate_eval.harness.lmms_eval.model.{cls}")
         for name, cls in MODELS.items()

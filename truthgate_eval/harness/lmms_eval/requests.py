@@ -1,11 +1,10 @@
-"""lmms-eval's requests as questions with pictures, and its generation settings as transformers' own.
+"""lmms-eval's requests as questions with images, and its generation settings as transformers' own.
 
-The tuples are those of lmms-eval's simple interface (HOSTS.md, "Requests").
+The requests are those of lmms-eval's simple interface: `docs/harnesses.md#requests`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -16,14 +15,16 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image, ImageFile
 
-from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError
+from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, first_line
+from truthgate_eval.memory import is_out_of_memory
+from truthgate_eval.vision.image_features import image_key
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _MAX_NEW_TOKENS = 1024
-# The host adds this one to every task that names none; its own models do not stop at it.
-_HOST_UNTIL = "\n\n"
+# lmms-eval adds this one to every task that names none; its own models do not stop at it.
+_DEFAULT_UNTIL = "\n\n"
 _SAMPLING = {"temperature": float, "top_p": float, "top_k": int}
 _SEARCH = {"num_beams": int, "min_new_tokens": int, "no_repeat_ngram_size": int}
 _WEIGHTS = {"repetition_penalty": float, "length_penalty": float}
@@ -32,15 +33,17 @@ _HANDLED = {"max_new_tokens", "until", "do_sample", *_SAMPLING, *_SEARCH, *_WEIG
 
 @dataclass(frozen=True, eq=False)
 class ImageRequest:
-    """One request: a text, and where its document and pictures are.
+    """One request: a text, and how to read its document and images.
 
     Attributes:
-        text: What is asked.
-        visual: Gives the document's pictures; None for a request without a document.
-        document: Reads the document; pictures are decoded here, so only when they are needed.
+        text: The question.
+        doc_to_visual: The task's function that gives a document's images; None for a request without a
+            document.
+        document: Reads the document. Data sets decode their images here, so it is called only when they are
+            needed.
         task: The task's name.
         doc_id: The document's number.
-        answer: The answer to rate, for log-likelihoods.
+        answer: The answer to score, for log-likelihoods.
     """
 
     text: str
@@ -55,63 +58,57 @@ class ImageRequest:
         """Names the document in messages."""
         return f"task {self.task!r}, document {self.doc_id}"
 
-    def image_count(self) -> list[Hashable]:
-        """What tells its pictures from others: the path that our own data sets have, or the pixels' hash.
+    def image_keys(self) -> list[Hashable]:
+        """What identifies its images, see `vision.image_features.image_key`.
 
         Raises:
-            DataError: As `pictures`.
+            DataError: As `load_images`.
         """
-        try:
-            document = self.document()  # may decode pictures
-        except Exception as error:
-            raise self._unreadable(error) from error
-        if isinstance(document, Mapping) and isinstance(document.get("image_path"), str):
-            return [document["image_path"]]
-        return [
-            (picture.mode, picture.size, hashlib.sha256(picture.tobytes()).hexdigest())
-            for picture in self.load_images()
-        ]
+        return [image_key(image) for image in self.load_images()]
 
     def load_images(self) -> list[Image.Image]:
-        """The document's pictures, decoded.
+        """The document's images, decoded.
 
         Raises:
-            DataError: One cannot be read, or is no picture; the message names the document.
+            DataError: One cannot be read, or is no image; the message names the document.
         """
         if self.doc_to_visual is None:
             return []
         try:
-            with _whole_files_only():
-                found = list(_flat(self.doc_to_visual(self.document())))
-                for one in found:
-                    if isinstance(one, Image.Image):
-                        one.load()  # until now a file may only have been opened
+            with _refuse_truncated_files():
+                found = list(_flatten(self.doc_to_visual(self.document())))
+                for visual in found:
+                    if isinstance(visual, Image.Image):
+                        visual.load()  # until now its file may only have been opened
         except Exception as error:
-            raise self._unreadable(error) from error
-        other = next((one for one in found if not isinstance(one, Image.Image)), None)
+            raise DataError(f"{self.where}: its picture cannot be read: {reason_of(error)}") from error
+        other = next((visual for visual in found if not isinstance(visual, Image.Image)), None)
         if other is not None:
             raise DataError(f"{self.where}: gated models take pictures, got a {type(other).__name__}")
         return found
 
-    def _unreadable(self, error: Exception) -> DataError:
-        return DataError(f"{self.where}: its picture cannot be read: {reason_of(error)}")
-
 
 def generation_options(settings: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A task's `generation_kwargs` as options of transformers' `generate`, and the texts to stop at.
+    r"""A task's `generation_kwargs` as options of transformers' `generate`, and the texts to stop at.
 
-    As in the host's own models a temperature above 0 means sampling, and 1024 new tokens are the most.
+    As in lmms-eval's own models, a temperature above 0 means sampling, and 1024 new tokens are the default
+    limit.
 
     Raises:
-        TaskError: A setting is not of its kind.
+        TaskError: A setting has a value of the wrong type.
+
+    Example:
+        >>> options, until = generation_options({"max_new_tokens": 16, "until": ["\n\n", "Q:"]})
+        >>> options["max_new_tokens"], options["do_sample"], until
+        (16, False, ['Q:'])
     """
     try:
         temperature = float(settings.get("temperature") or 0)
         options: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens") or _MAX_NEW_TOKENS)}
         options["do_sample"] = temperature > 0
-        for name, kind in (_SAMPLING | _SEARCH | _WEIGHTS).items():
+        for name, convert in (_SAMPLING | _SEARCH | _WEIGHTS).items():
             if settings.get(name) is not None:
-                options[name] = kind(settings[name])
+                options[name] = convert(settings[name])
     except (TypeError, ValueError) as error:
         raise TaskError(f"generation_kwargs {dict(settings)} hold a wrong value: {error}") from error
     if not options["do_sample"]:  # unset what the checkpoint may recommend for sampling
@@ -120,7 +117,7 @@ def generation_options(settings: Mapping[str, Any]) -> tuple[dict[str, Any], lis
     until = [until] if isinstance(until, str) else until
     if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
         raise TaskError(f"generation_kwargs have until={until!r}, expected a text or a list of texts")
-    return options, [text for text in until if text and text != _HOST_UNTIL]
+    return options, [text for text in until if text and text != _DEFAULT_UNTIL]
 
 
 def unknown_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -129,16 +126,30 @@ def unknown_settings(settings: Mapping[str, Any]) -> list[str]:
 
 
 def cut_at_stop(text: str, until: Sequence[str]) -> str:
-    """The text up to the first of the stop texts."""
+    """The text up to the first of the stop texts.
+
+    Example:
+        >>> cut_at_stop("yes. Q: and", ["Q:", "."])
+        'yes'
+    """
     for stop in until:
         text = text.split(stop, 1)[0]
     return text
 
 
-def batches(keys: Sequence[Any], texts: Sequence[str], size: int) -> Iterator[list[int]]:
-    """Positions in batches: equal keys together, long texts first.
+def batches(keys: Sequence[object], texts: Sequence[str], size: int) -> Iterator[list[int]]:
+    """Indices of the texts in batches: equal keys together, the longest texts first.
 
-    The longest come first so that a batch which does not fit in memory shows itself at the start.
+    With the longest first, memory ends early if it ends at all.
+
+    Args:
+        keys: What all texts of a batch must have in common, such as generation settings.
+        texts: The texts.
+        size: The most texts of a batch.
+
+    Example:
+        >>> list(batches(["a", "b", "a"], ["x", "xx", "xxx"], 2))
+        [[2, 0], [1]]
     """
     groups: dict[str, list[int]] = {}
     for position in range(len(texts)):
@@ -152,10 +163,14 @@ def batches(keys: Sequence[Any], texts: Sequence[str], size: int) -> Iterator[li
 def bisect_on_failure(
     questions: Sequence[ImageRequest], work: Callable[[Sequence[ImageRequest]], list[T]]
 ) -> list[T]:
-    """Do a batch; where it fails, its halves, down to the document that cannot be done.
+    """Results of a batch; where it fails, of its halves, down to the document that fails by itself.
+
+    Args:
+        questions: The batch.
+        work: Gives one result for each question.
 
     Raises:
-        ModelError: A document fails alone; the message names it.
+        ModelError: A document fails by itself; the message names it.
     """
     try:
         return work(questions)
@@ -165,15 +180,16 @@ def bisect_on_failure(
         if len(questions) == 1:
             raise ModelError(f"{questions[0].where} failed: {reason_of(error)}") from error
         log.warning("a batch of %d failed (%s): trying its halves", len(questions), reason_of(error))
-    if torch.cuda.is_available():
+        is_out = is_out_of_memory(error)
+    if is_out:  # outside of the handler: the error's traceback holds the tensors of the batch
         torch.cuda.empty_cache()
     middle = len(questions) // 2
     return bisect_on_failure(questions[:middle], work) + bisect_on_failure(questions[middle:], work)
 
 
 @contextmanager
-def _whole_files_only() -> Iterator[None]:
-    """Lmms-eval lets Pillow fill up truncated files with grey, for the whole process."""
+def _refuse_truncated_files() -> Iterator[None]:
+    """Undo for a while lmms-eval's setting that Pillow fills truncated files up with gray."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -182,16 +198,21 @@ def _whole_files_only() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _flat(found: Any) -> Iterator[Any]:
-    """Pictures out of the lists of lists that tasks return; None is no picture."""
-    if isinstance(found, list | tuple):
-        for one in found:
-            yield from _flat(one)
-    elif found is not None:
-        yield found
+def _flatten(visuals: Any) -> Iterator[Any]:
+    """Images out of the nested lists that tasks return; None is no image."""
+    if isinstance(visuals, list | tuple):
+        for visual in visuals:
+            yield from _flatten(visual)
+    elif visuals is not None:
+        yield visuals
 
 
 def reason_of(error: Exception) -> str:
-    """An exception in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """An exception's class and the first line of its message.
+
+    Example:
+        >>> reason_of(ValueError("too long")), reason_of(ValueError())
+        ('ValueError: too long', 'ValueError')
+    """
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

@@ -1,4 +1,4 @@
-"""What the YAML files in `tasks/lmms_eval` refer to: prepared data sets, prompts and metrics."""
+"""Functions and values that the YAML files in `tasks/lmms_eval` name: data sets, prompts and metrics."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 
 from truthgate_eval.data.images import open_image
 from truthgate_eval.data.poll import PROBE
-from truthgate_eval.data.store import COMMANDS, prepared_file
+from truthgate_eval.data.store import PREPARE_COMMANDS, prepared_file
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
 from truthgate_eval.harness.command_line import exit_with_error
 from truthgate_eval.metrics import pope
-from truthgate_eval.metrics import yes_no as judgement
+from truthgate_eval.metrics.yes_no import f1, precision, recall, yes_ratio
 from truthgate_eval.packaged.scenes_dataset import scenes_file
 from truthgate_eval.paths import data_dir
 
 log = logging.getLogger(__name__)
+
+# The aggregations that the YAML files name in this module.
+__all__ = ["f1", "precision", "recall", "yes_ratio"]
 
 PARSER_VARIABLE = "TRUTHGATE_POPE_PARSER"
 
@@ -26,16 +29,16 @@ Doc = Mapping[str, Any]
 
 
 def on_load(name: str) -> Any:
-    """The value of `!function truthgate_on_load.NAME` in a task file, made when the task is loaded.
+    """The value of `!function truthgate_on_load.NAME` in a task file, computed when the task is loaded.
 
-    lmms-eval has no option that reaches a task, so what a user chooses comes from the environment.
+    lmms-eval passes no option of the command line to a task, so the user's choices come from the environment.
 
-    * `data_pope_coco_random` and its like: `dataset_kwargs` that point at the prepared file;
-    * `data_scenes_random` and its like: the same, drawn where they are not there;
-    * `data_poll_probe`, `poll_probe_metadata`: the questions that were set aside for probing, or else those
-      of the random split;
+    * `data_pope_coco_random` and the like: `dataset_kwargs` with the path of the prepared file;
+    * `data_scenes_random` and the like: the same; a missing file is made first;
+    * `data_poll_probe`, `poll_probe_metadata`: for the questions set aside for probing, or for those of the
+      random split where none were;
     * `score_answer`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
-    * `pope_metadata`: metadata that says which parser that is.
+    * `pope_metadata`: metadata with the name of that parser.
 
     Raises:
         AttributeError: There is no such value.
@@ -46,11 +49,11 @@ def on_load(name: str) -> Any:
         if name.startswith("data_scenes_"):
             return {"data_files": {"test": str(scenes_file(name.removeprefix("data_scenes_")))}}
         if name == "data_poll_probe":
-            return _files(_poll_to_probe())
+            return _dataset_kwargs(_poll_for_probing())
         if name == "poll_probe_metadata":
-            return {"version": 1.0, "data": _poll_to_probe()}
+            return {"version": 1.0, "data": _poll_for_probing()}
         if name.startswith("data_"):
-            return _files(_set_name(name.removeprefix("data_")))
+            return _dataset_kwargs(_dataset_name(name.removeprefix("data_")))
         if name == "score_answer":
             return scorer(chosen_parser())
         if name == "pope_metadata":
@@ -61,7 +64,11 @@ def on_load(name: str) -> Any:
 
 
 def chosen_parser() -> pope.Parser:
-    """POPE's parser: `$TRUTHGATE_POPE_PARSER`, or `official`."""
+    """The parser that `$TRUTHGATE_POPE_PARSER` names, or `official`.
+
+    Raises:
+        TaskError: There is no such parser.
+    """
     try:
         return pope.check_parser(os.environ.get(PARSER_VARIABLE) or "official")
     except TaskError as error:
@@ -69,7 +76,7 @@ def chosen_parser() -> pope.Parser:
 
 
 def doc_to_visual(doc: Doc) -> list[Any]:
-    """The document's picture."""
+    """The document's image."""
     try:
         return [open_image(doc["image_path"])]
     except DataError as error:
@@ -77,7 +84,7 @@ def doc_to_visual(doc: Doc) -> list[Any]:
 
 
 def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str] | None = None) -> str:
-    """The question between the host's usual pre_prompt and post_prompt."""
+    """The question between lmms-eval's pre_prompt and post_prompt."""
     around = lmms_eval_specific_kwargs or {}
     return f"{around.get('pre_prompt', '')}{doc['question']}{around.get('post_prompt', '')}"
 
@@ -88,51 +95,47 @@ def scorer(parser: pope.Parser) -> Callable[[Doc, Sequence[str]], dict[str, Any]
 
 
 def score_answer(doc: Doc, results: Sequence[str], parser: pope.Parser = "official") -> dict[str, Any]:
-    """One document's part of every metric.
+    """lmms-eval's `process_results`: what one document contributes to every metric.
 
-    The accuracy's part has the parsed answer and the picture, which the host's clustered standard
-    error needs. The other parts have no `score`, or the host would report the accuracy's standard
-    error as theirs.
+    The entry of `acc` has the parsed answer, and the image for lmms-eval's clustered standard error. The
+    other entries have no `score`: lmms-eval would report the standard error of the accuracy as theirs.
     """
-    reading = pope.parse_answer(results[0], doc["answer"], parser)
-    right = {
-        "score": float(reading.parsed == reading.gold),
-        "parsed": reading.parsed,
-        "gold": reading.gold,
+    answer = pope.parse_answer(results[0], doc["answer"], parser)
+    accuracy_entry = {
+        "score": float(answer.parsed == answer.gold),
+        "parsed": answer.parsed,
+        "gold": answer.gold,
         "image": doc["image"],
         "question_id": doc["question_id"],
     }
-    pairs = dict.fromkeys(("precision", "recall", "f1", "yes_ratio"), reading.pair)
-    return {"acc": right, **pairs, "unparsed": float(reading.unparsed)}
+    predictions = dict.fromkeys(("precision", "recall", "f1", "yes_ratio"), answer.prediction)
+    return {"acc": accuracy_entry, **predictions, "unparsed": float(answer.unparsed)}
 
 
-def mean_accuracy(parts: Sequence[Mapping[str, Any]]) -> float:
-    """Share of right answers."""
-    return sum(part["score"] for part in parts) / len(parts)
+def mean_accuracy(entries: Sequence[Mapping[str, Any]]) -> float:
+    """Share of right answers, from the `acc` entries of `score_answer`."""
+    return sum(entry["score"] for entry in entries) / len(entries)
 
 
-precision, recall, f1, yes_ratio = judgement.precision, judgement.recall, judgement.f1, judgement.yes_ratio
-
-
-def _files(data: str) -> dict[str, Any]:
+def _dataset_kwargs(data: str) -> dict[str, Any]:
     return {"data_files": {"test": str(prepared_file(data))}}
 
 
-def _poll_to_probe() -> str:
-    """The poll's questions for probing; without any set aside, those that poll_random evaluates."""
+def _poll_for_probing() -> str:
+    """The data set of the poll's questions for probing, or the random split where none were set aside."""
     if (data_dir() / "poll" / f"{PROBE}.parquet").is_file():
         return f"poll/{PROBE}"
     prepared_file("poll/random")
     log.warning(
         "probing on the questions that poll_random evaluates: `truthgate data poll --probe-share 0.3` "
-        "sets pictures aside for probing"
+        "sets images aside for probing"
     )
     return "poll/random"
 
 
-def _set_name(name: str) -> str:
-    """`pope/coco_random` for `pope_coco_random`."""
-    for folder in COMMANDS:
+def _dataset_name(name: str) -> str:
+    """The name of a prepared data set: `pope/coco_random` for `pope_coco_random`."""
+    for folder in PREPARE_COMMANDS:
         if name.startswith(f"{folder}_"):
             return f"{folder}/{name.removeprefix(f'{folder}_')}"
     raise AttributeError(name)

@@ -13,12 +13,6 @@ from truthgate_eval.analysis.heads import correlation
 from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Correlation, correlate, has_variance
 
 
-@pytest.fixture(autouse=True)
-def no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """statsmodels' multipletests collects garbage at each call: 0.1 s, thousands of times here."""
-    monkeypatch.setattr("gc.collect", lambda: 0)
-
-
 def pair(
     layers: int, heads: int, *, r: float = 0.0, seed: int = 0, profile: float = 0.0, profile_r: float = 1.0
 ) -> np.ndarray:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
 
 from truthgate_eval.analysis.leaderboard.paired import (
     cluster_bootstrap,
-    correct_p_values,
     exact_mcnemar,
-    metrics_of,
 )
-from truthgate_eval.errors import TruthGateError
 from truthgate_eval.metrics import yes_no as judgement
 
 
@@ -38,6 +36,21 @@ def test_mcnemar_is_scipys_binomial_test_on_the_documents_that_differ() -> None:
         assert found.p == pytest.approx(expected)
 
 
+def test_mcnemar_is_the_exact_test_of_statsmodels() -> None:
+    for both, only_first, only_second in [
+        (5, 0, 0),
+        (0, 1, 0),
+        (7, 3, 3),
+        (40, 12, 5),
+        (100, 60, 31),
+        (0, 0, 90),
+    ]:
+        first = np.array([True] * both + [True] * only_first + [False] * only_second)
+        second = np.array([True] * both + [False] * only_first + [True] * only_second)
+        expected = mcnemar([[both, only_first], [only_second, 0]], exact=True).pvalue
+        assert exact_mcnemar(first, second).p == pytest.approx(min(1.0, expected), rel=1e-12)
+
+
 def test_no_document_that_differs_gives_p_1() -> None:
     row = np.array([True, False, True])
     assert exact_mcnemar(row, row).p == 1.0
@@ -51,16 +64,6 @@ def test_a_planted_difference_is_found_and_none_is_not(rates: tuple[float, float
     ]
     # An exact test is wrong in at most 5 % of null cases; 0.09 is three standard errors above.
     assert np.mean(found) > 0.95 if finds else np.mean(found) < 0.09
-
-
-def test_holm_and_its_like_by_hand() -> None:
-    p = [0.01, 0.04, 0.03, 0.005]
-    assert correct_p_values(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert correct_p_values(p, "bonferroni") == pytest.approx([0.04, 0.16, 0.12, 0.02])
-    assert correct_p_values(p, "fdr_bh") == pytest.approx(stats.false_discovery_control(p))
-    assert correct_p_values(p, "none") == p and correct_p_values([]) == []
-    with pytest.raises(TruthGateError, match="unknown correction 'tukey': expected one of holm"):
-        correct_p_values(p, "tukey")
 
 
 def test_metrics_are_those_of_judgement() -> None:
@@ -82,7 +85,7 @@ def test_metrics_are_those_of_judgement() -> None:
         expected = [
             m(pairs) for m in (judgement.accuracy, judgement.f1, judgement.precision, judgement.recall)
         ]
-        assert metrics_of(counts) == pytest.approx(expected)
+        assert judgement.metrics_from_counts(counts) == pytest.approx(expected)
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_over_clusters() -> None:

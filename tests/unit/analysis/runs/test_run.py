@@ -178,7 +178,7 @@ def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
     tmp_path: Path, vlm_checkpoint: Callable[[str], str]
 ) -> None:
     picture = tmp_path / "one.png"
-    factories_vlm.picture(0).save(picture)
+    factories_vlm.random_image(0).save(picture)
     rows = [
         {"question_id": n, "image": "one.png", "question": f"Is there a thing {n}?", "answer": ("no", "yes")[n % 2],
          "image_path": str(picture)}

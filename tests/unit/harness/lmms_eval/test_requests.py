@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import lmms_eval_runs as kit
 from helpers import tiny_vision_models as factories_vlm
+from PIL import Image
 
 from truthgate_eval.errors import DataError, ModelError, TaskError
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
@@ -23,7 +24,7 @@ def llava(vlm_checkpoint: Callable[[str], str]) -> GatedVLM:
 
 @pytest.fixture(scope="module")
 def plain(vlm_checkpoint: Callable[[str], str]) -> GatedVLM:
-    """The same on the plain path."""
+    """The same without shared prefixes."""
     return GatedVLM(vlm_checkpoint("llava"), device="cpu", scores="none", engine="off")
 
 
@@ -40,7 +41,7 @@ def test_settings_of_generation_are_obeyed(llava: GatedVLM, tmp_path: Path) -> N
     assert all(kit.generate(llava, docs, {"num_beams": 2, "max_new_tokens": 3}))
 
 
-def test_generation_settings_are_read_as_the_hosts_models_do() -> None:
+def test_generation_settings_mean_what_they_mean_to_lmms_evals_models() -> None:
     options, until = generation_options({})
     assert options == {
         "max_new_tokens": 1024,
@@ -78,34 +79,38 @@ def test_a_batch_that_does_not_fit_is_halved(
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
 
 
-def test_a_question_asked_twice_about_one_picture_is_asked_once(
+def test_equal_questions_about_equal_images_are_answered_once(
     plain: GatedVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As POPE's splits do; the picture decides, whether it comes as a file or as pixels."""
+    """POPE's splits repeat questions. Pixels decide whether images are equal, and not the files they come from."""
     one, same, other = (tmp_path / name for name in ("one.png", "same.png", "other.png"))
     for path, seed in ((one, 1), (same, 1), (other, 2)):
-        factories_vlm.picture(seed).save(path)
+        factories_vlm.random_image(seed).save(path)
     docs = [
         {"question": question, "pictures": [str(path)]}
         for question, path in [("a?", one), ("b?", one), ("a?", other), ("a?", same), ("a?", one)]
     ]
-    asked: list[str] = []
+    answered: list[str] = []
 
     def answers(questions: Any, options: Any) -> list[str]:
-        asked.extend(question.text for question in questions)
-        return [f"{question.text} {question.shown()}" for question in questions]
+        answered.extend(question.text for question in questions)
+        return [f"{question.text} {question.image_keys()}" for question in questions]
 
     monkeypatch.setattr(plain, "_answers", answers)
     found = kit.generate(plain, docs)
-    assert sorted(asked) == ["a?", "a?", "b?"]
+    assert sorted(answered) == ["a?", "a?", "b?"]
     assert found[0] == found[3] == found[4] != found[2] and found[1].startswith("b?")
-    asked.clear()
+    answered.clear()
     kit.generate(plain, docs, {**kit.SETTINGS, "temperature": 0.7})
-    assert len(asked) == 5  # a sampled answer is drawn for each
-    asked.clear()
-    add_image_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
-    kit.generate(plain, add_image_paths)
-    assert len(asked) == 4  # prepared data is told apart by its files, which need not be opened for that
+    assert len(answered) == 5  # every request gets a sample of its own
+    answered.clear()
+    with_paths = [{**doc, "image_path": doc["pictures"][0]} for doc in docs]
+    assert kit.generate(plain, with_paths) == found
+    assert len(answered) == 3
+    answered.clear()
+    turned = {**with_paths[0], "visual": lambda doc: [Image.open(doc["image_path"]).rotate(180)]}
+    kit.generate(plain, [with_paths[0], turned])
+    assert len(answered) == 2  # one file, but a task that turns its image
 
 
 def test_the_document_that_fails_is_named(
@@ -137,7 +142,7 @@ def test_the_document_that_fails_is_named(
         (lambda path: path.unlink(), "FileNotFoundError"),
     ],
 )
-def test_a_broken_picture_is_named(
+def test_a_broken_image_is_named(
     break_it: Callable[[Path], None], message: str, llava: GatedVLM, tmp_path: Path
 ) -> None:
     docs = kit.documents(tmp_path)
@@ -149,11 +154,11 @@ def test_a_broken_picture_is_named(
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_what_is_no_picture_is_named(llava: GatedVLM) -> None:
+def test_what_is_no_image_is_named(llava: GatedVLM) -> None:
     docs = [{"question": "what?", "visual": lambda _: ["film.mp4"]}]
     with pytest.raises(DataError, match="document 0: gated models take pictures, got a str"):
         kit.generate(llava, docs)
-    docs = [{"question": "<image> <image>?", "visual": lambda _: [factories_vlm.picture()]}]
+    docs = [{"question": "<image> <image>?", "visual": lambda _: [factories_vlm.random_image()]}]
     with pytest.raises(DataError, match="document 0: the text has 2 placeholders"):
         kit.generate(llava, docs)
     docs = [{"question": "what?", "visual": lambda _: None}, {"question": "what?", "visual": None}]

@@ -1,0 +1,63 @@
+"""Numbers as text: percentages, differences in percentage points, p-values and intervals.
+
+Tables in the terminal, files, the HTML report and the study's pages all use these formats.
+"""
+
+from __future__ import annotations
+
+import math
+
+
+def format_percent(share: float, sd: float | None = None) -> str:
+    """A share of 1 in percent, with its standard deviation where there is one.
+
+    Example:
+        >>> format_percent(0.8694), format_percent(0.861, 0.0021)
+        ('86.9', '86.1 ± 0.2')
+    """
+    return f"{100 * share:.1f}" + ("" if sd is None else f" ± {100 * sd:.1f}")
+
+
+def format_points(share: float, digits: int = 1) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    Example:
+        >>> format_points(0.625), format_points(-0.0004), format_points(-0.0004, digits=2)
+        ('+62.5', '0.0', '-0.04')
+    """
+    points = round(100 * share, digits)
+    return f"{points:+.{digits}f}" if points else f"{0:.{digits}f}"
+
+
+def format_points_interval(low: float, high: float) -> str:
+    """The interval of a difference of two shares, in percentage points.
+
+    Example:
+        >>> format_points_interval(-0.05, 0.125)
+        '[-5.0, +12.5]'
+    """
+    return f"[{format_points(low)}, {format_points(high)}]"
+
+
+def format_p_value(p: float) -> str:
+    """A p-value with four decimals below 0.1 and two from there on.
+
+    Example:
+        >>> format_p_value(0.000012), format_p_value(0.0213), format_p_value(0.62)
+        ('<0.0001', '0.0213', '0.62')
+    """
+    if p < 0.0001:
+        return "<0.0001"
+    return f"{p:.4f}" if p < 0.1 else f"{p:.2f}"
+
+
+def format_interval(low: float | None, high: float | None, digits: int = 3) -> str:
+    """The interval of a coefficient; `-` where it is not defined, which is None or NaN.
+
+    Example:
+        >>> format_interval(-0.754, 0.3451), format_interval(float("nan"), float("nan"))
+        ('-0.754 to 0.345', '-')
+    """
+    if low is None or high is None or not math.isfinite(low):
+        return "-"
+    return f"{low:.{digits}f} to {high:.{digits}f}"

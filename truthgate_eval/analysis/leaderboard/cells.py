@@ -1,0 +1,81 @@
+"""The text of a leaderboard: cells, titles and notes, for the terminal, files and the HTML report."""
+
+from __future__ import annotations
+
+from truthgate_eval.analysis.formatting import (
+    format_p_value,
+    format_percent,
+    format_points,
+    format_points_interval,
+)
+from truthgate_eval.analysis.leaderboard.comparison import Comparison, Difference
+from truthgate_eval.analysis.leaderboard.table import (
+    Leaderboard,
+    LeaderboardCell,
+    LeaderboardRow,
+    TaskLeaderboard,
+)
+
+METRIC_TITLES = {"acc": "acc", "f1": "F1", "precision": "prec", "recall": "rec"}
+
+
+def metric_cell(cell: LeaderboardCell | None) -> str:
+    """`86.9`, `86.1 ± 0.2` for several runs, `-` for none."""
+    return "-" if cell is None else format_percent(cell.mean, cell.sd)
+
+
+def difference_cell(difference: Difference | None, *, separator: str = " ") -> str:
+    """`+2.5 [+0.1, +4.9]`, or `-` for none.
+
+    Args:
+        difference: In shares of 1.
+        separator: Between the difference and its interval.
+    """
+    if difference is None:
+        return "-"
+    interval = format_points_interval(difference.low, difference.high)
+    return f"{format_points(difference.value)}{separator}{interval}"
+
+
+def comparison_cells(one: Comparison) -> list[str]:
+    """The cells of a comparison in files, under `COMPARISON_TITLES`."""
+    counts = [str(n) for n in (one.questions, one.only_run, one.only_baseline)]
+    differences = [difference_cell(one.differences.get(metric)) for metric in ("acc", "f1")]
+    p_values = [format_p_value(p) for p in (one.p, one.p_corrected)]
+    return [one.part, one.name, *counts, *differences, *p_values, one.verdict]
+
+
+COMPARISON_TITLES = (
+    "part", "run", "n", "gained", "lost", "acc difference", "F1 difference", "p", "corrected p", "verdict",
+)  # fmt: skip
+
+
+def row_label(row: LeaderboardRow) -> str:
+    """A row's label, which says so if its figures are the paper's."""
+    return f"published: {row.label}" if row.origin == "published" else row.label
+
+
+def metrics_title(task: TaskLeaderboard) -> str:
+    """The title above the metrics of a task leaderboard."""
+    documents = sorted({part.documents for part in task.parts[:-1] or task.parts})
+    count = str(documents[0]) if len(documents) == 1 else f"{documents[0]} to {documents[-1]}"
+    return f"{task.name}, percent, n = {count}{' a part' if len(task.parts) > 1 else ''}"
+
+
+def comparisons_title(task: TaskLeaderboard, leaderboard: Leaderboard) -> str:
+    """The title above the comparisons of a task leaderboard."""
+    kinds = sorted({part.cluster_kind for part in task.parts})
+    return f"{task.name}, against {leaderboard.baseline.name}, intervals by {' and '.join(kinds)}"
+
+
+def footnote(leaderboard: Leaderboard) -> str:
+    """What the columns mean, in a few sentences."""
+    settings = leaderboard.settings
+    level = f"{100 * (1 - settings.alpha):g} %"
+    return (
+        f"Differences are in percentage points, with {level} intervals of a cluster bootstrap "
+        f"({settings.resamples} draws, seed {settings.seed}). gained, lost: questions that only the "
+        "run, or only the baseline, got right. p: exact McNemar test on them, corrected "
+        f"({settings.correction}) for all comparisons of a leaderboard. The verdict is on accuracy: there "
+        "is a difference where test and interval agree. ± is the standard deviation over random gates."
+    )

@@ -1,0 +1,31 @@
+"""`NAME=PATH`, as `compare`, `correlate` and `report` take runs and artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from truthgate_eval.errors import TruthGateError
+
+
+def split_named_path(argument: str, expected: str = "PATH or NAME=PATH") -> tuple[str | None, str]:
+    """The name and the path of an argument; the name is None where the argument is a path alone.
+
+    A path that exists is a path, even with `=` in it, and so is `hf://REPOSITORY`.
+
+    Args:
+        argument: What the user typed.
+        expected: What the error message asks for.
+
+    Raises:
+        TruthGateError: The name or the path is empty.
+
+    Example:
+        >>> split_named_path("mine=runs/gated"), split_named_path("runs/gated")
+        (('mine', 'runs/gated'), (None, 'runs/gated'))
+    """
+    name, equals, path = argument.partition("=")
+    if not equals or argument.startswith("hf://") or Path(argument).exists():
+        return None, argument
+    if not name or not path:
+        raise TruthGateError(f"{argument!r}: expected {expected}")
+    return name, path

@@ -1,0 +1,55 @@
+"""Finds out whether a vision-language model is right with shared prefixes; see `inference.self_check`."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+
+from truthgate_eval.inference.self_check import find_mismatch, mismatch, run_safely
+from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
+
+log = logging.getLogger(__name__)
+
+
+def load(vlm: VisionLanguageModel, decoder: nn.Module) -> SharedPrefixVLM:
+    """Wrap a model, check on two small images what it is right with, and log one line about what it is not.
+
+    Args:
+        vlm: The model; it may carry a gate.
+        decoder: Its text decoder.
+
+    Returns:
+        The model; its `supports_sharing` and `supports_multi_image` say what was found.
+    """
+    shared, name = SharedPrefixVLM(vlm, decoder), type(vlm.model).__name__
+    reason = run_safely(lambda: _find_mismatch(shared))
+    shared.supports_sharing = reason is None
+    if reason is not None:
+        shared.supports_multi_image = False
+        log.warning("%s shares no prefixes, every sequence runs by itself: %s", name, reason)
+        return shared
+    reason = run_safely(lambda: find_multi_image_mismatch(shared.for_self_check()))
+    shared.supports_multi_image = reason is None
+    if reason is not None:
+        log.warning("%s: questions about several images share no prefixes: %s", name, reason)
+    return shared
+
+
+def find_multi_image_mismatch(model: SharedPrefixVLM) -> str | None:
+    """How logits about two images, in either order, differ from the model's own; None if they agree.
+
+    Args:
+        model: A copy from `for_self_check`.
+    """
+    prompts, reference = model.make_multi_image_reference()
+    batch = model.pack(prompts)
+    return mismatch(model.logits(batch, *batch.last_tokens(prompts)), reference, model.dtype)
+
+
+def _find_mismatch(shared: SharedPrefixVLM) -> str | None:
+    checked = shared.for_self_check()
+    # Questions without images need to know it, too.
+    shared.num_position_axes = checked.num_position_axes
+    return find_mismatch(checked)
