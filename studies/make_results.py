@@ -3,7 +3,7 @@
     python studies/make_results.py FOLDER [--quick] [--lanes N]
 
 runs ordinary commands in FOLDER and goes on where it was interrupted; nothing that is there is run again. The page's
-parts between comments are replaced; the numbers behind them go into docs/results.json.
+sections between comments are replaced, and their numbers are written to docs/results.json.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 def main(arguments: list[str]) -> None:
     """Run what is missing, then write everything."""
-    given = _parser().parse_args(arguments)
-    models = [_place(model) for model in (given.base, given.child, given.early)]
-    study = Study(*models, QUICK if given.quick else FULL)
-    folder = StudyFolder(given.folder)
-    done = folder.run(stages(study), lanes=given.lanes)
+    options = _parser().parse_args(arguments)
+    models = [_absolute(model) for model in (options.base, options.child, options.early)]
+    study = Study(*models, QUICK if options.quick else FULL)
+    folder = StudyFolder(options.folder)
+    done = folder.run(stages(study), processes=options.processes)
     sys.stdout.write(f"{len(done)} steps run\n")
-    write(collect(study, folder), folder.folder, given.docs)
+    write(collect(study, folder), folder.folder, options.docs)
 
 
 def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
@@ -57,15 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make_results.py", description="Run the study and write its page.")
     parser.add_argument("folder", type=Path, help="where everything is kept")
     parser.add_argument("--quick", action="store_true", help="tiny limits: to see that everything runs")
-    parser.add_argument("--lanes", type=int, default=2, help="steps at a time, of one thread each")
+    parser.add_argument(
+        "--lanes", dest="processes", type=int, default=2, help="steps at a time, of one thread each"
+    )
     parser.add_argument("--base", default=SMOLLM2, help="the text model")
-    parser.add_argument("--child", default=SCENES_LLAVA, help="the model that sees")
+    parser.add_argument("--child", default=SCENES_LLAVA, help="the vision-language model")
     parser.add_argument("--early", default=SCENES_LLAVA_EARLY, help="an earlier state of it")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page, its data and figures go")
     return parser
 
 
-def _place(model: str) -> str:
+def _absolute(model: str) -> str:
     """A model's folder as an absolute path, since steps run in a folder of their own; or its name."""
     return str(Path(model).absolute()) if Path(model).is_dir() else model
 

@@ -1,4 +1,4 @@
-"""The figure of docs/results.md that no command draws: accuracy over the strength of the gate."""
+"""The plot of docs/results.md that no command makes: accuracy over the strength of the gate."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def save_axis(results: dict[str, Any], path: Path) -> None:
     """A row for each model, a panel for each reading, a line for each score set and norm; vanilla is dashed."""
     from matplotlib.figure import Figure
 
-    parts = results["axis"]
-    figure = Figure(figsize=(10, 3.2 * len(parts)), layout="constrained")
-    rows = figure.subplots(len(parts), len(READINGS), squeeze=False, sharey="row")
-    for row, (part, found) in zip(rows, parts.items(), strict=True):
+    checkpoints = results["axis"]
+    figure = Figure(figsize=(10, 3.2 * len(checkpoints)), layout="constrained")
+    rows = figure.subplots(len(checkpoints), len(READINGS), squeeze=False, sharey="row")
+    for row, (checkpoint, found) in zip(rows, checkpoints.items(), strict=True):
         for axes, (reading, words) in zip(row, READINGS.items(), strict=True):
             for number, gate in enumerate(GATES):
                 _lines(axes, found[f"{gate}-{reading}"]["points"], gate, f"C{number}")
@@ -24,7 +24,7 @@ def save_axis(results: dict[str, Any], path: Path) -> None:
             lams = sorted({point["lam"] for point in found[f"{next(iter(GATES))}-{reading}"]["points"]})
             axes.set_xticks(lams, [f"{lam:g}" for lam in lams], minor=False)
             axes.set_xticks([], minor=True)
-        row[0].set_ylabel(f"accuracy, {part}")
+        row[0].set_ylabel(f"accuracy, {checkpoint}")
         row[-1].legend(fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version that drew it, so that two runs give the same bytes.

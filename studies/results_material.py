@@ -1,10 +1,10 @@
-"""What the study needs besides models and tasks that are there: two more checkpoints, and halves of the scenes.
+"""What the study needs besides existing models and tasks: two more checkpoints, and halves of the scenes.
 
     python studies/results_material.py FOLDER BASE CHILD
 
 * `FOLDER/random_base`: the base's shape with random weights;
-* `FOLDER/permuted_child`: the child's function under other head numbers, see `permute_heads`;
-* `FOLDER/data_a`, `FOLDER/data_b`: data folders whose `probe_scenes` is about one half of the pictures each.
+* `FOLDER/permuted_child`: the child with its heads renumbered, which computes the same function, see `permute_heads`;
+* `FOLDER/data_a`, `FOLDER/data_b`: data folders whose `probe_scenes` has one half of the images each.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
 from truthgate_eval.packaged.smollm2 import resolve_smollm2
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 
-HALVES = ("a", "b")
+HALF_NAMES = ("a", "b")
 SEED = 0
-_CLOSE = 1e-4  # of the largest logit: float32 sums in another order, through all layers
+_CLOSE = 1e-4  # of the largest logit: in float32, sums in another order differ by less, through all layers
 Order = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def main(folder: Path, base: str, child: str) -> None:
-    """Make everything; the last thing written is what the permutation was and how exact it is."""
+    """Make everything; the permutation and its exactness are written last."""
     for half, rows in split_rows(read_rows(scenes_file("probe"))).items():
         source = {"drawn": DRAWING_VERSION, "half": half}
         write_dataset(folder / f"data_{half}" / "scenes", {"probe": rows}, source=source)
@@ -44,9 +44,9 @@ def main(folder: Path, base: str, child: str) -> None:
 
 
 def split_rows(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows by half; a picture's rows stay together."""
-    number = {picture: n for n, picture in enumerate(dict.fromkeys(row["image"] for row in rows))}
-    return {half: [row for row in rows if number[row["image"]] % 2 == n] for n, half in enumerate(HALVES)}
+    """The rows of each half; rows of one image are in the same half."""
+    number = {image: n for n, image in enumerate(dict.fromkeys(row["image"] for row in rows))}
+    return {half: [row for row in rows if number[row["image"]] % 2 == n] for n, half in enumerate(HALF_NAMES)}
 
 
 def save_random(base: str, folder: Path) -> None:
@@ -89,17 +89,17 @@ def save_permuted(child: str, folder: Path) -> dict[str, Any]:
 def permute_heads(model: Any, *, seed: int) -> tuple[list[Order], Order]:
     """Number a LLaVA's heads anew, at both sites, without changing its function.
 
-    In front of the output projection a head is a true one: in every layer the groups of query heads that
-    share a key-value head are put into another order, and so are the heads of each group. Behind it a
-    head is a slice of the residual stream, which no such change moves. There the stream's own features are
-    renumbered, slice by slice; since the layers share the stream, that order is one for all of them.
+    At the input of the output projection (`pre`), in every layer the groups of query heads that share a
+    key-value head are permuted, and so are the heads of each group. At its output (`post`) a head is a slice
+    of the residual stream, which that does not change. There the stream's features are permuted slice by
+    slice, in one order for all layers, since they share the stream.
 
     Args:
         model: With a decoder of Llama's layout; changed in place.
         seed: Of the orders.
 
     Returns:
-        For each layer, which old head stands at each place (`pre`), and the same for the slices (`post`).
+        For each layer, the old index of each head (`pre`), and the same for the slices (`post`).
     """
     layers, heads = find_attention_layout(model).shape
     draw = np.random.default_rng(seed)

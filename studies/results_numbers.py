@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import results_judge
+import results_evaluate
 from make_controls import machine
 from results_plan import FLOORS, GATES, PROBED, READINGS, SITES, Study, folder_of, random_runs, runs, stages
 from results_run import StudyFolder
@@ -22,7 +22,7 @@ from truthgate_eval.metrics.pope import SPLITS
 from truthgate_eval.packaged.scenes import make_scene
 from truthgate_eval.packaged.scenes_dataset import make_questions, scenes_file
 
-# Documents of the halves a and b are disjoint, so no pair shares one, except where a floor has its own comment.
+# The halves a and b have disjoint documents, so the two artifacts of a pair share none.
 PAIRS = {
     "base and child, same task": [
         ("base-halueval-a", "child-halueval-b"),
@@ -54,14 +54,14 @@ Json = dict[str, Any]
 
 
 def collect(study: Study, folder: StudyFolder) -> Json:
-    """Everything that the page says, JSON-serialisable."""
+    """All figures of the page, JSON-serialisable."""
     first = TruthScores.load(folder.folder / "base-halueval-a-post.npz")
     permutation = json.loads((folder.folder / "material" / "permutation.json").read_bytes())
     records = {step.name: folder.record(step.name) for stage in stages(study) for step in stage}
     return {
         "machine": machine(),
         "versions": first.metadata["versions"],
-        "sizes": dataclasses.asdict(study.sizes),
+        "sizes": study.sizes.as_dict(),
         "steps": [
             {"name": name, "command": _bare(record["command"], study), "seconds": record["seconds"]}
             for name, record in records.items()
@@ -69,23 +69,23 @@ def collect(study: Study, folder: StudyFolder) -> Json:
         "permutation": {key: permutation[key] for key in ("logits_apart", "logits_size")},
         "probed": {name: summary(folder.folder, name) for name in (*PROBED, *FLOORS)},
         "inheritance": {site: inheritance(folder.folder, site) for site in SITES},
-        "axis": {part: axis(folder.folder, part) for part in study.children},
+        "axis": {checkpoint: axis(folder.folder, checkpoint) for checkpoint in study.checkpoints},
         "random": random_gates(study, folder.folder),
-        "gating": {part: gating(study, folder.folder, part) for part in study.children},
-        "polls": {part: polls(study.rest(part)) for part in study.children},
+        "gating": {checkpoint: gating(study, folder.folder, checkpoint) for checkpoint in study.checkpoints},
+        "polls": {checkpoint: polls(study.num_test(checkpoint)) for checkpoint in study.checkpoints},
     }
 
 
 def _bare(command: str, study: Study) -> str:
     """A command without the folders of one machine."""
-    for name, model in study.children.items():
+    for name, model in study.checkpoints.items():
         if Path(model).is_absolute():
             command = command.replace(model, f"{name.upper()}_FOLDER")
     return command.replace(study.base, "BASE_FOLDER") if Path(study.base).is_absolute() else command
 
 
 def summary(folder: Path, name: str) -> Json:
-    """One artifact of each site: level of the scores, and the controls that it holds."""
+    """One artifact of each site: the level of its scores, and its controls."""
     found: Json = {}
     for site in SITES:
         scores = TruthScores.load(folder / f"{name}-a-{site}.npz")
@@ -152,14 +152,14 @@ def inheritance(folder: Path, site: str) -> list[Json]:
 
 
 def _geometric(first: float, second: float) -> float | None:
-    """What two scores could agree at most, given each one's noise; None where there is only noise."""
+    """The largest r that two scores could have, given the noise of each; None if one of them is all noise."""
     return math.sqrt(first * second) if first > 0 and second > 0 else None
 
 
 def _shuffled(folder: Path, name: str, site: str) -> Json:
-    """The scores of half b against those that half a gives where labels are dealt out anew."""
-    true, dealt = (TruthScores.load(folder / f"{name}-{half}-{site}.npz") for half in "ba")
-    found: list[Correlation] = correlate([true.scores, dealt.controls["shuffled-labels"]])
+    """The scores of half b against those of half a with shuffled labels."""
+    true, shuffled = (TruthScores.load(folder / f"{name}-{half}-{site}.npz") for half in "ba")
+    found: list[Correlation] = correlate([true.scores, shuffled.controls["shuffled-labels"]])
     row: Json = {"group": SHUFFLED, "first": f"{name}-b", "second": f"{name}-a, shuffled labels"}
     return row | {
         one.scope: {key: getattr(one, key) for key in ("r", "low", "high", "p")}
@@ -168,25 +168,25 @@ def _shuffled(folder: Path, name: str, site: str) -> Json:
     }
 
 
-def axis(folder: Path, part: str) -> Json:
-    """Every setting that was tried, by score set and reading; vanilla stands in each at lam = 0."""
+def axis(folder: Path, checkpoint: str) -> Json:
+    """All candidates, by score set and reading; each has the vanilla model at lam = 0."""
     found: Json = {}
     for gate in GATES:
         for reading in READINGS:
             probed, gated = reading.split("-")
-            tried = results_judge.points(part, gate, probed, folder)
-            chosen = results_judge.choice(tried, gated)
+            tried = results_evaluate.candidates(checkpoint, gate, probed, folder)
+            chosen = results_evaluate.choose(tried, gated)
             own = [point for point in tried if point.lam == 0 or point.site == gated]
             found[f"{gate}-{reading}"] = {
                 "points": [dataclasses.asdict(point) for point in own],
                 "chosen": {"lam": chosen.lam, "norm": chosen.norm, "value": chosen.value},
-                "best_of_all": dataclasses.asdict(results_judge.best_candidate(own)),
+                "best_of_all": dataclasses.asdict(results_evaluate.best_candidate(own)),
             }
     return found
 
 
 def random_gates(study: Study, folder: Path) -> Json:
-    """Accuracy of the random gates where the others were chosen, by site."""
+    """Accuracy of the random gates on the selection split, by site."""
     found: Json = {site: [] for site in SITES}
     for name in random_runs(study, "child"):
         done = json.loads((folder / folder_of("child", name) / "done.json").read_bytes())
@@ -194,19 +194,19 @@ def random_gates(study: Study, folder: Path) -> Json:
     return found
 
 
-def gating(study: Study, folder: Path, part: str) -> Json:
-    """The judged runs: metrics by split, and the comparison with vanilla."""
-    compared = json.loads((folder / f"compare-{part}.json").read_bytes())
+def gating(study: Study, folder: Path, checkpoint: str) -> Json:
+    """The evaluated runs: metrics by split of POPE, and the comparison with vanilla."""
+    compared = json.loads((folder / f"compare-{checkpoint}.json").read_bytes())
     board = next(board for board in compared["boards"] if board["name"] == "scenes")
     rows = {row["label"]: row for row in board["rows"]}
     found: Json = {}
-    for name in runs(study, part):
-        done = json.loads((folder / folder_of(part, name) / "done.json").read_bytes())
+    for name in runs(study, checkpoint):
+        done = json.loads((folder / folder_of(checkpoint, name) / "done.json").read_bytes())
         cells = {
             split: {metric: cell["mean"] for metric, cell in cells.items()}
             for split, cells in rows[name]["cells"].items()
         }
-        ratios, unparsed = _of_results(folder / folder_of(part, name))
+        ratios, unparsed = _of_results(folder / folder_of(checkpoint, name))
         for split in SPLITS:
             cells[split] |= {"yes_ratio": ratios[split], "unparsed": unparsed[split]}
         gate = {key: done["gate"].get(key) for key in ("lam", "norm", "site")}
@@ -216,7 +216,7 @@ def gating(study: Study, folder: Path, part: str) -> Json:
 
 
 def _of_results(folder: Path) -> tuple[Json, Json]:
-    """Yes ratio and share of unparsed answers by split, which `compare` has no columns for."""
+    """Yes ratio and share of unparsed answers by split, which `truthgate compare` does not have."""
     results = json.loads(next(folder.rglob("*_results.json")).read_bytes())["results"]
 
     def metric(name: str) -> Json:
@@ -225,20 +225,20 @@ def _of_results(folder: Path) -> tuple[Json, Json]:
     return metric("yes_ratio"), metric("unparsed")
 
 
-def polls(rest: int) -> Json:
-    """How many polls judge, and what a guess that sees no picture would score on them."""
+def polls(num_test: int) -> Json:
+    """The number of polls, and the accuracy of a guess without the image."""
     training = make_questions([make_scene("train", number) for number in range(_TRAINING_SCENES)])
-    seen, found = set(), {}
+    distinct, found = set(), {}
     for split in SPLITS:
-        rows = [row for row in read_rows(scenes_file(split)) if row["subset"] == "evaluation"][:rest]
-        seen |= {(row["image"], row["object"]) for row in rows}
-        guessed = blind(training[split])
+        rows = [row for row in read_rows(scenes_file(split)) if row["subset"] == "evaluation"][:num_test]
+        distinct |= {(row["image"], row["object"]) for row in rows}
+        guessed = blind_guesses(training[split])
         right = sum(guessed.get(row["object"], "no") == row["answer"] for row in rows)
         found[split] = {"polls": len(rows), "blind": right / len(rows)}
-    return {"splits": found, "distinct": len(seen), "training_scenes": _TRAINING_SCENES}
+    return {"splits": found, "distinct": len(distinct), "training_scenes": _TRAINING_SCENES}
 
 
-def blind(training: list[Json]) -> dict[str, str]:
-    """The likelier answer to each object's question, as counted on training scenes; "no" of equals."""
+def blind_guesses(training: list[Json]) -> dict[str, str]:
+    """The more frequent answer to each object's question in training scenes; "no" for equal counts."""
     counts = Counter((row["object"], row["answer"]) for row in training)
     return {name: "yes" if counts[name, "yes"] > counts[name, "no"] else "no" for name, _ in counts}

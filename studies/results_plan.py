@@ -1,7 +1,8 @@
-"""What the study runs: named steps in stages; the steps of one stage do not wait for each other."""
+"""The steps of the study, in stages; the steps of one stage do not depend on each other."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, SCENES_LLAVA_EARL
 from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 SITES = ("post", "pre")
-# Probe site, gate site (METHOD.md, last section).
+# Probe site, gate site (docs/method.md#what-the-released-code-does).
 READINGS = {
     "post-post": "the paper's text",
     "pre-post": "the released code",
@@ -24,7 +25,7 @@ GATES = {
     "scenes": ("child-picture", "TruthProbe_MLLM, scenes"),
 }
 CONTROLS = ("surface", "no-context", "swapped-context", "shuffled-labels")
-# What is probed: model, and the task with its picture condition.
+# What is probed: model, and the task with its image condition.
 PROBED = {
     "base-halueval": ("base", "halueval"),
     "base-scenes-text": ("base", "text"),
@@ -40,7 +41,7 @@ FLOORS = {
     "permuted-halueval": ("permuted", "halueval"),
     "permuted-picture": ("permuted", "document"),
 }
-JUDGE_LANES = 2
+EVALUATION_PROCESSES = 2
 
 
 @dataclass(frozen=True)
@@ -50,24 +51,29 @@ class Sizes:
     Attributes:
         documents: Probed documents of a task, two sequences each.
         selection: Documents of a split on which gates are chosen.
-        rest: Documents of a split on which the choices are judged.
-        early_rest: The same for the earlier checkpoint, whose differences are larger.
+        test: Documents of a split on which the choices are evaluated.
+        early_test: The same for the earlier checkpoint, whose differences are larger.
         axis: Strengths that are tried, `sweep --lam`.
         early_axis: The same for the earlier checkpoint.
-        seeds: Random gates at a site.
-        deals: Gates of scores that are dealt out anew.
-        batch: Batch size of judging.
+        seeds: Number of random gates at a site.
+        shuffles: Number of gates of shuffled scores.
+        batch: Batch size of the evaluation.
     """
 
     documents: int = 292
     selection: int = 150
-    rest: int = 4300
-    early_rest: int = 1450
+    test: int = 4300
+    early_test: int = 1450
     axis: str = "-4.5,-1,-0.3,0.3,1,4.5"
     early_axis: str = "0.3,1,4.5"
     seeds: int = 5
-    deals: int = 1
+    shuffles: int = 1
     batch: int = 32
+
+    def as_dict(self) -> dict[str, int | str]:
+        """The sizes under the keys that docs/results.json has."""
+        keys = {"test": "rest", "early_test": "early_rest", "shuffles": "deals"}
+        return {keys.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
 
 FULL, QUICK = (
@@ -75,12 +81,12 @@ FULL, QUICK = (
     Sizes(
         documents=20,
         selection=4,
-        rest=8,
-        early_rest=8,
+        test=8,
+        early_test=8,
         axis="-0.3,0.3",
         early_axis="0.3",
         seeds=2,
-        deals=1,
+        shuffles=1,
         batch=8,
     ),
 )
@@ -92,7 +98,7 @@ class Study:
 
     Attributes:
         base: The text model, a name or a folder.
-        child: The model that sees, likewise.
+        child: The vision-language model, likewise.
         early: An earlier state of the child, likewise.
         sizes: How much is run.
     """
@@ -103,13 +109,13 @@ class Study:
     sizes: Sizes = FULL
 
     @property
-    def children(self) -> dict[str, str]:
-        """The models that are gated, by the name of their part of the study."""
+    def checkpoints(self) -> dict[str, str]:
+        """The gated models: the child and its earlier state."""
         return {"child": self.child, "early": self.early}
 
-    def rest(self, part: str) -> int:
-        """How many documents of a split judge a part's gates."""
-        return self.sizes.early_rest if part == "early" else self.sizes.rest
+    def num_test(self, checkpoint: str) -> int:
+        """Number of documents of a split on which a checkpoint's gates are evaluated."""
+        return self.sizes.early_test if checkpoint == "early" else self.sizes.test
 
 
 @dataclass(frozen=True)
@@ -139,15 +145,15 @@ def stages(study: Study) -> list[list[Step]]:
     """All steps, in the order in which they are run."""
     material = Step("material", "results_material.py", ("material", study.base, study.child), ("material",))
     probes = list(_probes(study))
-    # Documents of HaluEval that the first half probed are left out of the second.
+    # These leave out the documents of HaluEval that the first half probed.
     later = [step for step in probes if set(step.needs) - {"material"}]
     return [
         [material],
         [step for step in probes if step not in later],
         later,
-        [step for part in study.children for step in _sweeps(study, part)],
-        [step for part in study.children for step in _judged(study, part)],
-        [*_correlated(), *(_compared(study, part) for part in study.children)],
+        [step for checkpoint in study.checkpoints for step in _sweeps(study, checkpoint)],
+        [step for checkpoint in study.checkpoints for step in _evaluations(study, checkpoint)],
+        [*_correlated(), *(_compared(study, checkpoint) for checkpoint in study.checkpoints)],
     ]
 
 
@@ -159,25 +165,25 @@ def artifacts(site: str) -> list[str]:
     ]
 
 
-def gate_artifact(part: str, gate: str, site: str) -> str:
-    """Which artifact a gate is made of, for the child or its earlier state."""
+def gate_artifact(checkpoint: str, gate: str, site: str) -> str:
+    """The artifact of a gate, for the child or its earlier state."""
     source = GATES[gate][0]
-    if part == "early" and source.startswith("child"):
+    if checkpoint == "early" and source.startswith("child"):
         source = source.replace("child", "early")
     return f"{source}-a-{site}"
 
 
-def runs(study: Study, part: str) -> list[str]:
-    """Names of the runs that are judged on the rest; of the earlier state, only each score set's best reading."""
-    if part == "early":
+def runs(study: Study, checkpoint: str) -> list[str]:
+    """Names of the runs on the test split; of the earlier state, only the best reading of each score set."""
+    if checkpoint == "early":
         return ["vanilla", *(f"{gate}-best" for gate in GATES)]
     readings = [f"{gate}-{reading}" for gate in GATES for reading in READINGS]
-    return ["vanilla", *readings, *(f"shuffled-{deal}" for deal in range(1, study.sizes.deals + 1))]
+    return ["vanilla", *readings, *(f"shuffled-{number}" for number in range(1, study.sizes.shuffles + 1))]
 
 
-def random_runs(study: Study, part: str) -> list[str]:
-    """Names of the random gates, judged where the gates were chosen: they are too strong to need more polls."""
-    seeds = range(1, study.sizes.seeds + 1) if part == "child" else ()
+def random_runs(study: Study, checkpoint: str) -> list[str]:
+    """Names of the random gates. The selection split is large enough for them: their effect is strong."""
+    seeds = range(1, study.sizes.seeds + 1) if checkpoint == "child" else ()
     return [f"random-{seed}-{site}" for site in SITES for seed in seeds]
 
 
@@ -196,21 +202,21 @@ def _probe(study: Study, name: str, model: str, task: str, half: str, site: str)
         "base": study.base, "random": "material/random_base", "child": study.child,
         "permuted": "material/permuted_child", "early": study.early,
     }  # fmt: skip
-    sees = model in ("child", "permuted", "early")
+    takes_images = model in ("child", "permuted", "early")
     words = [
-        "probe", "--model", "vlm" if sees else "hf", "--model_args", f"pretrained={names[model]},dtype=bfloat16",
+        "probe", "--model", "vlm" if takes_images else "hf", "--model_args", f"pretrained={names[model]},dtype=bfloat16",
     ]  # fmt: skip
     if task == "halueval":
-        words += ["--tasks", "probe_halueval_qa", *(["--image", "none"] if sees else [])]
+        words += ["--tasks", "probe_halueval_qa", *(["--image", "none"] if takes_images else [])]
         if half == "b":
             rows = {"exclude_rows_of": f"base-halueval-a-{site}.npz"}
             words += ["--metadata", json.dumps(rows)]
     elif task == "text":
-        words += ["--tasks", "probe_scenes_text", *(["--image", "none"] if sees else [])]
+        words += ["--tasks", "probe_scenes_text", *(["--image", "none"] if takes_images else [])]
     else:
         words += ["--tasks", "probe_scenes", *(["--image", task] if task != "document" else [])]
     if half == "a":
-        # The floor costs no pass through the model; the others do, and are asked once for each kind of data.
+        # Shuffled labels cost no pass through the model; the other controls do, and run once for each kind of data.
         full = site == "post" and name.split("-a-")[0] in {source for source, _ in GATES.values()}
         for control in CONTROLS if full else ("shuffled-labels",):
             words += ["--control", control]
@@ -222,17 +228,17 @@ def _probe(study: Study, name: str, model: str, task: str, half: str, site: str)
     return Step(name, "truthgate", tuple(words), (f"{name}.npz",), tuple(needs), data=data)
 
 
-def _sweeps(study: Study, part: str) -> Iterator[Step]:
-    """A sweep for each score set and site; the scores are copied, since a sweep notes its choice in them."""
+def _sweeps(study: Study, checkpoint: str) -> Iterator[Step]:
+    """A sweep for each score set and site; it gets a copy of the scores, since it saves its choice in them."""
     for gate in GATES:
         for site in SITES:
-            name = f"sweep-{part}-{gate}-{site}"
+            name = f"sweep-{checkpoint}-{gate}-{site}"
             gated = ",".join(reading.split("-")[1] for reading in READINGS if reading.startswith(site))
-            source = gate_artifact(part, gate, site)
+            source = gate_artifact(checkpoint, gate, site)
             words = (
                 "sweep", f"{name}.npz", "--model", "gated_vlm",
-                "--model_args", f"pretrained={study.children[part]},dtype=bfloat16", "--tasks", "scenes",
-                "--lam", study.sizes.early_axis if part == "early" else study.sizes.axis, "--norm", "minmax" if part == "early" else "minmax,centered", "--site", gated,
+                "--model_args", f"pretrained={study.checkpoints[checkpoint]},dtype=bfloat16", "--tasks", "scenes",
+                "--lam", study.sizes.early_axis if checkpoint == "early" else study.sizes.axis, "--norm", "minmax" if checkpoint == "early" else "minmax,centered", "--site", gated,
                 "--limit", str(study.sizes.selection), "--rest_limit", "0", "--device", "cpu",
                 "--batch_size", str(study.sizes.batch),
             )  # fmt: skip
@@ -240,16 +246,16 @@ def _sweeps(study: Study, part: str) -> Iterator[Step]:
             yield Step(name, "truthgate", words, makes, (source,), copies)
 
 
-def _judged(study: Study, part: str) -> Iterator[Step]:
-    """All gates of a part, dealt out to processes that load the model once each."""
-    sizes = tuple(str(n) for n in (study.sizes.selection, study.rest(part), study.sizes.batch))
-    names = [*runs(study, part), *random_runs(study, part)]
-    for lane in range(JUDGE_LANES):
-        own = names[lane::JUDGE_LANES]
-        words = (part, study.children[part], *sizes, *own)
-        makes = tuple(str(folder_of(part, name)) for name in own)
-        needs = tuple(step.name for step in _sweeps(study, part))
-        yield Step(f"judge-{part}-{lane + 1}", "results_judge.py", words, makes, needs)
+def _evaluations(study: Study, checkpoint: str) -> Iterator[Step]:
+    """The evaluations of all gates of a checkpoint, in a few processes that each load the model once."""
+    sizes = tuple(str(n) for n in (study.sizes.selection, study.num_test(checkpoint), study.sizes.batch))
+    names = [*runs(study, checkpoint), *random_runs(study, checkpoint)]
+    for process in range(EVALUATION_PROCESSES):
+        own = names[process::EVALUATION_PROCESSES]
+        words = (checkpoint, study.checkpoints[checkpoint], *sizes, *own)
+        makes = tuple(str(folder_of(checkpoint, name)) for name in own)
+        needs = tuple(step.name for step in _sweeps(study, checkpoint))
+        yield Step(f"judge-{checkpoint}-{process + 1}", "results_evaluate.py", words, makes, needs)
 
 
 def _correlated() -> Iterator[Step]:
@@ -260,15 +266,15 @@ def _correlated() -> Iterator[Step]:
         yield Step(name, "truthgate", words, (f"{name}.json", f"{name}.png"), tuple(artifacts(site)))
 
 
-def _compared(study: Study, part: str) -> Step:
-    folders = {name: str(folder_of(part, name)) for name in runs(study, part)}
+def _compared(study: Study, checkpoint: str) -> Step:
+    folders = {name: str(folder_of(checkpoint, name)) for name in runs(study, checkpoint)}
     given = [folder if name == "vanilla" else f"{name}={folder}" for name, folder in folders.items()]
-    name = f"compare-{part}"
+    name = f"compare-{checkpoint}"
     words = ("compare", *given, "--published", "none", "--json", f"{name}.json", "--markdown", f"{name}.md")
-    needs = tuple(f"judge-{part}-{lane + 1}" for lane in range(JUDGE_LANES))
+    needs = tuple(f"judge-{checkpoint}-{process + 1}" for process in range(EVALUATION_PROCESSES))
     return Step(name, "truthgate", words, (f"{name}.json", f"{name}.md"), needs)
 
 
-def folder_of(part: str, run: str) -> Path:
-    """Where a judged run is, relative to the study's folder."""
-    return Path(f"judged-{part}", "rest", run)
+def folder_of(checkpoint: str, run: str) -> Path:
+    """The folder of an evaluated run, relative to the study's."""
+    return Path(f"judged-{checkpoint}", "rest", run)

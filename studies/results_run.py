@@ -1,7 +1,7 @@
-"""Runs steps: two at a time, none twice, every command and its time printed and kept.
+"""Run steps, two at a time and each once; every command and its time is printed and recorded.
 
-FOLDER/steps/NAME.json says what was run, when it was done and how long it took; it is begun before the command and
-completed after it, so that a step that was cut off never looks done. FOLDER/logs/NAME.txt is what it printed.
+FOLDER/steps/NAME.json has the command, when it ended and how long it took. It is written before the command and completed
+after it, so that an interrupted step is not taken for a finished one. FOLDER/logs/NAME.txt is what the step printed.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from truthgate_eval.files import write_atomic
 
 HERE = Path(__file__).parent.resolve()
 Record = dict[str, Any]
-# Steps are many and short: what all of them import is imported once, by the process that they are forked from.
+# There are many short steps: the process that they are forked from imports what all of them need.
 _IMPORTED = (
     "truthgate_eval.harness.lm_eval.probing", "truthgate_eval.harness.lmms_eval.evaluator", "truthgate_eval.probing.run",
 )  # fmt: skip
-# One thread a step, since two run side by side; no hub.
+# One thread per step, since two run at a time; no hub.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class StudyFolder:
-    """Where a study keeps its products, and what has been done."""
+    """The folder of a study: what its steps wrote, and which are done."""
 
     def __init__(self, folder: Path) -> None:
         """Open or make it."""
@@ -43,7 +43,7 @@ class StudyFolder:
         for name in ("steps", "logs"):
             (folder / name).mkdir(parents=True, exist_ok=True)
 
-    def run(self, stages: Sequence[Sequence[Step]], *, lanes: int = 2) -> list[str]:
+    def run(self, stages: Sequence[Sequence[Step]], *, processes: int = 2) -> list[str]:
         """Run what is not done, stage by stage.
 
         Returns:
@@ -56,7 +56,7 @@ class StudyFolder:
         done: list[str] = []
         for stage in stages:
             waiting = [step for step in stage if not self.is_done(step)]
-            with ThreadPoolExecutor(lanes) as pool:
+            with ThreadPoolExecutor(processes) as pool:
                 failures = [failure for failure in pool.map(self._run, waiting) if failure]
             if failures:
                 raise TruthGateError("; ".join(failures))
@@ -64,7 +64,7 @@ class StudyFolder:
         return done
 
     def is_done(self, step: Step) -> bool:
-        """Whether a step was run to its end, as it is now, after all that it reads."""
+        """Whether a step with this command was completed after the steps whose output it reads."""
         record = self.record(step.name)
         return (
             "seconds" in record
@@ -73,19 +73,19 @@ class StudyFolder:
         )
 
     def record(self, name: str) -> Record:
-        """What is known of a step; empty if it never began."""
+        """The record of a step; empty if it never began."""
         file = self.folder / "steps" / f"{name}.json"
         return json.loads(file.read_bytes()) if file.is_file() else {}
 
     def _begun(self, step: Step) -> Record:
-        """What tells this step from another of its name."""
+        """What identifies this run of the step: its command, and when the steps that it needs were finished."""
         needs = {name: self.record(name).get("finished") for name in step.needs}
-        return {"command": shown(step), "needs": needs}
+        return {"command": command_line(step), "needs": needs}
 
     def _run(self, step: Step) -> str | None:
-        """Run one step; returns what went wrong, if anything did."""
+        """Run one step; returns an error message if it failed."""
         begun = self._begun(step)
-        # Begun before in the same way: the command itself goes on where it was. Else nothing old may stay.
+        # A command that began in the same way continues by itself. Otherwise its old output is removed.
         if {key: self.record(step.name).get(key) for key in begun} != begun or not self.record(step.name):
             for made in step.makes:
                 _remove(self.folder / made)
@@ -97,14 +97,14 @@ class StudyFolder:
         data = str((self.folder / step.data).absolute()) if step.data else None
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(list(_IMPORTED))
-        process = context.Process(target=_work, args=(command(step), self.folder, log, data))
+        process = context.Process(target=_work, args=(argv_of(step), self.folder, log, data))
         process.start()
         process.join()
         seconds = time.monotonic() - start
         if process.exitcode:
             return f"the step {step.name} failed, see {log}"
         self._write(step.name, {**begun, "seconds": round(seconds, 1), "finished": time.time_ns()})
-        sys.stdout.write(f"{seconds:6.0f} s  $ {shown(step)}\n")
+        sys.stdout.write(f"{seconds:6.0f} s  $ {command_line(step)}\n")
         sys.stdout.flush()
         return None
 
@@ -112,8 +112,8 @@ class StudyFolder:
         write_atomic(self.folder / "steps" / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
 
 
-def command(step: Step) -> list[str]:
-    """The program's file or module, and its arguments."""
+def argv_of(step: Step) -> list[str]:
+    """The file or module of a step's program, and its arguments."""
     program = "truthgate_eval" if step.program == "truthgate" else str(HERE / step.program)
     return [program, *step.words]
 
@@ -134,9 +134,9 @@ def _work(words: list[str], folder: Path, log: Path, data: str | None) -> None:
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
 
 
-def shown(step: Step) -> str:
+def command_line(step: Step) -> str:
     """The command as a user would type it in the study's folder."""
-    program = step.program if step.program == "truthgate" else f"python docs/{step.program}"
+    program = step.program if step.program == "truthgate" else f"python studies/{step.program}"
     copied = f"cp {shlex.join(step.copies)} && " if step.copies else ""
     data = f"TRUTHGATE_DATA={step.data} " if step.data else ""
     return f"{copied}{data}{program} {shlex.join(step.words)}"

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, each made of docs/results.json and of nothing else."""
+"""The tables of docs/results.md, made from docs/results.json alone."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from typing import Any
 
 from results_plan import FLOORS, GATES, PROBED, READINGS, SITES
 
+from truthgate_eval.analysis.formatting import (
+    format_interval,
+    format_p_value,
+    format_percent,
+    format_points,
+)
 from truthgate_eval.metrics.pope import SPLITS
 
 Json = dict[str, Any]
 BEGIN, END = "<!-- studies/make_results.py writes {} from here -->\n", "<!-- to here -->\n"
-_CONDITIONS = {"document": "own picture", "black": "black picture", "none": "no picture"}
+_CONDITIONS = {"document": "own image", "black": "black image", "none": "no image"}
 _TASKS = {"halueval": "HaluEval-QA, text", "text": "scenes, caption as text"}
 
 
 def fill(page: str, results: Json) -> str:
-    """The page with all its generated parts written anew."""
-    for name, make in PARTS.items():
+    """The page with its generated sections replaced."""
+    for name, make in SECTIONS.items():
         before, rest = page.split(BEGIN.format(name))
         page = before + BEGIN.format(name) + "\n" + make(results) + "\n" + END + rest.split(END, 1)[1]
     return page
 
 
 def about(results: Json) -> str:
-    """What was run, on what, and how long it took."""
+    """What was run, on which machine, and how long it took."""
     sizes, versions, polls = results["sizes"], results["versions"], results["polls"]
     seconds = sum(step["seconds"] for step in results["steps"])
     packages = ", ".join(
@@ -35,7 +41,7 @@ def about(results: Json) -> str:
         f"{len(results['steps'])} steps took {seconds / 60:.0f} minutes of one thread each "
         f"({results['machine']}; {packages}; bfloat16). Probed: {sizes['documents']} documents of a task, two answers "
         f"each, twice (halves a and b share no document). Gates were chosen on the first {sizes['selection']} polls of "
-        f"each split's held-out fifth and judged on {sizes['rest']} others of each split, {polls['child']['distinct']} "
+        f"each split's held-out fifth and evaluated on {sizes['rest']} others of each split, {polls['child']['distinct']} "
         f"distinct polls; the earlier checkpoint on {sizes['early_rest']}, {polls['early']['distinct']} distinct. The permuted child's logits are the child's up to "
         f"{apart:.1g} of {size:.0f}.\n"
     )
@@ -60,7 +66,7 @@ def inheritance(results: Json) -> str:
 
 
 def levels(results: Json) -> str:
-    """How high the scores are, and how far heads differ."""
+    """The level of the scores, and how much heads differ."""
     columns = [f"{what}, {site}" for site in SITES for what in ("mean", "best", "sd in layers")]
     lines = []
     for name, sites in results["probed"].items():
@@ -72,7 +78,7 @@ def levels(results: Json) -> str:
 
 
 def controls(results: Json) -> str:
-    """Each control of the score sets that gate, and of the others the floor."""
+    """The controls of each score set."""
     lines = []
     for name, sites in results["probed"].items():
         for site in SITES:
@@ -81,30 +87,30 @@ def controls(results: Json) -> str:
                 r = "" if found["r"] is None else f"{found['r']:.2f}"
                 above = f"{found['above']} of {own['heads']}"
                 lines.append([name, site, f"{own['mean']:.3f}", control, f"{found['mean']:.3f}", above, r])
-    pictures = [
+    means = [
         f"{results['probed'][f'child-{name}']['post']['mean']:.3f}" for name in ("picture", "black", "none")
     ]
     columns = ["scores", "site", "their mean", "control", "its mean", "heads above it", "r within layers"]
     return _table(columns, lines) + (
-        f"\nMean score of the child on scenes (post): {pictures[0]} with the picture, {pictures[1]} with a black one, "
-        f"{pictures[2]} with none.\n"
+        f"\nMean score of the child on scenes (post): {means[0]} with the image, {means[1]} with a black one, "
+        f"{means[2]} with none.\n"
     )
 
 
 def gating(results: Json) -> str:
-    """The judged runs of the child."""
-    return _judged(results, "child")
+    """The evaluated runs of the child."""
+    return _runs(results, "child")
 
 
 def early(results: Json) -> str:
-    """The judged runs of the earlier checkpoint."""
-    return _judged(results, "early")
+    """The evaluated runs of the earlier checkpoint."""
+    return _runs(results, "early")
 
 
 def axis(results: Json) -> str:
-    """Accuracy over lam where gates are chosen, and the random gates there."""
-    parts = []
-    for part, found in results["axis"].items():
+    """Accuracy over lam on the selection split, with the random gates."""
+    sections = []
+    for checkpoint, found in results["axis"].items():
         some = next(iter(found.values()))["points"]
         lams = sorted({point["lam"] for point in some})
         head = ["scores, reading, norm", *(f"{lam:g}" for lam in lams)]
@@ -115,7 +121,7 @@ def axis(results: Json) -> str:
                 by_lam = {0.0: vanilla} | {
                     p["lam"]: p for p in own["points"] if p["norm"] == norm and p["lam"] != 0
                 }
-                lines.append([f"{name}, {norm}", *(_percent(by_lam[lam]["value"]) for lam in lams)])
+                lines.append([f"{name}, {norm}", *(format_percent(by_lam[lam]["value"]) for lam in lams)])
         n = some[0]["documents"]
         errors = [
             point["stderr"]
@@ -123,14 +129,16 @@ def axis(results: Json) -> str:
             for point in own["points"]
             if point["stderr"] is not None
         ]
-        about = f"n = {n} polls" + (f", standard errors up to {_percent(max(errors))}" if errors else "")
-        parts.append(f"**{_name_of(part)}**, accuracy in percent, {about}.\n\n{_table(head, lines)}")
+        about = f"n = {n} polls" + (
+            f", standard errors up to {format_percent(max(errors))}" if errors else ""
+        )
+        sections.append(f"**{_name_of(checkpoint)}**, accuracy in percent, {about}.\n\n{_table(head, lines)}")
     for site, values in results["random"].items():
         if values:
-            parts.append(
-                f"Random gates on the same polls, {site}: {', '.join(_percent(value) for value in values)}.\n"
+            sections.append(
+                f"Random gates on the same polls, {site}: {', '.join(format_percent(value) for value in values)}.\n"
             )
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
 def commands(results: Json) -> str:
@@ -139,8 +147,8 @@ def commands(results: Json) -> str:
     return "```text\n" + "\n".join(lines) + "\n```\n"
 
 
-def _judged(results: Json, part: str) -> str:
-    runs = results["gating"][part]["runs"]
+def _runs(results: Json, checkpoint: str) -> str:
+    runs = results["gating"][checkpoint]["runs"]
     head = [
         "run",
         "lam, norm, site",
@@ -149,17 +157,17 @@ def _judged(results: Json, part: str) -> str:
     blind = [
         cell
         for split in SPLITS
-        for cell in (_percent(results["polls"][part]["splits"][split]["blind"]), "", "")
+        for cell in (format_percent(results["polls"][checkpoint]["splits"][split]["blind"]), "", "")
     ]
     lines = [["blind guess", "", *blind]]
     for name, run in runs.items():
         cells = [run["cells"][split] for split in SPLITS]
         lines.append(
             [_label(name), _gate(run["gate"])]
-            + [_percent(cell[metric]) for cell in cells for metric in ("acc", "f1", "yes_ratio")]
+            + [format_percent(cell[metric]) for cell in cells for metric in ("acc", "f1", "yes_ratio")]
         )
-    polls = ", ".join(f"{results['polls'][part]['splits'][split]['polls']} {split}" for split in SPLITS)
-    text = f"Percent; polls: {polls}, {results['polls'][part]['distinct']} of them distinct.\n\n{_table(head, lines)}"
+    polls = ", ".join(f"{results['polls'][checkpoint]['splits'][split]['polls']} {split}" for split in SPLITS)
+    text = f"Percent; polls: {polls}, {results['polls'][checkpoint]['distinct']} of them distinct.\n\n{_table(head, lines)}"
     return text + "\n" + _against(runs)
 
 
@@ -172,23 +180,23 @@ def _against(runs: Json) -> str:
         if one is None:
             continue
         differences = [_difference(one["differences"][metric]) for metric in ("acc", "f1")]
-        ps = [f"{one[key]:.4f}" if one[key] >= 1e-4 else "<0.0001" for key in ("p", "p_corrected")]
+        ps = [format_p_value(one[key]) for key in ("p", "p_corrected")]
         counts = [str(one["only_run"]), str(one["only_baseline"])]
         lines.append([_label(name), *counts, *differences, *ps, one["verdict"]])
     return (
         "Against vanilla, mean over the splits, in points with the 95 % interval of a bootstrap that draws whole "
-        "pictures; p of McNemar's exact test on distinct polls, corrected (Holm) over all runs and splits.\n\n"
+        "images; p of McNemar's exact test on distinct polls, corrected (Holm) over all runs and splits.\n\n"
         + _table(head, lines)
     )
 
 
 def _label(name: str) -> str:
-    """A judged run in words."""
+    """The name of an evaluated run in words."""
     for gate, (_, paper) in GATES.items():
-        rest = name.removeprefix(f"{gate}-")
-        if rest in READINGS:
-            return f"{paper}; {rest.replace('-', ', ')}: {READINGS[rest]}"
-        if rest == "best" and name.startswith(gate):
+        reading = name.removeprefix(f"{gate}-")
+        if reading in READINGS:
+            return f"{paper}; {reading.replace('-', ', ')}: {READINGS[reading]}"
+        if reading == "best" and name.startswith(gate):
             return f"{paper}; best reading"
     return name.replace("shuffled-", "scores shuffled within layers, ")
 
@@ -199,21 +207,18 @@ def _gate(gate: Json) -> str:
     return f"{gate['lam']:g}, {gate['norm']}, {gate['site']}"
 
 
-def _name_of(part: str) -> str:
-    return {"child": "The child", "early": "The earlier checkpoint"}[part]
+def _name_of(checkpoint: str) -> str:
+    return {"child": "The child", "early": "The earlier checkpoint"}[checkpoint]
 
 
 def _coefficient(found: Json, ceiling: float | None) -> str:
-    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    interval = "" if found["low"] is None else f" ({format_interval(found['low'], found['high'], digits=2)})"
     return f"{found['r']:.2f}{interval}" + (f" of {ceiling:.2f}" if ceiling is not None else "")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"
-
-
 def _difference(found: Json) -> str:
-    return f"{100 * found['value']:+.2f} ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
+    low, high = (format_points(found[end], digits=2) for end in ("low", "high"))
+    return f"{format_points(found['value'], digits=2)} ({low} to {high})"
 
 
 def _table(head: list[str], lines: Iterable[list[str]]) -> str:
@@ -222,7 +227,7 @@ def _table(head: list[str], lines: Iterable[list[str]]) -> str:
 
 
 def _grouped(head: list[str], lines: list[tuple[str, list[str]]]) -> str:
-    """A table whose groups begin with a row of their own."""
+    """A table whose groups each begin with a row for their name."""
     rows: list[list[str]] = []
     last = None
     for group, cells in lines:
@@ -233,7 +238,7 @@ def _grouped(head: list[str], lines: list[tuple[str, list[str]]]) -> str:
     return _table(head, rows)
 
 
-PARTS: dict[str, Callable[[Json], str]] = {
+SECTIONS: dict[str, Callable[[Json], str]] = {
     "about": about,
     "inheritance": inheritance,
     "levels": levels,

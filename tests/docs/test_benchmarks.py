@@ -55,6 +55,7 @@ def test_a_saved_result_can_be_put_into_the_table(monkeypatch: pytest.MonkeyPatc
     assert line == "| x: work | the other | 3.00 | 1.00 | **3.00x** (3.00 to 3.00, 1) | 2 /  | different 0 |"
 
 
+@pytest.mark.slow  # torch's AdamW imports a compiler at its first step
 def test_the_time_of_200_epochs_is_extrapolated_from_fewer() -> None:
     result = probes.exact("probes", heads=32, n=60, width=4, epochs=2, rounds=1)
     assert result.check["passed"] and result.baseline.cpu[0] >= 0

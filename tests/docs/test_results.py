@@ -1,4 +1,4 @@
-"""The study behind docs/results.md: its plan, its runner, the permuted child, and that the page is its data's."""
+"""The study of docs/results.md: its plan, its runner, the permuted child, and the page, which its data makes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import tiny_vision_models as factories_vlm
+from helpers import tiny_vision_models
 
 from truthgate_eval.gating.sweep import Candidate
 
@@ -19,7 +19,7 @@ sys.path.insert(
     0, str(DOCS.parent / "studies")
 )  # the study's scripts import each other by name, as scripts do
 
-import results_judge  # noqa: E402
+import results_evaluate  # noqa: E402
 import results_material  # noqa: E402
 import results_plan  # noqa: E402
 import results_run  # noqa: E402
@@ -38,7 +38,7 @@ def test_every_step_reads_only_what_earlier_steps_made() -> None:
     assert len(names) > 50
 
 
-def test_both_halves_have_every_picture_of_the_scenes_on_one_side() -> None:
+def test_questions_about_one_image_are_in_the_same_half_of_the_scenes() -> None:
     rows = [{"image": f"{n // 3}.png", "object": n} for n in range(30)]
     halves = results_material.split_rows(rows)
     assert sum(map(len, halves.values())) == 30
@@ -48,36 +48,36 @@ def test_both_halves_have_every_picture_of_the_scenes_on_one_side() -> None:
 
 def test_the_permuted_child_is_the_same_function_under_other_head_numbers() -> None:
     torch.manual_seed(0)
-    model, processor = factories_vlm.llava()
+    model, processor = tiny_vision_models.llava()
     model.eval()
-    picture = np.full((28, 28, 3), 90, dtype=np.uint8)
-    inputs = processor(text=["<image>\nIs there a cat?"], images=[picture], return_tensors="pt")
-    seen: list[torch.Tensor] = []
+    image = np.full((28, 28, 3), 90, dtype=np.uint8)
+    inputs = processor(text=["<image>\nIs there a cat?"], images=[image], return_tensors="pt")
+    outputs: list[torch.Tensor] = []
     layers = model.model.language_model.layers
     for layer in layers:
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
-        layer.self_attn.o_proj.register_forward_hook(lambda _, __, out: seen.append(out.detach()))
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: outputs.append(given[0].detach()))
+        layer.self_attn.o_proj.register_forward_hook(lambda _, __, out: outputs.append(out.detach()))
     with torch.no_grad():
         before = model(**inputs).logits
-        first = [*seen]
+        first = [*outputs]
         orders, slices = results_material.permute_heads(model, seed=3)
-        seen.clear()  # the anatomy is found by a pass, too
+        outputs.clear()  # finding the attention layout runs a pass, too
         after = model(**inputs).logits
     assert torch.allclose(before, after, atol=1e-5)
     assert not np.array_equal(slices, np.arange(len(slices)))
     assert any(not np.array_equal(order, np.arange(len(order))) for order in orders)
-    for number, (old, new) in enumerate(zip(first, seen, strict=True)):
-        heads = [x.unflatten(-1, (factories_vlm.HEADS, -1)) for x in (old, new)]
+    for number, (old, new) in enumerate(zip(first, outputs, strict=True)):
+        heads = [x.unflatten(-1, (tiny_vision_models.HEADS, -1)) for x in (old, new)]
         order = slices if number % 2 else orders[number // 2]
         assert torch.allclose(heads[0][..., order, :], heads[1], atol=1e-5), number
 
 
-def test_a_choice_is_the_best_gate_that_strengthens_truthful_heads() -> None:
+def test_the_choice_is_the_best_candidate_with_a_positive_lam() -> None:
     tried = [
         Candidate(0.0, "minmax", "post", 0.9), Candidate(-1.0, "minmax", "post", 0.95), Candidate(1.0, "minmax", "post", 0.8),
         Candidate(0.3, "minmax", "post", 0.8), Candidate(4.5, "minmax", "pre", 0.99),
     ]  # fmt: skip
-    assert results_judge.choice(tried, "post").lam == 0.3
+    assert results_evaluate.choose(tried, "post").lam == 0.3
 
 
 def test_a_step_is_run_once_and_again_when_what_it_reads_was_made_anew(tmp_path: Path) -> None:

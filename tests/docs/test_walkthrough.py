@@ -17,7 +17,7 @@ NAME = re.compile(r"`([a-z_]+(?:\.\w+){2,})`")
 RUNS = {
     "From a HaluEval document to the artifact": (
         "truthgate_eval.cli.main",
-        ["truthgate", "probe", "--tasks", "probe_halueval_qa", "--limit", "10", "--output", "scores.npz"],
+        ["truthgate", "probe", "--tasks", "probe_halueval_qa", "--limit", "6", "--folds", "2", "--output", "scores.npz"],
     ),
     # A task whose images come with the package, for POPE's; it is answered and scored the same way.
     "From a POPE question to its metric": (

@@ -16,13 +16,9 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
-from truthgate_eval.analysis.heads.family import (
-    FamilyMatrix,
-    correlate_family,
-    matrix_table,
-    pairs_table,
-    read_member,
-)
+from truthgate_eval.analysis.heads.correlation import Measure, Scope
+from truthgate_eval.analysis.heads.family import FamilyMatrix, correlate_family, read_member
+from truthgate_eval.analysis.heads.family_tables import matrix_tables, pairs_table
 from truthgate_eval.harness.lm_eval.probing import load_lm, load_tokenized
 from truthgate_eval.paths import packaged_file
 from truthgate_eval.probing.config import CaptureConfig, ProbeConfig
@@ -105,11 +101,11 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyMatrix:
         )
         scores.save(folder / f"{name}.npz")
     found = correlate_family([read_member(str(folder / f"{name}.npz")) for name in models])
-    Console(width=100).print(matrix_table(found, "pearson"), pairs_table(found))
+    Console(width=100).print(*matrix_tables(found, "pearson"), pairs_table(found))
     return found
 
 
-def coefficients(family: FamilyMatrix, measure: str, scope: str) -> dict[str, float]:
+def coefficients(family: FamilyMatrix, measure: Measure, scope: Scope) -> dict[str, float]:
     """Each other model's correlation with the base."""
     labels = [member.label for member in family.members]
     return {label: family.pair(measure, scope, 0, i).r for i, label in enumerate(labels) if i > 0}

@@ -23,10 +23,10 @@ _PARTS = 5
 
 
 def split_of_number(number: int) -> Split:
-    """The split of a document that is drawn by itself, from a number that its text determines.
+    """The split of a document by a number, independently of other documents.
 
     Args:
-        number: A hash: every fifth number on average is in the selection split.
+        number: A hash of its text; multiples of five are in the selection split.
 
     Example:
         >>> split_of_number(10), split_of_number(11)

@@ -79,10 +79,10 @@ def test_gated_answers_and_losses_are_those_of_the_own_path(
     # The strength at which this random model's texts still differ.
     gate = {"scores": scores, "lam": 2.0 if name == "qwen2_5_omni" else 0.7, "mode": mode}
     ours = load(vlm_checkpoint(name), **gate, batch_size="auto")
-    texts, losses = kit.genescore(ours, docs), score(ours, docs)
+    texts, losses = kit.generate(ours, docs), score(ours, docs)
     assert own_path == []
     theirs = load(vlm_checkpoint(name), **gate, engine="off")
-    assert texts == kit.genescore(theirs, docs) != kit.genescore(load(vlm_checkpoint(name)), docs)
+    assert texts == kit.generate(theirs, docs) != kit.generate(load(vlm_checkpoint(name)), docs)
     for mine, plain in zip(losses, score(theirs, docs), strict=True):
         assert mine == (pytest.approx(plain[0], abs=1e-4), plain[1])
     assert sum(own_path) == len(docs) + len(losses) and len(set(texts)) > 3
@@ -101,12 +101,12 @@ def test_a_model_with_an_adapter_shares_prefixes(
     adapted.save_pretrained(tmp_path / "adapter")
     docs, options = polls(tmp_path), {"peft": str(tmp_path / "adapter"), "scores": scores, "lam": 1.0}
     ours = load(vlm_checkpoint("llava"), **options)
-    texts, losses = kit.genescore(ours, docs), score(ours, docs)
+    texts, losses = kit.generate(ours, docs), score(ours, docs)
     assert own_path == []
     theirs = load(vlm_checkpoint("llava"), **options, engine="off")
-    assert texts == kit.genescore(theirs, docs)
+    assert texts == kit.generate(theirs, docs)
     assert np.allclose([x for x, _ in losses], [x for x, _ in score(theirs, docs)], atol=1e-4)
-    assert texts != kit.genescore(load(vlm_checkpoint("llava"), scores=scores, lam=1.0), docs)
+    assert texts != kit.generate(load(vlm_checkpoint("llava"), scores=scores, lam=1.0), docs)
 
 
 def test_half_precision_shares_and_is_as_exact_as_the_own_path(
@@ -114,7 +114,7 @@ def test_half_precision_shares_and_is_as_exact_as_the_own_path(
 ) -> None:
     docs = polls(tmp_path)
     ours = load(vlm_checkpoint("qwen2_5_vl"), dtype="bfloat16", batch_size=4)
-    texts, found = kit.genescore(ours, docs), np.array([x for x, _ in score(ours, docs)])
+    texts, found = kit.generate(ours, docs), np.array([x for x, _ in score(ours, docs)])
     assert own_path == [] and len(texts) == len(docs)
     plain = load(vlm_checkpoint("qwen2_5_vl"), dtype="bfloat16", engine="off")
     exact = np.array([x for x, _ in score(load(vlm_checkpoint("qwen2_5_vl"), engine="off"), docs)])
@@ -200,25 +200,25 @@ def test_several_images_take_the_own_path_where_the_model_mixes_them(
 ) -> None:
     monkeypatch.setattr(self_check, "find_multi_image_mismatch", lambda _: "they differ")
     docs = kit.documents(tmp_path)
-    texts = kit.genescore(load(vlm_checkpoint("llava")), docs)
+    texts = kit.generate(load(vlm_checkpoint("llava")), docs)
     assert own_path == [1] * sum(len(doc["pictures"]) == 2 for doc in docs)
-    assert texts == kit.genescore(load(vlm_checkpoint("llava"), engine="off"), docs)
+    assert texts == kit.generate(load(vlm_checkpoint("llava"), engine="off"), docs)
 
 
 def test_where_sharing_fails_the_own_path_answers_or_names_the_document(
     vlm_checkpoint: Folder, tmp_path: Path, own_path: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, docs = load(vlm_checkpoint("llava")), polls(tmp_path)[:3]
-    expected = kit.genescore(model, docs)
+    expected = kit.generate(model, docs)
 
     def fail(*_: Any, **__: Any) -> Any:
         raise RuntimeError("something inside\nwith details")
 
     monkeypatch.setattr(ImageQuestionEngine, "generate", fail)
-    assert kit.genescore(model, docs) == expected and own_path == [1, 1, 1]
+    assert kit.generate(model, docs) == expected and own_path == [1, 1, 1]
     monkeypatch.setitem(model.vlm.__dict__, "encode", fail)
     with pytest.raises(ModelError, match=r"document \d failed: RuntimeError: something inside"):
-        kit.genescore(model, docs)
+        kit.generate(model, docs)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
@@ -236,7 +236,7 @@ def test_the_vision_tower_runs_once_for_each_image_of_a_sweep(
     answers = []
     for lam in (0.5, 3.0, 0.5):
         handle = GateConfig.parse(scores, lam=lam, norm="minmax").apply(model.vlm.model, "m")
-        answers.append((kit.genescore(model, docs), score(model, docs)))
+        answers.append((kit.generate(model, docs), score(model, docs)))
         assert handle is not None
         handle.remove()
     assert len(runs) == 2  # three images in batches of two

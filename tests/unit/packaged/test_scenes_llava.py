@@ -22,8 +22,8 @@ from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.harness.lmms_eval.probing import load_for_probing
 from truthgate_eval.packaged import scenes_llava
 from truthgate_eval.paths import shipped
+from truthgate_eval.vision import self_check
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
-from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 WEIGHTS = shipped("packaged_weights") / scenes_llava.SCENES_LLAVA
 
@@ -186,8 +186,8 @@ def test_rounding_under_a_gate_in_half_precision_is_not_taken_for_a_wrong_mask(
     handle = gate.apply(shipped_model.model, scenes_llava.SCENES_LLAVA)
     assert handle is not None
     with handle:
-        forward = SharedPrefixVLM(shipped_model, handle.layout.decoder)
-    assert forward.supports_sharing and forward.supports_multi_image
+        shared = self_check.load(shipped_model, handle.layout.decoder)
+    assert shared.supports_sharing and shared.supports_multi_image
 
 
 @pytest.mark.real

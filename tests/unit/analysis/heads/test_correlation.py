@@ -115,7 +115,7 @@ def test_a_shared_profile_alone_is_high_over_all_heads_and_near_zero_within_laye
         assert abs(within.r) < 0.1 and within.low < 0 < within.high and within.p > 0.01
 
 
-def test_a_planted_correlation_is_found_beneath_profiles_that_disagree() -> None:
+def test_a_planted_correlation_is_found_under_profiles_that_disagree() -> None:
     found = by_name(correlate(pair(32, 32, r=0.3, profile=3, profile_r=-0.9), permutations=999))
     for measure in MEASURES:
         within = found["within layers", measure]
@@ -192,11 +192,11 @@ def test_intervals_cover(layers: int, heads: int, r: float, profile: float) -> N
 
 
 @pytest.mark.slow
-def test_intervals_cover_where_layers_differ_in_spread_and_fishers_do_not() -> None:
+def test_intervals_cover_where_layers_differ_in_variance_and_fishers_do_not() -> None:
     covered, fishers, n = 0, 0, 30 * 9
     for seed in range(600):
-        spread = np.random.default_rng(seed + 10_000).gamma(2, 0.5, size=(30, 1))
-        stack = pair(30, 9, r=0.4, seed=seed) * spread
+        scale = np.random.default_rng(seed + 10_000).gamma(2, 0.5, size=(30, 1))
+        stack = pair(30, 9, r=0.4, seed=seed) * scale
         one = by_name(correlate(stack, permutations=1))["within layers", "pearson"]
         covered += one.low <= 0.4 <= one.high
         fishers += abs(np.arctanh(one.r) - np.arctanh(0.4)) < 1.96 / np.sqrt(n - 30 - 2)
@@ -205,11 +205,11 @@ def test_intervals_cover_where_layers_differ_in_spread_and_fishers_do_not() -> N
 
 @pytest.mark.slow
 def test_the_within_layer_test_errs_as_often_as_it_says() -> None:
-    """Of 600 null pairs with a strong shared profile and unequal spreads, 5 % have p <= 0.05."""
+    """Of 600 null pairs with a strong shared profile and unequal scales, 5 % have p <= 0.05."""
     errors = dict.fromkeys(MEASURES, 0)
     for seed in range(600):
-        spread = np.random.default_rng(seed + 10_000).gamma(2, 0.5, size=(8, 1))
-        stack = pair(8, 6, seed=seed) * spread + pair(8, 1, seed=seed, r=0.99) * 3
+        scale = np.random.default_rng(seed + 10_000).gamma(2, 0.5, size=(8, 1))
+        stack = pair(8, 6, seed=seed) * scale + pair(8, 1, seed=seed, r=0.99) * 3
         found = by_name(correlate(stack, permutations=199, seed=seed))
         for measure in MEASURES:
             errors[measure] += found["within layers", measure].p <= 0.05
@@ -217,9 +217,9 @@ def test_the_within_layer_test_errs_as_often_as_it_says() -> None:
         assert abs(count / 600 - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 600), (measure, count / 600)
 
 
-def test_permutations_are_drawn_in_blocks_without_changing_their_number(
+def test_permutations_in_blocks_are_as_many_as_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(correlation, "_AT_ONCE", 7)
+    monkeypatch.setattr(correlation, "_BLOCK", 7)
     a, _ = pair(4, 5)
     assert all(one.p == pytest.approx(1 / 21) for one in correlate([a, a], permutations=20))

@@ -1,11 +1,10 @@
-"""Several artifacts side by side: labels, refusals, tables, files, plots, and the published figures."""
+"""Families of artifacts: labels, errors, tables, files, plots, and the published figures."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +12,14 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from helpers.command_line import Done, truthgate
+from helpers.leaderboards import printed
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 
-from truthgate_eval.analysis.heads.family import FamilyMember, correlate_family, matrix_table, read_member
+from truthgate_eval.analysis.heads.family import FamilyMember, correlate_family, read_member
 from truthgate_eval.analysis.heads.family_plots import heat_maps_figure, matrix_figure, scatter_figure
-from truthgate_eval.cli import correlate as cli_correlate
-from truthgate_eval.cli import main as cli
+from truthgate_eval.analysis.heads.family_tables import matrix_tables, members_table, pairs_table
 from truthgate_eval.errors import ScoresError, TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
@@ -36,27 +35,12 @@ def save(path: Path, seed: int = 0, shape: tuple[int, int] = (4, 6), **metadata:
     return TruthScores(np.random.default_rng(seed).uniform(size=shape), metadata=metadata).save(path)
 
 
-def run(folder: Path, *arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """`truthgate correlate` in this process: exit status, stdout, stderr."""
-    argv = ["truthgate", "correlate", "--permutations", "99", *arguments]
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
-        with (
-            mock.patch.object(sys, "argv", argv),
-            mock.patch.object(cli_correlate, "console", Console(width=120)),
-        ):
-            cli.main()
-            code: object = 0
-    except SystemExit as stop:
-        code = stop.code or 0
-    finally:
-        os.chdir(before)
-    out, err = capsys.readouterr()
-    return int(str(code)), out, err
+def run(folder: Path, *arguments: str) -> Done:
+    """`truthgate correlate` in a folder, with few permutations."""
+    return truthgate("correlate", "--permutations", "99", *arguments, cwd=folder)
 
 
-# Pearson over all heads, Pearson within layers: METHOD.md, last section.
+# Pearson over all heads and within layers: docs/method.md#what-the-released-code-does.
 PUBLISHED = {
     ("vicuna_halueval_292", "llava1.5_rlhfv_2726"): (0.621, 0.549),
     ("vicuna_halueval_292", "llava_next_rlhfv_2726"): (0.639, 0.560),
@@ -116,11 +100,11 @@ def test_labels_come_from_the_argument_or_the_file_and_families_from_either_too(
     shipped = read_member("smollm2-135m-instruct__halueval-qa")
     assert shipped.label == "smollm2-135m-instruct__halueval-qa" and shipped.scores.shape == (30, 9)
     for wrong in ("A=", f"={stated}"):
-        with pytest.raises(ScoresError, match="expected FILE, NAME=FILE or FAMILY/NAME=FILE"):
+        with pytest.raises(TruthGateError, match="expected FILE, NAME=FILE or FAMILY/NAME=FILE"):
             read_member(wrong)
 
 
-def test_families_stand_together_in_the_order_given_and_the_unknown_last() -> None:
+def test_members_of_a_family_are_adjacent_in_the_order_given_and_unknown_families_last() -> None:
     given = [
         member("a", 0),
         member("b", 1, family="X"),
@@ -133,19 +117,19 @@ def test_families_stand_together_in_the_order_given_and_the_unknown_last() -> No
     assert same == {(0, 1): True, (0, 2): False, (1, 2): False, (0, 3): None, (1, 3): None, (2, 3): None}
 
 
-def test_the_matrix_is_symmetric_and_holds_every_pair_at_its_place() -> None:
+def test_the_matrix_is_symmetric_and_has_every_pair_at_its_indices() -> None:
     given = [member(name, seed) for seed, name in enumerate("abc")]
     matrix = correlate_family(given, permutations=9).coefficients("pearson", "all heads")
     np.testing.assert_allclose(matrix, np.corrcoef([one.scores.scores.ravel() for one in given]), atol=1e-6)
 
 
-def test_other_geometry_is_refused_by_name_with_both_shapes() -> None:
+def test_different_geometry_is_refused_with_both_names_and_shapes() -> None:
     given = [member("vicuna", 0), member("llava", 1), member("qwen", 2, shape=(5, 7))]
     with pytest.raises(ScoresError, match="qwen has 5 layers x 7 heads, but vicuna has 4 layers x 6 heads"):
         correlate_family(given)
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_artifacts_that_cannot_be_correlated_are_refused() -> None:
     with pytest.raises(ScoresError, match="two artifacts or more, got 1"):
         correlate_family([member("a", 0)])
     with pytest.raises(ScoresError, match="2 artifacts are called 'a': tell them apart with NAME=FILE"):
@@ -162,16 +146,16 @@ def test_what_cannot_be_compared_is_refused() -> None:
         correlate_family([member("a", 0), profile])
 
 
-def test_a_run_prints_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_prints_and_writes_everything(tmp_path: Path) -> None:
     save(tmp_path / "a.npz", 0, model="org/a", family="X", site="pre", task="t")
     save(tmp_path / "b.npz", 1, model="org/b", family="X", site="pre")
     np.save(tmp_path / "c.npy", np.random.default_rng(2).uniform(size=(4, 6)))
     (tmp_path / "all.csv").write_text("what was there")
     outputs = ("--csv", "all.csv", "--json", "all.json", "--plot", "m.png", "--heat-maps", "h.pdf")
-    code, out, err = run(tmp_path, "a.npz", "b.npz", "Y/[c]=c.npy", *outputs, capsys=capsys)
-    assert (code, err) == (0, "")
+    done = run(tmp_path, "a.npz", "b.npz", "Y/[c]=c.npy", *outputs)
+    assert (done.returncode, done.stderr) == (0, "")
     for word in ("org/a", "[c]", "within layers", "Spearman", "95 % interval", "Holm p", "-> all.csv"):
-        assert word in out
+        assert word in done.stdout
     content = json.loads((tmp_path / "all.json").read_text())
     assert content["settings"] == {"permutations": 99, "confidence": 0.95, "seed": 0}
     assert [one["label"] for one in content["members"]] == ["a", "b", "[c]"]
@@ -186,24 +170,22 @@ def test_a_run_prints_and_writes_everything(tmp_path: Path, capsys: pytest.Captu
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_two_layers_have_no_interval_in_any_output(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_two_layers_have_no_interval_in_any_output(tmp_path: Path) -> None:
     save(tmp_path / "a.npz", 0, shape=(2, 6))
     save(tmp_path / "b.npz", 1, shape=(2, 6))
     outputs = ("--json", "all.json", "--csv", "all.csv", "--plot", "m.svg", "--scatter", "s.png")
-    code, _, err = run(tmp_path, "a.npz", "b.npz", *outputs, capsys=capsys)
-    assert (code, err) == (0, "")
+    done = run(tmp_path, "a.npz", "b.npz", *outputs)
+    assert (done.returncode, done.stderr) == (0, "")
     one = json.loads((tmp_path / "all.json").read_text())["correlations"][0]
     assert one["low"] is None and one["high"] is None and one["r"] is not None
     assert "nan" not in (tmp_path / "all.csv").read_text()
 
 
-def test_other_sites_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_sites_are_a_warning(tmp_path: Path) -> None:
     save(tmp_path / "a.npz", 0, site="pre")
     save(tmp_path / "b.npz", 1, site="post")
-    code, _, err = run(tmp_path, "a.npz", "b.npz", capsys=capsys)
-    assert code == 0 and err.startswith(
+    done = run(tmp_path, "a.npz", "b.npz")
+    assert done.returncode == 0 and done.stderr.startswith(
         "warning: the artifacts were probed at different sites (a pre, b post)"
     )
 
@@ -225,25 +207,25 @@ def test_other_sites_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, tmp_path: Path
 ) -> None:
     save(tmp_path / "a.npz", 0)
     save(tmp_path / "b.npz", 1)
     save(tmp_path / "wide.npz", 2, shape=(4, 8))
     before = sorted(tmp_path.iterdir())
-    code, out, err = run(tmp_path, *arguments, "--csv", "all.csv", capsys=capsys)
-    assert (code, out) == (1, "")
-    assert err.startswith("error: ") and message in err and err.count("\n") == 1
+    done = run(tmp_path, *arguments, "--csv", "all.csv")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ") and message in done.stderr and done.stderr.count("\n") == 1
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     save(tmp_path / "a.npz", 0)
     save(tmp_path / "b.npz", 1)
     (tmp_path / "m.png").write_text("old")
     with mock.patch("os.replace", side_effect=OSError(28, "No space left on device")):
-        code, _, err = run(tmp_path, "a.npz", "b.npz", "--plot", "m.png", capsys=capsys)
-    assert code == 1 and err == "error: m.png cannot be written: No space left on device\n"
+        done = run(tmp_path, "a.npz", "b.npz", "--plot", "m.png")
+    assert done.returncode == 1 and done.stderr == "error: m.png cannot be written: No space left on device\n"
     assert (tmp_path / "m.png").read_text() == "old" and len(list(tmp_path.iterdir())) == 3
 
 
@@ -251,20 +233,20 @@ def texts(figure: Figure) -> list[str]:
     return [item.get_text() for axes in figure.axes for item in axes.texts]
 
 
-def test_the_matrix_plot_shows_every_coefficient_and_parts_families() -> None:
+def test_the_matrix_plot_has_every_coefficient_and_separates_families() -> None:
     given = [member("a", 0, family="X"), member("b", 1, family="X"), member("c", 2, family="Y")]
     family = correlate_family(given, permutations=9)
     figure = matrix_figure(family, "spearman")
     for scope, axes in zip(("all heads", "within layers"), figure.axes, strict=False):
-        shown = [item.get_text() for item in axes.texts]
+        labels = [item.get_text() for item in axes.texts]
         for one in family.correlations:
             if (one.measure, one.scope) == ("spearman", scope):
-                assert shown.count(f"{one.r:.2f}") >= 2
-                assert f"{one.low:.2f} to {one.high:.2f}" in shown
+                assert labels.count(f"{one.r:.2f}") >= 2
+                assert f"{one.low:.2f} to {one.high:.2f}" in labels
         assert [tuple(line.get_ydata()) for line in axes.lines[::2]] == [(1.5, 1.5)]
 
 
-def test_a_large_matrix_leaves_the_intervals_out() -> None:
+def test_the_plot_of_a_large_matrix_has_no_intervals() -> None:
     family = correlate_family([member(f"m{i}", i) for i in range(9)], permutations=1)
     assert len(texts(matrix_figure(family, "pearson"))) == 2 * 9 * 8
 
@@ -288,12 +270,38 @@ def test_heat_maps_show_each_artifact_once_with_its_own_values() -> None:
         np.testing.assert_array_equal(image, one.scores.scores)
 
 
-def test_the_terminal_matrix_has_all_heads_above_and_within_layers_below() -> None:
+def test_the_terminals_matrix_is_over_all_heads_above_the_diagonal_and_within_layers_under_it() -> None:
     family = correlate_family([member(name, seed) for seed, name in enumerate("abc")], permutations=9)
-    cells = [list(column.cells) for column in matrix_table(family, "pearson").columns]
-    assert cells[3][0] == f"{family.pair('pearson', 'all heads', 0, 2).r:.3f}"
-    assert cells[1][2] == f"{family.pair('pearson', 'within layers', 0, 2).r:.3f}"
-    assert cells[2][1] == ""
+    [table] = matrix_tables(family, "pearson")
+    rows = table.rows(80)
+    assert rows[0][3] == f"{family.pair('pearson', 'all heads', 0, 2).r:.3f}"
+    assert rows[2][1] == f"{family.pair('pearson', 'within layers', 0, 2).r:.3f}"
+    assert [row[0] for row in rows] == ["1 a", "2 b", "3 c"] and rows[1][2] == ""
+
+
+def test_in_80_columns_no_name_is_broken_inside_a_word() -> None:
+    names = [f"{model}-{task}-{half}" for model in ("base", "child", "permuted") for task in ("halueval", "picture")
+             for half in ("a", "b-shuffled_within_layers")]  # fmt: skip
+    given = [
+        FamilyMember(name, "SmolLM2-135M-Instruct", "x.npz", TruthScores(
+            np.random.default_rng(seed).uniform(size=(4, 6)),
+            metadata={"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "task": "probe_halueval_qa", "site": "post"},
+        ))
+        for seed, name in enumerate(names)
+    ]  # fmt: skip
+    family = correlate_family(given, permutations=9)
+    matrix = list(matrix_tables(family, "spearman"))
+    assert [len(table.columns) for table in matrix] == [9, 5]
+    for table in (members_table(family), *matrix, pairs_table(family)):
+        text = printed(table)
+        assert "…" not in text and max(map(len, text.splitlines())) <= 80
+        for word in ("halueval-", "picture-", "permuted-", "child-", "shuffled_", "layers"):
+            assert text.count(word) >= 4, word
+    members = printed(members_table(family))
+    for word in ("HuggingFaceTB/", "SmolLM2-", "135M-", "Instruct", "probe_", "halueval_", "qa"):
+        assert members.count(word) >= len(names), word
+    values = [f"{one.r:.3f}" for one in family.correlations if one.measure == "spearman"]
+    assert all(value in "".join(map(printed, matrix)) for value in values)
 
 
 def test_the_command_does_not_import_torch() -> None:

@@ -1,4 +1,4 @@
-"""Paired statistics against scipy, statsmodels' theory, `judgement` and simulation."""
+"""Paired statistics against scipy, statsmodels, metrics of single answers, and simulation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from truthgate_eval.analysis.leaderboard.paired import (
     cluster_bootstrap,
     exact_mcnemar,
 )
-from truthgate_eval.metrics import yes_no as judgement
+from truthgate_eval.metrics import yes_no
 
 
 def simulate(
-    rng: np.random.Generator, clusters: int, size: int, rates: tuple[float, float], spread: float
+    rng: np.random.Generator, clusters: int, size: int, rates: tuple[float, float], concentration: float
 ) -> np.ndarray:
     """[2, clusters, 1, 5] counts of two runs whose accuracy varies from cluster to cluster (beta-binomial)."""
     counts = np.zeros((2, clusters, 1, 5))
     counts[..., 0] = size
     for run, rate in enumerate(rates):
-        own = rng.beta(rate * spread, (1 - rate) * spread, clusters)
+        own = rng.beta(rate * concentration, (1 - rate) * concentration, clusters)
         counts[run, :, 0, 1] = rng.binomial(size, own)
     return counts
 
@@ -66,7 +66,7 @@ def test_a_planted_difference_is_found_and_none_is_not(rates: tuple[float, float
     assert np.mean(found) > 0.95 if finds else np.mean(found) < 0.09
 
 
-def test_metrics_are_those_of_judgement() -> None:
+def test_metrics_of_counts_are_those_of_single_answers() -> None:
     rng = np.random.default_rng(2)
     for answers in (["yes", "no", None], ["no"], ["yes"]):
         pairs = [
@@ -82,14 +82,12 @@ def test_metrics_are_those_of_judgement() -> None:
             ],
             dtype=float,
         )
-        expected = [
-            m(pairs) for m in (judgement.accuracy, judgement.f1, judgement.precision, judgement.recall)
-        ]
-        assert judgement.metrics_from_counts(counts) == pytest.approx(expected)
+        expected = [m(pairs) for m in (yes_no.accuracy, yes_no.f1, yes_no.precision, yes_no.recall)]
+        assert yes_no.metrics_from_counts(counts) == pytest.approx(expected)
 
 
 def test_the_interval_is_scipys_percentile_bootstrap_over_clusters() -> None:
-    counts = simulate(np.random.default_rng(3), 80, 6, (0.6, 0.7), spread=4)
+    counts = simulate(np.random.default_rng(3), 80, 6, (0.6, 0.7), concentration=4)
     [found] = cluster_bootstrap(counts, resamples=20_000, seed=0)
     difference = (counts[1] - counts[0])[:, 0, 1] / 6
     expected = stats.bootstrap(
@@ -100,7 +98,7 @@ def test_the_interval_is_scipys_percentile_bootstrap_over_clusters() -> None:
 
 
 def test_the_same_seed_gives_the_same_interval_in_any_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts = simulate(np.random.default_rng(4), 30, 3, (0.5, 0.6), spread=4)
+    counts = simulate(np.random.default_rng(4), 30, 3, (0.5, 0.6), concentration=4)
     whole = cluster_bootstrap(counts, resamples=500, seed=7)
     monkeypatch.setattr("truthgate_eval.analysis.leaderboard.paired._CHUNK", 30 * 7)
     assert np.array_equal(cluster_bootstrap(counts, resamples=500, seed=7), whole)
@@ -108,13 +106,13 @@ def test_the_same_seed_gives_the_same_interval_in_any_chunks(monkeypatch: pytest
 
 
 def test_equal_runs_differ_by_exactly_nothing() -> None:
-    counts = simulate(np.random.default_rng(5), 30, 3, (0.5, 0.5), spread=4)
+    counts = simulate(np.random.default_rng(5), 30, 3, (0.5, 0.5), concentration=4)
     counts[1] = counts[0]
     assert np.array_equal(cluster_bootstrap(counts, resamples=200), np.zeros((1, 4, 2)))
 
 
-def test_several_tasks_are_averaged_plainly() -> None:
-    counts = simulate(np.random.default_rng(6), 40, 3, (0.5, 0.6), spread=4)
+def test_the_mean_over_tasks_has_equal_weights() -> None:
+    counts = simulate(np.random.default_rng(6), 40, 3, (0.5, 0.6), concentration=4)
     twice = np.concatenate([counts, counts], axis=2)
     assert cluster_bootstrap(twice, seed=1) == pytest.approx(cluster_bootstrap(counts, seed=1))
 
@@ -124,8 +122,8 @@ def test_intervals_cover_the_true_difference_and_those_that_ignore_clusters_do_n
     clusters, size, rates, trials = 100, 12, (0.6, 0.7), 600
     covered, naive = 0, 0
     for trial in range(trials):
-        # Answers about one picture go together: the two runs' rates vary strongly between pictures.
-        counts = simulate(rng, clusters, size, rates, spread=2)
+        # Answers about one image are alike: the two runs' rates vary strongly between images.
+        counts = simulate(rng, clusters, size, rates, concentration=2)
         [[low, high]] = cluster_bootstrap(counts, resamples=1000, seed=trial)[:, 0]
         covered += low <= rates[1] - rates[0] <= high
         shares = counts[:, :, 0, 1].sum(axis=1) / (clusters * size)

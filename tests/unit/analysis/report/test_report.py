@@ -1,4 +1,4 @@
-"""Reports: what is collected, what the page says and escapes, and the page in a real browser."""
+"""Reports: the collected content, the text and escaping of the page, and the page in a real browser."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import html
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
-from helpers import result_files as kit
+from helpers import result_files
+from helpers.command_line import Done
+from helpers.command_line import truthgate as run_truthgate
+from helpers.leaderboards import BAD, GOLDS
 from PIL import Image
 
 from truthgate_eval.analysis.report.charts import Axis, sweep_chart
-from truthgate_eval.analysis.report.collect import ReportError, collect, group_runs, read_inputs
+from truthgate_eval.analysis.report.collect import ReportConfig, ReportError, collect, group_runs, read_inputs
 from truthgate_eval.analysis.report.page import render
 from truthgate_eval.analysis.report.provenance import command_of, date_of
-from truthgate_eval.analysis.runs.run import RunError
-from truthgate_eval.cli import main as cli
+from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.errors import ScoresError, TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
-GOLDS = kit.golds(40)
-BAD, GOOD = kit.answers(GOLDS, range(5, 35)), kit.answers(GOLDS, [0, *range(15, 20)])
+GOOD = result_files.answers(GOLDS, [0, *range(15, 20)])
 QUICK: dict[str, Any] = {"permutations": 99, "resamples": 200}
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 POINTS = [
@@ -50,32 +49,24 @@ def save(path: Path, seed: int = 0, shape: tuple[int, int] = (4, 6), **metadata:
 
 def report_on(*arguments: str | Path, **options: Any) -> dict[str, Any]:
     entries, members = read_inputs([str(argument) for argument in arguments])
-    return collect(entries, members, **{**QUICK, **options})
+    return collect(entries, members, ReportConfig(**{**QUICK, **options}))
 
 
-def truthgate(*arguments: str | Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """`truthgate report` in this process: exit status, stdout, stderr."""
-    argv = ["truthgate", "report", "--permutations", "99", "--resamples", "200", *map(str, arguments)]
-    code: object = 0
-    with mock.patch.object(sys, "argv", argv):
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-    out, err = capsys.readouterr()
-    return int(str(code)), out, err
+def truthgate(*arguments: str | Path) -> Done:
+    """`truthgate report` with few permutations and resamples."""
+    return run_truthgate("report", "--permutations", "99", "--resamples", "200", *map(str, arguments))
 
 
-def answer_with(text: str, run: Path, document: int) -> None:
-    """Put a text into a run's answer to one document; its verdict stays."""
-    file = kit.only(run, "samples_*")
-    samples = [json.loads(line) for line in file.read_text().splitlines()]
+def put_answer(text: str, run: Path, document: int) -> None:
+    """Replace the text of a run's answer to one document; the verdict stays."""
+    file = result_files.only_file(run, "samples_*")
+    samples = result_files.read_lines(file)
     samples[document]["resps"] = [[text]]
-    file.write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    result_files.write_lines(file, samples)
 
 
 def data_of(page: str) -> dict[str, Any]:
-    """What the page's script reads."""
+    """The data that the page's script reads."""
     [block] = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     return json.loads(block)
 
@@ -86,35 +77,35 @@ def text_of(page: str) -> str:
 
 @pytest.fixture
 def vanilla(tmp_path: Path) -> Path:
-    return kit.lm_eval_run(tmp_path / "vanilla", {"halueval_qa": BAD})
+    return result_files.lm_eval_run(tmp_path / "vanilla", {"halueval_qa": BAD})
 
 
 @pytest.fixture
 def gated(tmp_path: Path) -> Path:
-    return kit.lm_eval_run(tmp_path / "gated", {"halueval_qa": GOOD}, gate=kit.LLM)
+    return result_files.lm_eval_run(tmp_path / "gated", {"halueval_qa": GOOD}, gate=result_files.LLM)
 
 
 @pytest.fixture
-def pictured(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Two runs on 40 questions about 10 pictures, and the folder where the pictures are."""
+def with_images(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Two runs on 40 questions about 10 images, and the folder of the images."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for n in range(10):
         Image.new("RGB", (640, 480), (25 * n, 80, 120)).save(folder / f"{n:03}.jpg")
-    worse = kit.answers(GOLDS, range(30, 34))  # pictures 7 and 8
-    one = kit.lmms_eval_run(tmp_path / "vlm", {"poll_random": GOLDS})
-    two = kit.lmms_eval_run(tmp_path / "vlm-gated", {"poll_random": worse}, gate=kit.LLM)
+    worse = result_files.answers(GOLDS, range(30, 34))  # images 7 and 8
+    one = result_files.lmms_eval_run(tmp_path / "vlm", {"poll_random": GOLDS})
+    two = result_files.lmms_eval_run(tmp_path / "vlm-gated", {"poll_random": worse}, gate=result_files.LLM)
     return one, two, folder
 
 
 def test_a_page_of_runs_and_artifacts_is_one_file_with_everything_on_it(
-    vanilla: Path, gated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    vanilla: Path, gated: Path, tmp_path: Path
 ) -> None:
     artifact = save(tmp_path / "vicuna.npz", task="probe_halueval_qa", recommended=RECOMMENDED)
     page = tmp_path / "report.html"
     arguments = (vanilla, gated, artifact, f"Llama/llama={save(tmp_path / 'b.npz', 1)}")
-    code, out, err = truthgate(*arguments, "--output", page, capsys=capsys)
-    assert (code, err) == (0, "") and "2 runs, 2 artifacts, 40 documents" in out
+    done = truthgate(*arguments, "--output", page)
+    assert (done.returncode, done.stderr) == (0, "") and "2 runs, 2 artifacts, 40 documents" in done.stdout
     written = page.read_text()
     words = " ".join(text_of(written).split())
     for expected in (
@@ -130,11 +121,11 @@ def test_a_page_of_runs_and_artifacts_is_one_file_with_everything_on_it(
     assert "src=" not in re.sub(r"<script.*?</script>", "", written, flags=re.DOTALL)
     assert not re.findall(r"https?://(?!www\.w3\.org)", written)
     first = written.encode()
-    truthgate(*arguments, "--output", page, capsys=capsys)
+    truthgate(*arguments, "--output", page)
     assert page.read_bytes() == first
 
 
-def test_rows_of_the_paper_are_marked_and_no_measured_row_is(vanilla: Path, gated: Path) -> None:
+def test_published_rows_are_marked_and_measured_rows_are_not(vanilla: Path, gated: Path) -> None:
     page = render(report_on(vanilla, gated))
     rows = re.findall(r'<tr class="(measured|published)">(.*?)</tr>', page, re.DOTALL)
     assert [origin for origin, _ in rows] == ["measured", "measured", "published", "published"]
@@ -143,8 +134,8 @@ def test_rows_of_the_paper_are_marked_and_no_measured_row_is(vanilla: Path, gate
     ] * 2
 
 
-def test_text_of_others_is_text(vanilla: Path, gated: Path, tmp_path: Path) -> None:
-    answer_with(EVIL, gated, document=3)
+def test_text_of_runs_and_artifacts_is_escaped(vanilla: Path, gated: Path, tmp_path: Path) -> None:
+    put_answer(EVIL, gated, document=3)
     sweep = {**RECOMMENDED, "metric": EVIL, "task": EVIL}
     artifact = save(tmp_path / "a.npz", model=EVIL, task=EVIL, site=EVIL, recommended=sweep, note=EVIL)
     page = render(report_on(f"<script>x</script>={vanilla}", gated, f"<img src>={artifact}"))
@@ -152,14 +143,12 @@ def test_text_of_others_is_text(vanilla: Path, gated: Path, tmp_path: Path) -> N
     assert data_of(page)["samples"]["documents"][3]["answers"][1]["text"] == EVIL
 
 
-def test_half_a_character_in_an_answer_does_not_stop_the_page(
-    vanilla: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = kit.only(vanilla, "samples_*")
+def test_a_lone_surrogate_in_an_answer_does_not_stop_the_page(vanilla: Path, tmp_path: Path) -> None:
+    file = result_files.only_file(vanilla, "samples_*")
     file.write_text(file.read_text().replace("how much is 3?", "how much is \\ud83d?"))
     artifact = save(tmp_path / "a.npz", note="\ud83d")
     page = tmp_path / "report.html"
-    assert truthgate(vanilla, artifact, "-o", page, capsys=capsys)[0] == 0
+    assert truthgate(vanilla, artifact, "-o", page).returncode == 0
     assert "\ud83d" in data_of(page.read_text())["samples"]["documents"][3]["question"]
 
 
@@ -180,9 +169,9 @@ def test_artifacts_alone_make_a_page(tmp_path: Path) -> None:
 
 
 def test_runs_without_a_task_in_common_have_leaderboards_of_their_own(
-    vanilla: Path, gated: Path, pictured: tuple[Path, Path, Path]
+    vanilla: Path, gated: Path, with_images: tuple[Path, Path, Path]
 ) -> None:
-    arguments = (gated, f"pictures={pictured[0]}", vanilla, f"gated pictures={pictured[1]}")
+    arguments = (gated, f"pictures={with_images[0]}", vanilla, f"gated pictures={with_images[1]}")
     made = report_on(*arguments, published="none")
     names = [[run["name"] for run in board["runs"]] for board in made["leaderboards"]]
     assert names == [["vanilla", "TruthProbe_LLM"], ["pictures", "gated pictures"]]
@@ -203,21 +192,20 @@ def test_runs_without_a_task_in_common_have_leaderboards_of_their_own(
         ([], "nothing to report on"),
     ],
 )
-def test_what_cannot_be_reported_on_is_one_line(arguments: list[str], message: str) -> None:
+def test_an_argument_that_is_neither_run_nor_artifact_is_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(TruthGateError, match=message) as caught:
         read_inputs(arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_a_mistake_leaves_no_page(
-    gated: Path, vanilla: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistake_leaves_no_page(gated: Path, vanilla: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    short = kit.lm_eval_run(tmp_path / "short", {"halueval_qa": GOOD[:-1]}, gate=kit.LLM)
-    code, _, err = truthgate(vanilla, short, "-o", page, capsys=capsys)
-    assert code == 1 and err.startswith("error: ") and len(err.splitlines()) == 1 and "document 39" in err
-    code, _, err = truthgate(vanilla, "-o", tmp_path / "report.txt", capsys=capsys)
-    assert code == 1 and "ends in .html" in err
+    short = result_files.lm_eval_run(tmp_path / "short", {"halueval_qa": GOOD[:-1]}, gate=result_files.LLM)
+    done = truthgate(vanilla, short, "-o", page)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "document 39" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = truthgate(vanilla, "-o", tmp_path / "report.txt")
+    assert done.returncode == 1 and "ends in .html" in done.stderr
     assert not page.exists() and not list(tmp_path.glob("*.html*"))
     with pytest.raises(RunError, match="no vanilla run"):
         report_on(gated, f"again={gated}")
@@ -278,20 +266,18 @@ def test_the_authors_arrays_give_the_known_correlation_on_the_page(shared_data: 
     assert ">0.621</td>" in page and ">0.549</td>" in page
 
 
-def test_a_sweep_is_drawn_where_its_points_are(tmp_path: Path) -> None:
+def test_the_positions_in_a_sweeps_chart_are_those_of_its_candidates(tmp_path: Path) -> None:
     made = report_on(save(tmp_path / "a.npz", recommended=RECOMMENDED))
     sweep = made["artifacts"][0]["sweep"]
     assert [point["chosen"] for point in sweep["points"]] == [False, False, True, False]
     chart = sweep_chart(sweep)
     assert [line["name"] for line in chart["lines"]] == ["minmax, post", "centered, post"]
-    places = chart["lines"][0]["points"]
-    assert [mark["text"].split(",")[0] for mark in places] == ["lam 1", "lam 2"]
-    # Of lam 0, 1, 2 the second stands in the middle; a higher value stands higher, with a smaller y.
-    assert places[0]["x"] - chart["vanilla"][0]["x"] == pytest.approx(
-        places[1]["x"] - places[0]["x"], abs=0.2
-    )
-    assert places[0]["high"] < places[0]["y"] < chart["lines"][1]["points"][0]["y"] < places[1]["y"]
-    assert chart["plot"]["top"] < places[0]["high"] and places[1]["low"] < chart["plot"]["bottom"]
+    marks = chart["lines"][0]["points"]
+    assert [mark["text"].split(",")[0] for mark in marks] == ["lam 1", "lam 2"]
+    # lam 1 is in the middle between 0 and 2; a higher value is higher on the page, so its y is smaller.
+    assert marks[0]["x"] - chart["vanilla"][0]["x"] == pytest.approx(marks[1]["x"] - marks[0]["x"], abs=0.2)
+    assert marks[0]["high"] < marks[0]["y"] < chart["lines"][1]["points"][0]["y"] < marks[1]["y"]
+    assert chart["plot"]["top"] < marks[0]["high"] and marks[1]["low"] < chart["plot"]["bottom"]
     page = render(made)
     assert (
         page.count('class="mark"') == 3
@@ -331,14 +317,14 @@ def test_documents_that_changed_come_first_where_not_all_fit(vanilla: Path, gate
 
 
 def test_long_texts_are_cut_with_their_length(vanilla: Path) -> None:
-    file = kit.only(vanilla, "samples_*")
+    file = result_files.only_file(vanilla, "samples_*")
     file.write_text(file.read_text().replace('"answer": "3"', f'"answer": "{"x" * 5000}"'))
     about = report_on(vanilla)["samples"]["documents"][0]["about"]["answer"]
     assert len(about) < 700 and about.endswith("[cut: 5,000 characters]")
 
 
-def test_pictures_are_small_few_and_of_changed_documents_first(pictured: tuple[Path, Path, Path]) -> None:
-    one, two, folder = pictured
+def test_thumbnails_are_small_and_of_changed_documents_first(with_images: tuple[Path, Path, Path]) -> None:
+    one, two, folder = with_images
     options = {"images": [folder], "published": "none"}
     samples = report_on(one, two, **options)["samples"]
     assert len(samples["pictures"]) == 10 and samples["notes"] == []
@@ -349,25 +335,24 @@ def test_pictures_are_small_few_and_of_changed_documents_first(pictured: tuple[P
     shown = [n for n, document in enumerate(few["documents"]) if "picture" in document]
     assert shown == list(range(28, 36)) and len(few["pictures"]) == 2
     assert (
-        few["notes"][0].startswith("2 of 10 pictures are on this page")
-        and "8 are left out" in few["notes"][0]
+        few["notes"][0].startswith("2 of 10 images are on this page") and "8 are left out" in few["notes"][0]
     )
 
 
-def test_pictures_that_are_not_there_are_said(pictured: tuple[Path, Path, Path]) -> None:
-    one, two, folder = pictured
+def test_missing_images_are_noted(with_images: tuple[Path, Path, Path]) -> None:
+    one, two, folder = with_images
     (folder / "003.jpg").write_bytes(b"no picture")
     samples = report_on(one, two, images=[folder])["samples"]
     assert len(samples["pictures"]) == 9 and "picture" not in samples["documents"][12]
     assert samples["notes"] == [
-        "1 pictures are not where the run had them, such as /pictures/003.jpg (--images FOLDER says where they are)."
+        "1 images are not where the run had them, such as /pictures/003.jpg (--images FOLDER says where they are)."
     ]
     assert len(report_on(one, two)["samples"]["pictures"]) == 0
 
 
 def test_provenance_has_the_command_the_date_and_the_gate(gated: Path) -> None:
     entries, _ = read_inputs([str(gated)])
-    results = json.loads(kit.only(gated, "results_*").read_text())
+    results = json.loads(result_files.only_file(gated, "results_*").read_text())
     results["config"] |= {"model_args": {"scores": "a b.npz", "lam": 4.5}, "limit": 20.0}
     assert command_of(entries[0], results) == (
         "lm_eval --model gated_hf --model_args 'scores=a b.npz,lam=4.5' --tasks halueval_qa --limit 20 --batch_size 1"
@@ -379,7 +364,7 @@ def test_provenance_has_the_command_the_date_and_the_gate(gated: Path) -> None:
     assert "torch.float32" in text and '"norm": "centered"' in text and "2.15.0+cu132" in text
 
 
-def test_long_lists_of_the_metadata_are_named_by_their_ends(tmp_path: Path) -> None:
+def test_long_lists_in_the_metadata_become_their_ends_and_length(tmp_path: Path) -> None:
     [artifact] = report_on(save(tmp_path / "a.npz", rows={"qa": list(range(292))}, task="t"))["artifacts"]
     assert artifact["metadata"]["rows"] == {"qa": "0 ... 291 (292 values)"}
 
@@ -403,11 +388,11 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(
-    chromium: Any, vanilla: Path, gated: Path, pictured: tuple[Path, Path, Path], tmp_path: Path
+    chromium: Any, vanilla: Path, gated: Path, with_images: tuple[Path, Path, Path], tmp_path: Path
 ) -> Iterator[Any]:
-    """The page of everything, opened from its file; whatever it complains of or asks for fails the test."""
-    answer_with(EVIL, gated, document=1)
-    one, two, folder = pictured
+    """The page of all inputs, opened from its file. A console message or a network request fails the test."""
+    put_answer(EVIL, gated, document=1)
+    one, two, folder = with_images
     artifacts = [save(tmp_path / f"{n}.npz", n, recommended=RECOMMENDED) for n in range(2)]
     made = report_on(
         vanilla, gated, f"pictures={one}", f"gated pictures={two}", *artifacts,
@@ -416,24 +401,24 @@ def opened(
     path = tmp_path / "report.html"
     path.write_text(render(made))
     page = chromium.new_page(viewport={"width": 1200, "height": 900})
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on(
         "request",
-        lambda request: complaints.append(request.url) if request.url[:5] not in ("file:", "data:") else None,
+        lambda request: messages.append(request.url) if request.url[:5] not in ("file:", "data:") else None,
     )
     page.goto(path.as_uri())
     yield page
     page.close()
-    assert complaints == []
+    assert messages == []
 
 
-def listed(page: Any) -> int:
+def num_listed(page: Any) -> int:
     return page.locator(".sample").count()
 
 
-def test_pointing_at_a_cell_says_which_head_it_is(opened: Any) -> None:
+def test_the_tooltip_of_a_cell_names_its_head(opened: Any) -> None:
     scores = np.random.default_rng(0).uniform(0.5, 1, size=(4, 6))
     opened.hover('.map[data-artifact="0"] [data-layer="2"][data-head="5"]')
     tip = opened.inner_text("#tip")
@@ -463,32 +448,32 @@ def test_filters_change_which_documents_are_listed(opened: Any) -> None:
     changed = [n for n in range(40) if (BAD[n] == GOLDS[n]) != (GOOD[n] == GOLDS[n])]
     fixed = [n for n in changed if GOOD[n] == GOLDS[n]]
     # Document 1 has another wording, and the same verdict.
-    assert listed(opened) == len(changed) + 1
+    assert num_listed(opened) == len(changed) + 1
     for name, count in (("fixed", len(fixed)), ("broken", len(changed) - len(fixed)), ("all", 40)):
         opened.select_option("#filter", name)
-        assert listed(opened) == count
+        assert num_listed(opened) == count
         assert opened.inner_text("#count").startswith(f"{count} of 40 documents")
     opened.fill("#search", "MUCH IS 17")
-    assert listed(opened) == 1 and "how much is 17?" in opened.inner_text("#list")
+    assert num_listed(opened) == 1 and "how much is 17?" in opened.inner_text("#list")
     opened.fill("#search", "")
     opened.select_option("#before", "2")
-    assert listed(opened) == 0 and "judged no document" in opened.inner_text("#count")
+    assert num_listed(opened) == 0 and "no document of this page" in opened.inner_text("#count")
     opened.select_option("#after", "3")
     opened.select_option("#filter", "broken")
-    assert listed(opened) == 4
+    assert num_listed(opened) == 4
     assert opened.locator(".sample img").evaluate_all(
         "images => images.every((one) => one.naturalWidth === 160)"
     )
 
 
-def test_an_answer_that_is_a_script_is_shown_and_not_run(opened: Any) -> None:
+def test_an_answer_that_is_a_script_is_text_and_is_not_run(opened: Any) -> None:
     opened.select_option("#filter", "all")
     opened.fill("#search", "onerror")
-    assert listed(opened) == 1 and EVIL in opened.inner_text("#list")
+    assert num_listed(opened) == 1 and EVIL in opened.inner_text("#list")
     assert opened.title() == "Truth gates: report"
 
 
-def test_points_of_a_sweep_and_cells_of_the_matrix_say_what_they_are(opened: Any) -> None:
+def test_candidates_of_a_sweep_and_cells_of_the_matrix_have_tooltips(opened: Any) -> None:
     opened.hover("#sweeps figure:first-of-type .mark >> nth=0")
     assert "lam 1, minmax, post" in opened.inner_text("#tip")
     opened.hover("#family .matrix td[data-tip] >> nth=1")

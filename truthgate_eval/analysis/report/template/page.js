@@ -1,5 +1,5 @@
 "use strict";
-// Texts of runs are untrusted: they are only ever set as text, never as HTML.
+// Texts of runs are untrusted: they are set as text, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ function make(tag, className = "", text = "") {
   return element;
 }
 
-function drawn(tag, attributes) {
+function svgElement(tag, attributes) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   return element;
@@ -25,7 +25,7 @@ function fill(select, options, chosen) {
   if (chosen !== undefined) select.value = chosen;
 }
 
-// One tooltip for everything that has a data-tip, by pointer or keyboard.
+// One tooltip for all elements with a data-tip, by pointer or keyboard.
 
 const tip = byId("tip");
 
@@ -57,8 +57,8 @@ addEventListener("scroll", hideTip, { passive: true });
 const CELL = 12, LEFT = 24, TOP = 4, BOTTOM = 32;
 const COLOURS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]]; // viridis
 
-function colour(place) {
-  const at = Math.min(Math.max(place, 0), 1) * (COLOURS.length - 1);
+function colour(share) {
+  const at = Math.min(Math.max(share, 0), 1) * (COLOURS.length - 1);
   const from = Math.min(Math.floor(at), COLOURS.length - 2);
   const mixed = COLOURS[from].map((value, i) => Math.round(value + (at - from) * (COLOURS[from + 1][i] - value)));
   return `rgb(${mixed.join(",")})`;
@@ -86,7 +86,7 @@ function addAxes(svg, { layers, heads }) {
   // A wide map is drawn smaller, so its labels are larger.
   const size = heads > 16 ? 13 : 10;
   const label = (text, x, y, anchor) => {
-    const element = drawn("text", { x, y, "text-anchor": anchor, style: `font-size: ${size}px` });
+    const element = svgElement("text", { x, y, "text-anchor": anchor, style: `font-size: ${size}px` });
     element.textContent = text;
     svg.append(element);
   };
@@ -97,13 +97,13 @@ function addAxes(svg, { layers, heads }) {
 
 function drawMap(artifact, rows, [low, high]) {
   const width = LEFT + artifact.heads * CELL + 4, height = TOP + artifact.layers * CELL + BOTTOM;
-  const svg = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0 });
+  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0 });
   svg.setAttribute("aria-label", `Heat map of ${artifact.label}; arrow keys move between heads`);
   svg.style.maxWidth = `${width * 1.25}px`;
   rows.forEach((row, layer) => row.forEach((value, head) => {
     const fillColour = value === null ? "none" : colour(high > low ? (value - low) / (high - low) : 0);
-    const place = { x: LEFT + head * CELL, y: TOP + layer * CELL, width: CELL - 0.5, height: CELL - 0.5 };
-    svg.append(drawn("rect", { ...place, fill: fillColour, "data-layer": layer, "data-head": head, "pointer-events": "all" }));
+    const box = { x: LEFT + head * CELL, y: TOP + layer * CELL, width: CELL - 0.5, height: CELL - 0.5 };
+    svg.append(svgElement("rect", { ...box, fill: fillColour, "data-layer": layer, "data-head": head, "pointer-events": "all" }));
   }));
   addAxes(svg, artifact);
   return svg;
@@ -116,8 +116,8 @@ function frame(artifact, layer, head) {
     map.figure.querySelector(".frame")?.remove();
     const svg = map.figure.querySelector("svg");
     if (!svg || layer === undefined || map.artifact.layers !== artifact.layers || map.artifact.heads !== artifact.heads) continue;
-    const place = { x: LEFT + head * CELL, y: TOP + layer * CELL, width: CELL - 0.5, height: CELL - 0.5 };
-    svg.append(drawn("rect", { ...place, class: "frame" }));
+    const box = { x: LEFT + head * CELL, y: TOP + layer * CELL, width: CELL - 0.5, height: CELL - 0.5 };
+    svg.append(svgElement("rect", { ...box, class: "frame" }));
   }
 }
 
@@ -182,7 +182,7 @@ const PAGE = 50;
 const { runs, tasks, documents, pictures } = data.samples;
 let matching = [], listed = 0;
 
-// What became of a document from one run to another; each filter is one of these questions.
+// Filters of documents by how two runs' answers differ.
 const FILTERS = {
   changed: ["changed only", (a, b) => a.right !== b.right || a.text !== b.text],
   fixed: ["fixed", (a, b) => !a.right && b.right],
@@ -190,21 +190,21 @@ const FILTERS = {
   wrong: ["both wrong", (a, b) => !a.right && !b.right],
   all: ["all", () => true],
 };
-const ALONE = { all: ["all", () => true], right: ["right", (a) => a.right], wrong: ["wrong", (a) => !a.right] };
-const filters = runs.length > 1 ? FILTERS : ALONE;
+const FILTERS_OF_ONE_RUN = { all: ["all", () => true], right: ["right", (a) => a.right], wrong: ["wrong", (a) => !a.right] };
+const filters = runs.length > 1 ? FILTERS : FILTERS_OF_ONE_RUN;
 
 function texts(sample) {
   return [sample.question, sample.label, ...Object.values(sample.about ?? {}), ...sample.answers.map((one) => one?.text ?? "")];
 }
 
-function judgedByBoth(sample, before, after) {
+function hasBoth(sample, before, after) {
   return sample.answers[before] && sample.answers[after];
 }
 
 function select() {
   const before = byId("before").value, after = byId("after").value, task = byId("task").value;
   const words = byId("search").value.trim().toLowerCase();
-  const both = documents.filter((one) => (!task || one.task === task) && judgedByBoth(one, before, after));
+  const both = documents.filter((one) => (!task || one.task === task) && hasBoth(one, before, after));
   const found = both.filter((one) => !words || texts(one).some((text) => text.toLowerCase().includes(words)));
   const passing = (name) => found.filter((one) => filters[name][1](one.answers[before], one.answers[after]));
   for (const option of byId("filter").options) option.textContent = `${filters[option.value][0]} (${passing(option.value).length})`;
@@ -213,7 +213,7 @@ function select() {
   byId("list").replaceChildren();
   const of = `${matching.length} of ${both.length} documents`;
   const why = runs.length > 1 && before === after ? "Before and after are the same run: choose two to see what changed." : "";
-  byId("count").textContent = both.length ? `${of}. ${why}` : "These two runs judged no document of this page in common.";
+  byId("count").textContent = both.length ? `${of}. ${why}` : "These two runs have no document of this page in common.";
   more();
 }
 
@@ -228,7 +228,7 @@ function card(sample) {
   if (sample.picture !== undefined) {
     const image = make("img");
     image.src = pictures[sample.picture];
-    image.alt = "the document's picture";
+    image.alt = "the document's image";
     image.loading = "lazy";
     article.append(image);
   }

@@ -1,0 +1,80 @@
+"""The method that a run stands for, and the names of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import result_files
+from helpers.leaderboards import GOOD, leaderboard
+
+from truthgate_eval.analysis.runs.methods import make_entries, method_of
+from truthgate_eval.analysis.runs.paper_models import is_multimodal, is_same_model, paper_name
+from truthgate_eval.analysis.runs.results_files import RunError
+from truthgate_eval.analysis.runs.run import read_run
+from truthgate_eval.errors import TruthGateError
+
+
+def test_a_model_of_the_paper_is_known_by_any_of_its_names() -> None:
+    assert paper_name("/models/llava-v1.5-7b/") == "llava-1.5-7b"
+    assert paper_name("smollm2-135m-instruct") is None
+    assert is_multimodal("llava-1.5-7b") and not is_multimodal("vicuna-7b")
+    assert is_same_model("llava-hf/llava-1.5-7b-hf", "liuhaotian/llava-v1.5-7b")
+    assert not is_same_model("lmsys/vicuna-7b-v1.5", "llava-hf/llava-1.5-7b-hf")
+
+
+@pytest.mark.parametrize(
+    ("harness", "gate", "model", "method"),
+    [
+        ("lm", result_files.VANILLA, "", "vanilla"),
+        ("lm", None, "", "vanilla"),
+        ("lm", result_files.random(3), "", "random"),
+        ("lm", {**result_files.random(3), "kind": "random"}, "", "random"),
+        ("lm", {**result_files.VANILLA, "kind": "vanilla"}, "", "vanilla"),
+        ("lm", {**result_files.LLM, "kind": "scores", "scores": "random-halueval.npz"}, "", "llm"),
+        ("lm", {**result_files.LLM, "kind": "scores", "scores": "none"}, "", "llm"),
+        ("lm", result_files.LLM, "", "llm"),
+        ("lm", {**result_files.LLM, "probed": {"model": None}}, "", "other"),
+        ("lmms", result_files.LLM, "llava-hf/llava-1.5-7b-hf", "llm"),
+        ("lmms", {**result_files.LLM, "probed": {"model": "/models/llava-1.5-7b-hf/"}}, "llava-hf/llava-1.5-7b-hf", "mllm"),
+        ("lmms", {**result_files.LLM, "probed": {"model": "liuhaotian/llava-v1.5-7b"}}, "llava-hf/llava-1.5-7b-hf", "mllm"),
+        ("lmms", {**result_files.LLM, "probed": {"model": "llava-hf/llava-1.5-7b-hf"}}, "llava-hf/llava-v1.6-vicuna-7b-hf", "other"),
+    ],
+)  # fmt: skip
+def test_a_runs_method_is_read_from_its_gate(
+    tmp_path: Path, harness: str, gate: Any, model: str, method: str
+) -> None:
+    if harness == "lm":
+        folder = result_files.lm_eval_run(tmp_path, {"halueval_qa": GOOD}, gate=gate)
+    else:
+        folder = result_files.lmms_eval_run(tmp_path, {"poll_random": GOOD}, gate=gate, model=model)
+    assert method_of(read_run(folder)) == method
+
+
+def test_an_adapter_under_the_harnesss_own_model_is_not_vanilla(tmp_path: Path) -> None:
+    args = {"pretrained": "a", "peft": "gate_dir"}
+    folder = result_files.lm_eval_run(tmp_path / "peft", {"halueval_qa": GOOD}, gate=None, model_args=args)
+    assert method_of(read_run(folder)) == "other"
+
+
+def test_names_are_unique_or_given_by_the_user(runs: dict[str, Path], tmp_path: Path) -> None:
+    again = result_files.lm_eval_run(
+        tmp_path / "lam2", {"halueval_qa": GOOD}, gate={**result_files.LLM, "lam": 2.0}
+    )
+    gated = read_run(runs["gated"])
+    names = [entry.name for entry in make_entries([(None, gated), (None, read_run(again))])]
+    assert names == ["TruthProbe_LLM (gated)", "TruthProbe_LLM (lam2)"]
+    assert make_entries([("mine", gated), ("random", gated)])[0].method == "other"
+    with pytest.raises(RunError, match="would both be called"):
+        make_entries([(None, gated), (None, gated)])
+    with pytest.raises(RunError, match="no vanilla run among TruthProbe_LLM"):
+        leaderboard(runs["gated"], again)
+    with pytest.raises(RunError, match="--baseline nobody: no run by that name; expected one of vanilla"):
+        leaderboard(runs["vanilla"], runs["gated"], baseline="nobody")
+    with pytest.raises(RunError, match="one run alone"):
+        leaderboard(runs["vanilla"])
+    with pytest.raises(RunError, match="have no task in common"):
+        leaderboard(runs["vanilla"], result_files.lm_eval_run(tmp_path / "x", {"sums": GOOD}))
+    with pytest.raises(TruthGateError, match="unknown correction"):
+        leaderboard(runs["vanilla"], runs["gated"], correction="tukey")
