@@ -27,8 +27,8 @@ REPLACED = {
     "shown": "image count, input key", "seen": "image features", "anatomy": "attention layout",
     "host": "harness", "hosts": "harnesses", "picture": "image", "pictures": "images", "peer": "baseline",
     "lesson": "training example", "lessons": "training examples", "course": "training config",
-    "exam": "eval set", "exams": "eval sets", "deals": "shuffles", "roles": "methods", "boards": "task groups",
-    "facts": "environment", "doubts": "warnings", "bench": "evaluator", "outcome": "eval result",
+    "exam": "eval set", "exams": "eval sets", "deals": "shuffles",
+    "roles": "methods", "boards": "task groups", "facts": "environment", "doubts": "warnings", "bench": "evaluator", "outcome": "eval result",
     "below": "lower layers", "judging": "evaluating", "judged": "evaluated", "refuse": "exit with error",
     "halves": "bisect", "annotated": "annotated image", "answered": "probe example", "assets": "smollm2",
     "child": "scenes_llava", "several": "multi image", "takes": "supports", "repeats": "repeated CV",
@@ -99,7 +99,9 @@ def leftovers() -> Iterator[tuple[str, str, str | None]]:
         # Of a parameter or attribute, its own last part counts: its owner is reported by itself.
         own = re.split(r"[.(]", name.rstrip(")"))[-1] if path.suffix == ".py" else name
         for word in sorted(set(words(own)) & set(REPLACED)):
-            why = next((why for pattern, kept, why in KEPT if kept == word and re.search(pattern, name)), None)
+            why = next(
+                (why for pattern, kept, why in KEPT if kept == word and re.search(pattern, name)), None
+            )
             yield f"{path.relative_to(ROOT)}:{line}: {name}", word, why
 
 

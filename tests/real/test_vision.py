@@ -22,7 +22,7 @@ from truthgate_eval.metrics.pope import parse_answer
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BIN = Path(sys.executable).parent
-PICTURES = 10
+IMAGES = 10
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Path:
     photographs = shared_data / "coco128"
     run(
         folder, "truthgate", "data", "poll", "--images", str(photographs / "images"), "--annotations",
-        str(photographs / "annotations.jsonl"), "--limit", str(PICTURES), "--probe-share", "0.5",
+        str(photographs / "annotations.jsonl"), "--limit", str(IMAGES), "--probe-share", "0.5",
         "--out", str(folder / "data"),
     )  # fmt: skip
     return folder
@@ -84,14 +84,14 @@ def test_the_artifact_says_what_was_probed(scores: Path) -> None:
         and meta["image"] == "document"
         and meta["architecture"].startswith("Llava")
     )
-    assert meta["documents"] == 6 * PICTURES // 2 and meta["sequences"] == 2 * meta["documents"]
+    assert meta["documents"] == 6 * IMAGES // 2 and meta["sequences"] == 2 * meta["documents"]
     assert list(meta["rows"]) == ["poll/probe"]
 
 
 def test_the_gate_is_evaluated_on_the_poll(folder: Path, scores: Path) -> None:
     results, samples = evaluate(folder, "gated", f"scores={scores},lam=0.3", "poll_adversarial")
     assert results["gate"]["lam"] == 0.3 and results["gate"]["sha256"] == TruthScores.load(scores).fingerprint
-    assert len(samples) == 6 * PICTURES // 2
+    assert len(samples) == 6 * IMAGES // 2
     readings = [parse_answer(row["filtered_resps"], row["target"]) for row in samples]
     right = sum(reading.parsed == reading.gold for reading in readings) / len(readings)
     assert results["results"]["poll_adversarial"]["acc,none"] == pytest.approx(right)

@@ -108,11 +108,11 @@ class _Demo:
     def run_child(self) -> None:
         """Probe the child with its images and with text alone; gate it with the base's scores and its own."""
         self.console.rule(
-            f"3. The child's heads, with pictures ({self.documents} questions), and with text alone"
+            f"3. The child's heads, with images ({self.documents} questions), and with text alone"
         )
         own, text = self._path("child-scenes.npz"), self._path("child-halueval.npz")
         self._probe("--model", "vlm", "--tasks", "probe_scenes", "--output", own)
-        self._print_reading(f"with pictures, {describe_scores(TruthScores.load(own))}")
+        self._print_reading(f"with images, {describe_scores(TruthScores.load(own))}")
         self._probe(
             "--model", "vlm", "--tasks", "probe_halueval_qa", "--image", "none", "--output", text
         )  # fmt: skip

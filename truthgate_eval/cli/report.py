@@ -27,9 +27,9 @@ def report(
         str, typer.Option(help="The paper's rows: auto (the evaluated model's), none, all, or a model.")
     ] = "auto",
     documents: Annotated[int, typer.Option(min=0, help="Most documents in the sample browser.")] = 5_000,
-    thumbnails: Annotated[int, typer.Option(min=0, help="Most pictures in the page.")] = 200,
+    thumbnails: Annotated[int, typer.Option(min=0, help="Most images in the page.")] = 200,
     images: Annotated[
-        list[Path] | None, typer.Option(help="A folder of pictures that are not where a run had them.")
+        list[Path] | None, typer.Option(help="A folder of images that are not where a run had them.")
     ] = None,
     permutations: Annotated[
         int, typer.Option(min=1, help="Of heads, for the correlations' p-values.")

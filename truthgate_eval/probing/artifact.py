@@ -16,7 +16,7 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.probing.config import ACCURACY, AUROC, CONTEXT_GAIN, NO_CONTEXT, ProbeConfig, ScoreName
 from truthgate_eval.probing.controls import Control
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
-from truthgate_eval.probing.repeats import RepeatedCV
+from truthgate_eval.probing.repeated_cv import RepeatedCV
 from truthgate_eval.probing.statistics import difference_stderr
 
 _PACKAGES = ("torch", "transformers", "lm_eval", "lmms_eval", "numpy")

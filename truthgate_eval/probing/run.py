@@ -20,7 +20,7 @@ from truthgate_eval.probing.controls import Control, shuffled_labels
 from truthgate_eval.probing.cross_validation import Progress
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
 from truthgate_eval.probing.image_capture import capture_with_images
-from truthgate_eval.probing.repeats import RepeatedCV, repeat_cross_validation
+from truthgate_eval.probing.repeated_cv import RepeatedCV, repeat_cross_validation
 from truthgate_eval.vision.model import VisionLanguageModel
 
 Dataset = TypeVar("Dataset", TokenizedDataset, ProbeDataset)
@@ -52,9 +52,8 @@ def run_probing(
     Example:
         With the model and the tokenizer of lm-eval's `hf`:
 
-            from truthgate_eval import run_probing
+            from truthgate_eval import ProbeConfig, run_probing
             from truthgate_eval.harness.lm_eval.probing import load_lm, load_tokenized
-            from truthgate_eval.probing.config import ProbeConfig
 
             lm = load_lm("hf", {"pretrained": "Qwen/Qwen2.5-7B"}, batch_size=8, device="cuda")
             sequences = load_tokenized(lm, ["probe_halueval_qa"], limit=292)

@@ -226,7 +226,7 @@ def test_a_commands_own_warnings_are_printed_and_logging_is_restored(
 
 
 @pytest.mark.slow
-def test_pictures_are_for_vision_language_models(checkpoint: str, tmp_path: Path) -> None:
+def test_images_are_for_vision_language_models(checkpoint: str, tmp_path: Path) -> None:
     arguments = ("probe", "--tasks", "probe_halueval_qa", "--output", "a.npz")
     for more, message in [
         (("--image", "black"), "need --model vlm"),

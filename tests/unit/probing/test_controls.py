@@ -36,7 +36,7 @@ from truthgate_eval.probing.controls import (
 )
 from truthgate_eval.probing.cross_validation import cross_validate_heads
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
-from truthgate_eval.probing.repeats import repeat_cross_validation
+from truthgate_eval.probing.repeated_cv import repeat_cross_validation
 from truthgate_eval.probing.run import score_activations
 from truthgate_eval.probing.statistics import clustered_stderr, difference_stderr
 

@@ -1,6 +1,6 @@
 """Two runs on the same documents: is one better? Exact tests, cluster bootstrap, corrected p-values.
 
-Pure functions over arrays. Documents that share a picture or a question are not independent; the
+Pure functions over arrays. Documents that share an image or a question are not independent; the
 intervals draw whole clusters.
 """
 

@@ -81,13 +81,13 @@ def collect_samples(
             "differ."
         )
     images = {index: found[index].first.image for index in order if index in written}
-    pictures, more = _embed(images, written, thumbnails, folders)
+    embedded, more = _embed(images, written, thumbnails, folders)
     kept = sorted(written)
     return {
         "runs": [entry.name for entry in entries],
         "tasks": list(dict.fromkeys(found[index].task for index in kept)),
         "documents": [written[index] for index in kept],
-        "pictures": pictures,
+        "pictures": embedded,
         "notes": [*notes, *more],
     }
 
@@ -126,7 +126,7 @@ def _write_document(
 
 
 def _fields(run: Run) -> dict[tuple[str, int], dict[str, str]]:
-    """Other fields of lm-eval's documents, by (task run, number): such as the answer that is judged."""
+    """Other fields of lm-eval's documents, by (task run, number): such as an answer to check."""
     if run.harness != "lm-eval":  # lmms-eval does not record documents
         return {}
     about: dict[tuple[str, int], dict[str, str]] = {}
@@ -167,22 +167,22 @@ def _embed(
     for index, name in images.items():
         if name:
             documents.setdefault(name, []).append(index)
-    pictures: list[str] = []
+    embedded: list[str] = []
     missing: list[str] = []
     for name, indices in documents.items():
-        if len(pictures) == most:
+        if len(embedded) == most:
             break
         small = make_thumbnail(name, folders)
         if small is None:
             missing.append(name)
             continue
         for index in indices:
-            written[index]["picture"] = len(pictures)
-        pictures.append(small)
+            written[index]["picture"] = len(embedded)
+        embedded.append(small)
     notes = []
-    if left := len(documents) - len(pictures) - len(missing):
+    if left := len(documents) - len(embedded) - len(missing):
         notes.append(
-            f"{len(pictures):,} of {len(documents):,} images are on this page, those of documents on which "
+            f"{len(embedded):,} of {len(documents):,} images are on this page, those of documents on which "
             f"runs differ first; {left:,} are left out to keep it small (--thumbnails)."
         )
     if missing:
@@ -190,7 +190,7 @@ def _embed(
             f"{len(missing):,} images are not where the run had them, such as {missing[0]} "
             "(--images FOLDER says where they are)."
         )
-    return pictures, notes
+    return embedded, notes
 
 
 def make_thumbnail(name: str, folders: ImageFolders) -> str | None:

@@ -191,11 +191,11 @@ def test_what_lm_eval_writes_today_is_read_with_its_own_figures(
 def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
     tmp_path: Path, vlm_checkpoint: Callable[[str], str]
 ) -> None:
-    picture = tmp_path / "one.png"
-    tiny_vision_models.random_image(0).save(picture)
+    image = tmp_path / "one.png"
+    tiny_vision_models.random_image(0).save(image)
     rows = [
         {"question_id": n, "image": "one.png", "question": f"Is there a thing {n}?", "answer": ("no", "yes")[n % 2],
-         "image_path": str(picture)}
+         "image_path": str(image)}
         for n in range(6)
     ]  # fmt: skip
     write_dataset(
@@ -218,7 +218,7 @@ def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
         samples = list(task.samples.values())
         assert [sample.question for sample in samples] == [row["question"] for row in rows]
         assert {(sample.cluster_kind, sample.cluster, sample.image) for sample in samples} == {
-            ("image", "one.png", str(picture))
+            ("image", "one.png", str(image))
         }
         pairs = [(sample.gold, sample.parsed) for sample in samples]
         assert yes_no.f1(pairs) == pytest.approx(results[name]["f1,none"])
