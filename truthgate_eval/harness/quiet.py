@@ -6,6 +6,7 @@ print it. All other lines stay: warnings and errors of the harnesses above all. 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import re
 import sys
@@ -42,6 +43,8 @@ _SHORT_STEPS = (None, "", "Loading weights", "Writing model shards", "Postproces
 _DELAY_SECONDS = 3.0
 
 _PROCESS = ExitStack()  # what `quiet_harness_run` changes, until the process ends
+# Left to the interpreter's last collection, the generators in it would find this module's names gone.
+atexit.register(_PROCESS.close)
 
 
 def is_noise(logger: str, message: str) -> bool:

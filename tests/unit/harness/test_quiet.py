@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -155,3 +156,14 @@ def test_other_programs_and_users_who_want_more_get_everything(
     for name, message in NOISE:
         assert is_printed(name, message)
     assert bar()
+
+
+@pytest.mark.parametrize("harness", ["lm_eval", "lmms_eval"])
+def test_a_quiet_run_ends_without_a_word(harness: str) -> None:
+    # A module that `sys` refers to is emptied name by name at the end, in the order of its names.
+    program = (
+        f"import sys; sys.argv = ['/bin/{harness}']; from truthgate_eval.harness import quiet; "
+        f"quiet.quiet_harness_run('{harness}'); sys.kept = quiet"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
