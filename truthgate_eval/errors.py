@@ -4,6 +4,13 @@ Every message says what was given, what was expected and what to do. The command
 line prints the message without a traceback and exits with status 1.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+Choice = TypeVar("Choice", bound=str)
+
 
 class TruthGateError(Exception):
     """Base of every error that a user's input can cause."""
@@ -35,6 +42,30 @@ class ModelError(TruthGateError):
 
 class ProbeError(TruthGateError):
     """Probes cannot be fitted to the data, or a setting of theirs does not exist."""
+
+
+def check_choice(
+    what: str, value: object, choices: Sequence[Choice], error: type[TruthGateError] = TruthGateError
+) -> Choice:
+    """The one of some named choices that `value` is.
+
+    Args:
+        what: What the message calls it, such as `norm`.
+        value: As a user gave it.
+        choices: All that exist, usually the members of a `Literal`.
+        error: The class that is raised.
+
+    Raises:
+        TruthGateError: There is no such choice.
+
+    Example:
+        >>> check_choice("site", "post", ("post", "pre"))
+        'post'
+    """
+    for known in choices:
+        if value == known:
+            return known
+    raise error(f"unknown {what} {value!r}: expected one of {', '.join(choices)}")
 
 
 def first_line(error: BaseException) -> str:

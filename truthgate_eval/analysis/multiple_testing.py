@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from truthgate_eval.errors import TruthGateError
+from truthgate_eval.errors import check_choice
 
 Correction = Literal["holm", "bonferroni", "fdr_bh", "none"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
@@ -20,10 +20,7 @@ def check_correction(name: str) -> Correction:
     Raises:
         TruthGateError: There is none.
     """
-    for known in CORRECTIONS:
-        if name == known:
-            return known
-    raise TruthGateError(f"unknown correction {name!r}: expected one of {', '.join(CORRECTIONS)}")
+    return check_choice("correction", name, CORRECTIONS)
 
 
 def correct_p_values(p_values: Sequence[float], method: str = "holm") -> list[float]:

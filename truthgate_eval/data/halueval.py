@@ -13,7 +13,7 @@ from typing import Any
 
 from truthgate_eval.data.splits import SELECTION, SPLITS, TEST, split_of_number
 from truthgate_eval.data.store import PreparedDataset, copy_into_dataset
-from truthgate_eval.errors import DataError, TaskError, first_line
+from truthgate_eval.errors import DataError, TaskError, check_choice, first_line
 from truthgate_eval.files import read_json_lines
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.paths import data_dir, packaged_file
@@ -60,8 +60,7 @@ def documents(
         DataError: The data is missing, or is not HaluEval's.
         TaskError: There is no such subset, or no document is left.
     """
-    if subset not in SUBSETS:
-        raise TaskError(f"unknown subset {subset!r}: expected one of {', '.join(SUBSETS)}")
+    check_choice("subset", subset, SUBSETS, TaskError)
     excluded = probed_rows(exclude_rows_of, task) if exclude_rows_of else frozenset()
     kept = []
     for row, record in enumerate(read_records(task, halueval_path)):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from truthgate_eval.devices import weights_device
-from truthgate_eval.errors import AttentionLayoutError, GateError
+from truthgate_eval.errors import AttentionLayoutError, GateError, check_choice
 
 Site = Literal["post", "pre"]
 SITES: tuple[Site, ...] = get_args(Site)
@@ -89,10 +89,7 @@ def check_site(site: str) -> Site:
     Raises:
         GateError: There is none.
     """
-    for known in SITES:
-        if site == known:
-            return known
-    raise GateError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
+    return check_choice("site", site, SITES, GateError)
 
 
 def find_attention_layout(model: Any) -> AttentionLayout:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from truthgate_eval.devices import weights_device
-from truthgate_eval.errors import GateError
+from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import (
     AttentionLayout,
     Site,
@@ -62,10 +62,7 @@ def check_norm(norm: str) -> Norm:
     Raises:
         GateError: There is none.
     """
-    for known in NORMS:
-        if norm == known:
-            return known
-    raise GateError(f"unknown norm {norm!r}: expected one of {', '.join(NORMS)}")
+    return check_choice("norm", norm, NORMS, GateError)
 
 
 def normalize(scores: NDArray[Any], norm: Norm) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from truthgate_eval import __version__
-from truthgate_eval.errors import GateError
+from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, check_site, find_attention_layout
 from truthgate_eval.gating.gate import (
     Gate,
@@ -81,7 +81,7 @@ class GateConfig:
             raise GateError(f"lam={self.lam} is not a finite number")
         check_norm(self.norm)
         check_site(self.site)
-        _check_mode(self.mode)
+        check_choice("mode", self.mode, MODES, GateError)
         if self.layers is not None:
             parse_layers(self.layers)
 
@@ -132,7 +132,7 @@ class GateConfig:
             norm=check_norm(settings.get("norm") or _PAPER_NORM[modality]),
             site=check_site(settings.get("site") or "post"),
             layers=parse_layers(settings.get("layers")),
-            mode=_check_mode("live" if _is_missing(mode) else mode),
+            mode=check_choice("mode", "live" if _is_missing(mode) else mode, MODES, GateError),
         )
 
     @property
@@ -268,10 +268,3 @@ def _parse_number(value: Any) -> float:
     if not math.isfinite(number):
         raise GateError(f"lam={value} is not a finite number")
     return number
-
-
-def _check_mode(mode: object) -> Mode:
-    for known in MODES:
-        if mode == known:
-            return known
-    raise GateError(f"unknown mode {mode!r}: expected one of {', '.join(MODES)}")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from truthgate_eval.errors import GateError, first_line
+from truthgate_eval.errors import GateError, check_choice, first_line
 from truthgate_eval.inference import tuning
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 # `auto` shares prefixes where the self check passes, `off` takes the harness's own path.
 Engine = Literal["auto", "off"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 def parse_engine(engine: Any) -> Engine:
@@ -35,10 +36,7 @@ def parse_engine(engine: Any) -> Engine:
     Raises:
         GateError: It is neither `auto` nor `off`.
     """
-    for known in get_args(Engine):
-        if engine == known:
-            return known
-    raise GateError(f"unknown engine {engine!r}: expected {' or '.join(get_args(Engine))}")
+    return check_choice("engine", engine, ENGINES, GateError)
 
 
 def load(model: Any, decoder: nn.Module | None = None) -> SharedPrefixModel:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from truthgate_eval.errors import TaskError
+from truthgate_eval.errors import TaskError, check_choice
 from truthgate_eval.metrics import yes_no
 from truthgate_eval.metrics.yes_no import Answer, Prediction
 
@@ -54,10 +54,7 @@ def check_parser(name: str) -> Parser:
     Raises:
         TaskError: There is no such parser.
     """
-    for known in PARSERS:
-        if name == known:
-            return known
-    raise TaskError(f"unknown POPE parser {name!r}: expected one of {', '.join(PARSERS)}")
+    return check_choice("POPE parser", name, PARSERS, TaskError)
 
 
 def parse(text: str, gold: str, parser: Parser = "official") -> Answer | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from truthgate_eval.errors import ProbeError, TaskError
+from truthgate_eval.errors import ProbeError, TaskError, check_choice
 
 SolverName = Literal["adamw", "newton"]
 SplitUnit = Literal["question", "sequence"]
@@ -76,8 +76,8 @@ class ProbeConfig:
     settings: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choice("solver", self.solver, get_args(SolverName))
-        _check_choice("score", self.score, get_args(ScoreName))
+        check_choice("solver", self.solver, get_args(SolverName), ProbeError)
+        check_choice("score", self.score, get_args(ScoreName), ProbeError)
         check_folds(self.folds, self.split, self.seed)
         if self.seeds < 1:
             raise ProbeError(f"seeds={self.seeds}: expected 1 or more")
@@ -122,8 +122,7 @@ class CaptureConfig:
 
 def check_folds(folds: int, split: str, seed: int) -> None:
     """Raise `ProbeError` unless there are such folds."""
-    if split not in get_args(SplitUnit):
-        raise ProbeError(f"unknown split {split!r}: expected {' or '.join(get_args(SplitUnit))}")
+    check_choice("split", split, get_args(SplitUnit), ProbeError)
     if folds < 1:
         raise ProbeError(f"folds={folds}: expected 1 (one 4:1 split) or more")
     if not 0 <= seed < 2**32:
@@ -142,8 +141,7 @@ def check_control(name: str) -> ControlName:
     Raises:
         ProbeError: There is none.
     """
-    _check_choice("control", name, CONTROLS)
-    return name  # type: ignore[return-value]
+    return check_choice("control", name, CONTROLS, ProbeError)
 
 
 def check_condition(image: str) -> ImageCondition:
@@ -155,11 +153,6 @@ def check_condition(image: str) -> ImageCondition:
     if image not in get_args(ImageCondition):
         raise TaskError(f"--image {image} is none of {', '.join(get_args(ImageCondition))}")
     return image  # type: ignore[return-value]
-
-
-def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ProbeError(f"unknown {what} {value!r}: expected one of {', '.join(choices)}")
 
 
 def _check_settings(solver: SolverName, settings: Mapping[str, Any]) -> None:

@@ -157,7 +157,11 @@ def test_model_args_are_parsed_and_win_over_flags(vlm_checkpoint: Folder) -> Non
             "unknown argument 'dtipe': gated_vlm takes pretrained, ",
         ),
         ("pretrained=x,scores=none,batch_size=0", ModelError, "batch_size=0 is neither a whole number"),
-        ("pretrained=x,scores=none,engine=fast", GateError, "unknown engine 'fast': expected auto or off"),
+        (
+            "pretrained=x,scores=none,engine=fast",
+            GateError,
+            "unknown engine 'fast': expected one of auto, off",
+        ),
         ("pretrained=x,scores=/nowhere.npz", ScoresError, "/nowhere.npz"),
         ("pretrained=x,scores=random:1,norm=mean", GateError, "unknown norm 'mean'"),
         ("pretrained=x,scores", ModelError, "not NAME=VALUE"),

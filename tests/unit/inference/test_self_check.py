@@ -128,5 +128,5 @@ def test_no_deprecated_argument_is_used() -> None:
 
 def test_an_engine_that_does_not_exist_is_named() -> None:
     assert parse_engine("auto") == "auto" and parse_engine("off") == "off"
-    with pytest.raises(GateError, match="unknown engine 'fast': expected auto or off"):
+    with pytest.raises(GateError, match="unknown engine 'fast': expected one of auto, off"):
         parse_engine("fast")

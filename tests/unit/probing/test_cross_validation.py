@@ -243,7 +243,7 @@ def test_stderr_grows_when_a_questions_sequences_agree() -> None:
         ({"seed": -1}, "seed=-1: expected 0 to"),
         ({"seed": 2**32 - 1, "seeds": 2}, "seed=4294967296: expected 0 to"),
         ({"solver": "svm"}, "unknown solver 'svm': expected one of adamw, newton"),
-        ({"split": "token"}, "unknown split 'token': expected question or sequence"),
+        ({"split": "token"}, "unknown split 'token': expected one of question, sequence"),
         ({"folds": 100}, "60 questions cannot be divided into 100 parts"),
         (
             {"settings": {"lr": 1.0}, "solver": "newton"},

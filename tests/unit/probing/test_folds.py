@@ -57,7 +57,7 @@ def test_another_seed_gives_other_folds_and_the_groups_names_do_not_matter() -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": "token"}, "unknown split 'token': expected question or sequence"),
+        ({"split": "token"}, "unknown split 'token': expected one of question, sequence"),
         ({"folds": 0}, "folds=0: expected 1"),
         ({"seed": -1}, "seed=-1: expected 0 to"),
         ({"folds": 11}, "10 questions cannot be divided into 11 parts"),
