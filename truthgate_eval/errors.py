@@ -84,6 +84,17 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def reason_of(error: BaseException) -> str:
+    """An exception's class and the first line of its message.
+
+    Example:
+        >>> reason_of(ValueError("too long")), reason_of(ValueError())
+        ('ValueError: too long', 'ValueError')
+    """
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"
+
+
 def one_line(error: BaseException) -> str:
     r"""An exception's whole message on one line, or the name of its class where the message is empty.
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from truthgate_eval.errors import first_line
+from truthgate_eval.errors import reason_of
 from truthgate_eval.harness import registration
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, WEIGHT_FILES
 from truthgate_eval.packaged.smollm2 import SMOLLM2
@@ -73,7 +73,7 @@ def _try(name: str, check: Callable[[], str]) -> Check:
     try:
         return Check(True, name, check())
     except Exception as error:  # a broken installation of a harness can raise anything
-        return Check(False, name, f"{type(error).__name__}: {first_line(error)}")
+        return Check(False, name, reason_of(error))
 
 
 def _packaged_files() -> Iterator[Check]:

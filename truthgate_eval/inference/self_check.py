@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from truthgate_eval.errors import GateError, check_choice, first_line
+from truthgate_eval.errors import GateError, check_choice, reason_of
 from truthgate_eval.inference import tuning
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
@@ -92,7 +92,7 @@ def run_safely(check: Callable[[], str | None]) -> str | None:
     try:
         return check()
     except Exception as error:
-        return f"{type(error).__name__}: {first_line(error)}"
+        return reason_of(error)
 
 
 def find_mismatch(model: SharedPrefixModel) -> str | None:

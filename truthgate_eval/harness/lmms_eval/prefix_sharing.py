@@ -16,7 +16,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from truthgate_eval.errors import ModelError, TruthGateError
+from truthgate_eval.errors import ModelError, TruthGateError, reason_of
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.harness.lmms_eval.requests import (
     ImageRequest,
@@ -25,7 +25,6 @@ from truthgate_eval.harness.lmms_eval.requests import (
     cut_at_stop,
     generation_options,
     log,
-    reason_of,
     unknown_settings,
 )
 from truthgate_eval.inference.deduplication import answer_distinct, request_key

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image, ImageFile
 
-from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, first_line
+from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, reason_of
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import image_key
 
@@ -205,14 +205,3 @@ def _flatten(visuals: Any) -> Iterator[Any]:
             yield from _flatten(visual)
     elif visuals is not None:
         yield visuals
-
-
-def reason_of(error: Exception) -> str:
-    """An exception's class and the first line of its message.
-
-    Example:
-        >>> reason_of(ValueError("too long")), reason_of(ValueError())
-        ('ValueError: too long', 'ValueError')
-    """
-    name, line = type(error).__name__, first_line(error)
-    return name if line == name else f"{name}: {line}"
