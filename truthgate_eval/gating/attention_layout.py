@@ -1,27 +1,37 @@
 """The attention heads of a Hugging Face model: the text decoder's layers and output projections.
 
-The output projection's name differs between model classes, so it is not looked up. A dry pass over two tokens
-of text records which linear maps run and in which order; the last one of an attention block is its output
-projection `W_o`. A vision or audio tower does not run on text, so it is never found.
+The output projection's name differs between model classes, so it is not looked up: `dry_pass` runs the
+decoder on two tokens of text and takes the last linear map of each attention block, if that map's output is
+what the block returns. A vision or audio tower does not run on text, so it is never found. What each class
+of transformers gives is in `docs/models.md`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import nn
 
-from truthgate_eval.devices import weights_device
-from truthgate_eval.errors import AttentionLayoutError, GateError, check_choice
+from truthgate_eval.decoder import find_decoder
+from truthgate_eval.errors import AttentionLayoutError, GateError, check_choice, first_line
+from truthgate_eval.gating.dry_pass import LinearCall, find_output_projections
 
 Site = Literal["post", "pre"]
 SITES: tuple[Site, ...] = get_args(Site)
 
-# One call of a linear map: its rank among all calls, input width, output width.
-_Call = tuple[int, int, int]
+# Layers that have heads in the paper's sense, in the words of transformers' configs: their blocks mix tokens
+# by softmax attention. Any other word means a recurrence, a convolution, or a layer without attention.
+_ATTENTION_TYPES = frozenset(
+    {
+        "attention", "full_attention", "sliding_attention", "window_attention", "chunked_attention",
+        "indexed_attention", "compressed_sparse_attention", "heavily_compressed_attention",
+        "minimax_m3_sparse", "hybrid", "hybrid_sliding", "reference_sliding_attention",
+    }
+)  # fmt: skip
+# What transformers' attention blocks call the width of a head at the output projection, and their number.
+_HEAD_DIMS = ("v_head_dim", "head_dim", "head_size", "dim_head")
+_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 
 @dataclass(frozen=True)
@@ -33,54 +43,80 @@ class Projection:
         module: The outermost module that computes the projection: a LoRA wrapper, if there is one.
         in_features: Input width, query heads x head_dim.
         out_features: Output width, the hidden size of the residual stream.
+        head_dim: Width of a head as the attention block states it, or None. Where heads of that width do not
+            make up the input, the input is not the heads side by side.
     """
 
     name: str
     module: nn.Module
     in_features: int
     out_features: int
+    head_dim: int | None = None
 
 
 @dataclass(frozen=True)
 class AttentionLayout:
     """The attention heads of a model's text decoder, and the modules that compute them.
 
+    In a hybrid model only some layers are attention: they alone have projections, and row i of a score array
+    is the i-th of them.
+
     Attributes:
         decoder: The text decoder, without the language-model head.
-        projections: The output projection of every layer, in layer order.
+        projections: The output projection of every attention layer, in layer order.
         num_heads: Query heads per layer.
-        layers: The layers' modules, in layer order.
+        layers: The modules of all layers of the decoder, in layer order.
+        layer_numbers: For each projection, the index of its layer in `layers`.
     """
 
     decoder: nn.Module
     projections: tuple[Projection, ...]
     num_heads: int
     layers: tuple[nn.Module, ...]
+    layer_numbers: tuple[int, ...]
 
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers."""
+        """Number of attention layers; all decoder layers, except in a hybrid model."""
         return len(self.projections)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(layers, heads), the shape of this model's score arrays."""
+        """(attention layers, heads), the shape of this model's score arrays."""
         return self.num_layers, self.num_heads
 
-    def head_width(self, site: str) -> int:
-        """Features per head at a site: head_dim for `pre`, hidden size / heads for `post`.
+    def head_widths(self, site: str) -> tuple[int, ...]:
+        """Features per head at a site, for each layer: head_dim for `pre`, hidden size / heads for `post`.
 
         Raises:
-            GateError: The site is unknown, or the number of heads does not divide its features.
+            GateError: The site is unknown, the number of heads does not divide its features, or they are not
+                the heads side by side.
         """
-        projection = self.projections[0]
-        features = projection.in_features if check_site(site) == "pre" else projection.out_features
-        if features % self.num_heads:
-            raise GateError(
-                f"site={site} needs features that divide into heads: this model has {features} features "
-                f"and {self.num_heads} heads; use the other site"
-            )
-        return features // self.num_heads
+        at_input = check_site(site) == "pre"
+        widths = []
+        for projection in self.projections:
+            head_dim = projection.head_dim
+            if at_input and head_dim is not None and self.num_heads * head_dim != projection.in_features:
+                raise GateError(
+                    f"site=pre needs the heads side by side: {projection.name} has {projection.in_features} "
+                    f"input features and not {self.num_heads} heads of {head_dim}; use site=post"
+                )
+            features = projection.in_features if at_input else projection.out_features
+            if features % self.num_heads:
+                raise GateError(
+                    f"site={site} needs features that divide into heads: {projection.name} has {features} "
+                    f"features and this model {self.num_heads} heads; use the other site"
+                )
+            widths.append(features // self.num_heads)
+        return tuple(widths)
+
+    def head_width(self, site: str) -> int:
+        """Features per head at a site; of the widest layer, where layers differ.
+
+        Raises:
+            GateError: As `head_widths`.
+        """
+        return max(self.head_widths(site))
 
 
 def check_site(site: str) -> Site:
@@ -99,104 +135,99 @@ def find_attention_layout(model: Any) -> AttentionLayout:
         model: A transformers model; it may be wrapped by PEFT or dispatched over devices.
 
     Raises:
-        AttentionLayoutError: The model is not decoder-only, or some layer does not run exactly one attention
-            block; the message lists what was found.
+        AttentionLayoutError: The model is not decoder-only, or some layer that should be attention does not
+            run exactly one attention block that ends in an output projection; the message says what was
+            found.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = _text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise AttentionLayoutError(
             f"{type(model).__name__} is an encoder-decoder; gates are defined for decoder-only models"
         )
-    heads = getattr(config, "num_attention_heads", None)
-    count = getattr(config, "num_hidden_layers", None)
-    if not isinstance(heads, int) or not isinstance(count, int):
-        raise AttentionLayoutError(
-            f"{type(config).__name__} does not say one number of layers and attention heads "
-            f"(found num_hidden_layers={count!r}, num_attention_heads={heads!r})"
-        )
-    decoder = model.get_decoder()
-    calls = _record_linear_calls(decoder)
-    layers, projections = _find_output_projections(decoder, calls, count)
-    widths = {(p.in_features, p.out_features) for p in projections}
-    if len(widths) != 1:
-        raise AttentionLayoutError(f"the layers' output projections differ in shape: {sorted(widths)}")
-    return AttentionLayout(decoder, projections, heads, layers)
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(in, out) features of a linear map of any class, or None for another module."""
-    features = getattr(module, "in_features", None), getattr(module, "out_features", None)
-    if isinstance(features[0], int) and isinstance(features[1], int):
-        return features[0], features[1]
-    if type(module).__name__ == "Conv1D":  # transformers' GPT-2 layer: weight is (in, out)
-        rows, columns = module.get_parameter("weight").shape
-        return rows, columns
-    return None
-
-
-def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Paths and modules of the outermost linear maps: a LoRA layer, not the layer inside it."""
-    for name, child in module.named_children():
-        path = f"{prefix}.{name}" if prefix else name
-        if linear_shape(child) is not None:
-            yield path, child
-        else:
-            yield from _linears(child, path)
-
-
-def _record_linear_calls(decoder: nn.Module) -> dict[nn.Module, _Call]:
-    """Run the decoder on two tokens and record the last call of each linear map."""
-    calls: dict[nn.Module, _Call] = {}
-
-    def record(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        calls[module] = (len(calls), args[0].shape[-1], output.shape[-1])
-
-    hooks = [module.register_forward_hook(record) for _, module in _linears(decoder)]
-    tokens = torch.tensor([[0, 1]], device=weights_device(decoder))
-    try:
-        with torch.no_grad():
-            decoder(input_ids=tokens, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return calls
-
-
-def _find_output_projections(
-    decoder: nn.Module, calls: Mapping[nn.Module, _Call], count: int
-) -> tuple[tuple[nn.Module, ...], tuple[Projection, ...]]:
-    """The decoder's `count` layers, and the output projection of each."""
-    found: dict[str, tuple[Projection, ...]] = {}
-    for path, blocks in decoder.named_modules():
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != count:
-            continue
-        outputs = [_find_output_projection(f"{path}.{i}", block, calls) for i, block in enumerate(blocks)]
-        projections = tuple(output for output in outputs if output is not None)
-        if len(projections) == count:
-            return tuple(blocks), projections
-        found[path] = projections
-    tried = ", ".join(f"{path}: {len(projections)} of {count}" for path, projections in found.items())
-    raise AttentionLayoutError(
-        f"{type(decoder).__name__}: expected {count} layers that each run one attention block; "
-        f"found {tried or 'no list of that many layers'}"
+    # `num_attention_heads` of a config that describes an encoder, too, is the encoder's.
+    count = _whole_number(config, "decoder_layers", "num_decoder_layers", "num_hidden_layers")
+    attention_layers = _attention_layers(config, count)
+    heads = _whole_number(
+        config, "decoder_attention_heads", "num_decoder_attention_heads", "num_attention_heads"
     )
+    decoder = find_decoder(model)
+    layers, calls = find_output_projections(decoder, count, attention_layers)
+    projections = tuple(
+        Projection(c.name, c.module, c.in_features, c.out_features, _head_dim(decoder, c, heads))
+        for c in calls
+    )
+    widths = {p.out_features for p in projections}
+    if len(widths) != 1:
+        raise AttentionLayoutError(f"the layers' output projections differ in output width: {sorted(widths)}")
+    return AttentionLayout(decoder, projections, heads, layers, attention_layers)
 
 
-def _find_output_projection(
-    path: str, block: nn.Module, calls: Mapping[nn.Module, _Call]
-) -> Projection | None:
-    """The output projection of one layer, or None if no attention block ran in it."""
-    ran: list[Projection] = []
-    for name, child in block.named_children():
-        if not any(word in f"{name} {type(child).__name__}".lower() for word in ("attn", "attention")):
-            continue
-        used = [(calls[module][0], sub, module) for sub, module in _linears(child) if module in calls]
-        if not used:  # a layer norm named after the attention, or cross-attention, which text does not use
-            continue
-        _, sub, module = max(used, key=lambda item: item[0])
-        ran.append(Projection(f"{path}.{name}.{sub}", module, *calls[module][1:]))
-    if len(ran) > 1:
+def _text_config(model: Any) -> Any:
+    """The config of a model's text decoder.
+
+    Raises:
+        AttentionLayoutError: The model has several decoders.
+    """
+    try:
+        return model.config.get_text_config(decoder=True)
+    except ValueError as error:
+        raise AttentionLayoutError(f"{type(model).__name__}: {first_line(error)}") from error
+
+
+def _whole_number(config: Any, *names: str) -> int:
+    """The first of these numbers that a config has.
+
+    Raises:
+        AttentionLayoutError: The config has no such number, or one for each layer.
+    """
+    try:
+        values = [getattr(config, name, None) for name in names]
+    except RuntimeError as error:  # transformers: an attribute that each layer has for itself
+        raise AttentionLayoutError(f"{type(config).__name__}: {first_line(error)}") from error
+    value = next((value for value in values if value is not None), None)
+    if not isinstance(value, int):
         raise AttentionLayoutError(
-            f"{path} runs more than one attention block: {', '.join(p.name for p in ran)}"
+            f"{type(config).__name__} does not say one {names[-1]} for all layers (found {value!r})"
         )
-    return ran[0] if ran else None
+    return value
+
+
+def _head_dim(decoder: nn.Module, call: LinearCall, heads: int) -> int | None:
+    """The width of a head that the modules around an output projection state, or None if they state none.
+
+    Raises:
+        AttentionLayoutError: They state another number of heads than the config.
+    """
+    numbers: dict[str, int] = {}
+    parts = call.name.split(".")[:-1]
+    for end in range(1, len(parts) + 1):
+        for name, value in vars(decoder.get_submodule(".".join(parts[:end]))).items():
+            if isinstance(value, int) and not isinstance(value, bool):
+                numbers[name] = value
+    head_dim = next((numbers[name] for name in _HEAD_DIMS if numbers.get(name)), None)
+    found = next((numbers[name] for name in _HEAD_COUNTS if name in numbers), None)
+    if found is None and head_dim and call.in_features % head_dim == 0:
+        found = call.in_features // head_dim
+    if found is not None and found != heads:
+        raise AttentionLayoutError(
+            f"{call.name} is the output projection of {found} heads, and the config says {heads}: gates need "
+            "the same number of heads in all layers"
+        )
+    return head_dim
+
+
+def _attention_layers(config: Any, count: int) -> tuple[int, ...]:
+    """The layers whose blocks are attention; all of them where the config does not tell layers apart.
+
+    Raises:
+        AttentionLayoutError: None is.
+    """
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    if not kinds:
+        return tuple(range(count))
+    found = tuple(i for i, kind in enumerate(kinds[:count]) if kind in _ATTENTION_TYPES)
+    if not found:
+        raise AttentionLayoutError(
+            f"no layer of {type(config).__name__} is attention: they are {', '.join(sorted(set(kinds)))}"
+        )
+    return found
