@@ -6,10 +6,16 @@ line prints the message without a traceback and exits with status 1.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 Choice = TypeVar("Choice", bound=str)
+
+_MAX_SHOWN = 200  # characters of a value in a message
+# `repr` of a deeply nested value raises RecursionError.
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = _MAX_SHOWN
 
 
 class TruthGateError(Exception):
@@ -106,3 +112,14 @@ def one_line(error: BaseException) -> str:
         'no such file: a.npz'
     """
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def shorten(value: object) -> str:
+    """A value from a file for a message, shortened where it is long or deeply nested.
+
+    Example:
+        >>> shorten([[[[[[[[1]]]]]]]])
+        '[[[[[[[...]]]]]]]'
+    """
+    shown = _repr.repr(value)
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."

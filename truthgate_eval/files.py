@@ -20,6 +20,8 @@ from truthgate_eval.errors import DataError, TruthGateError, first_line
 
 log = logging.getLogger(__name__)
 
+MAX_JSON_DEPTH = 100
+
 
 def check_file(path: Path, *suffixes: str) -> None:
     """Raise `TruthGateError` unless a file of one of these suffixes could be written at `path`."""
@@ -162,11 +164,61 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def parse_json(content: bytes, where: str) -> Any:
+    """The value of a JSON text in UTF-8, with a byte-order mark or without one.
+
+    Args:
+        content: The text.
+        where: What the message calls it: a file, or a file and a line.
+
+    Raises:
+        DataError: The content is not JSON, or is nested deeper than Python reads.
+    """
+    try:
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+    except RecursionError as error:
+        raise DataError(f"{where} is JSON that is nested too deeply to be read") from error
+    except ValueError as error:  # not JSON, not UTF-8, or a number of more than 4,300 digits
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise DataError(f"{where} is cut off or not JSON: {reason}") from error
+
+
+def check_json_depth(value: Any, where: str) -> None:
+    """Raise `DataError` for a value of JSON with more than `MAX_JSON_DEPTH` levels.
+
+    Python reads about 1,000 levels. Writing them again, or showing them, then raises RecursionError.
+
+    Args:
+        value: The value, as `json` reads it.
+        where: What the message calls it.
+    """
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_JSON_DEPTH + 1):
+        if not level:
+            return
+        nested = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [item for items in nested for item in items if isinstance(item, dict | list)]
+    raise DataError(f"{where} is JSON that is nested too deeply to be read")
+
+
+def read_json(path: Path) -> Any:
+    """The value of a JSON file, see `parse_json`.
+
+    Raises:
+        DataError: The file cannot be read, or is not JSON.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    return parse_json(content, str(path))
+
+
 def read_json_lines(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     r"""Line numbers, from 1, and objects of a JSON lines file in UTF-8.
 
-    Only "\n" ends a line: JSON strings may have U+2028 or U+0085 inside, at which `str.splitlines` splits. A
-    byte-order mark and empty lines are skipped.
+    Lines end as in a text file that Python opens, with "\n", "\r\n" or "\r", and not at U+2028 or U+0085,
+    which JSON strings may have inside. A byte-order mark and empty lines are skipped.
 
     Args:
         path: The file. It is read line by line.
@@ -176,19 +228,17 @@ def read_json_lines(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[in
         DataError: The file cannot be read, or a line is not such an object. The message names file and line.
     """
     try:
-        lines = path.open("rb")
+        file = path.open("rb")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-    with lines:
+    with file:
+        lines = (line for block in file for line in block.rstrip(b"\r\n").split(b"\r"))
         for number, line in enumerate(lines, start=1):
-            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            if not content.strip():
+            if not line.removeprefix(codecs.BOM_UTF8).strip():
                 continue
-            try:
-                record = json.loads(content.decode("utf-8"))
-            except ValueError as error:  # not JSON, or not UTF-8
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
-                raise DataError(f"{path}, line {number} is cut off or not JSON: {reason}") from error
+            record = parse_json(line, f"{path}, line {number}")
+            if line.count(b"[") + line.count(b"{") > MAX_JSON_DEPTH:  # otherwise it cannot be that deep
+                check_json_depth(record, f"{path}, line {number}")
             fields = record if isinstance(record, dict) else {}
             missing = [name for name in needed if name not in fields]
             if missing:

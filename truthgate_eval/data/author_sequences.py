@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.records import Record, read_records, unify_identifiers
 from truthgate_eval.data.store import Row
-from truthgate_eval.errors import DataError
-from truthgate_eval.files import read_json_lines
 
-_COLUMNS = ("question_id", "question", "answer", "label", "image_path")
+_COLUMNS = ("question_id", "question", "answer", "label")
 
 
 def read_sequences(path: Path, folders: ImageFolders | None = None) -> list[Row]:
     """One row for each line: a question with one answer, which is truthful or hallucinated.
 
     Args:
-        path: JSON lines of question_id, question, answer, label and image_path; image_id is optional.
+        path: JSON lines of question_id, question, answer, label, and image_path or image_id, or both.
         folders: The folders of images. An image that is in none of them keeps the authors' name.
 
     Returns:
@@ -27,22 +26,26 @@ def read_sequences(path: Path, folders: ImageFolders | None = None) -> list[Row]
     Raises:
         DataError: A line does not have this format.
     """
-    rows: list[Row] = []
-    for number, record in read_json_lines(path, _COLUMNS):
-        if record["label"] not in ("gold", "hallucinated"):
-            raise DataError(
-                f"{path}, line {number}: label {record['label']!r}, expected gold or hallucinated"
-            )
-        names = [str(record[name]) for name in ("image_path", "image_id") if record.get(name)]
-        known = [name for name in names if folders is not None and folders.find(name)]
-        rows.append(
-            {
-                "row": len(rows),
-                "question_id": int(record["question_id"]),
-                "image": (known or names)[0],
-                "question": str(record["question"]),
-                "choices": [str(record["answer"])],
-                "target": [0] if record["label"] == "gold" else [],
-            }
-        )
-    return rows
+    records = list(read_records(path))
+    for record in records:
+        record.require(*_COLUMNS)
+    ids = unify_identifiers(record.identifier("question_id") for record in records)
+    return [
+        {
+            "row": number,
+            "question_id": question_id,
+            "image": _image_name(record, folders),
+            "question": record.text("question"),
+            "choices": [record.text("answer", blank=True)],  # one of the published ones is empty
+            "target": [0] if record.choice("label", ("gold", "hallucinated")) == "gold" else [],
+        }
+        for number, (record, question_id) in enumerate(zip(records, ids, strict=True))
+    ]
+
+
+def _image_name(record: Record, folders: ImageFolders | None) -> str:
+    names = [text for name in ("image_path", "image_id") if (text := record.optional_text(name))]
+    if not names:
+        record.require("image_path")
+        record.text("image_path")
+    return next((name for name in names if folders is not None and folders.find(name)), names[0])

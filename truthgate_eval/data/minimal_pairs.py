@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from truthgate_eval.data.records import Record, as_text, read_records
 from truthgate_eval.data.store import PreparedDataset, Row, read_rows, write_dataset
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import read_json_lines, sha256
+from truthgate_eval.files import sha256
 
 # What `check_pair` returns, and what it means.
 REASONS = {
@@ -189,25 +190,31 @@ def prepare_minimal_pairs(
 
 
 def _read_source(source: Path) -> list[Row]:
-    if source.suffix != ".jsonl":
+    if source.suffix.lower() != ".jsonl":
         return read_rows(source)
-    return [
-        {
-            "row": int(record.get("row", number)),
-            "question": str(record["question"]),
-            "choices": [str(record["chosen"]), str(record["rejected"])],
-            "target": 0,
-            **({"image_path": str(record["image_path"])} if record.get("image_path") else {}),
-        }
-        for number, (_, record) in enumerate(read_json_lines(source, ("question", "chosen", "rejected")))
-    ]
+    rows: list[Row] = []
+    for number, record in enumerate(read_records(source)):
+        record.require("question", "chosen", "rejected")
+        path = record.optional_text("image_path")
+        rows.append(
+            {
+                "row": record.integer("row") if record.has("row") else number,
+                "question": record.text("question"),
+                "choices": [record.text(name, blank=True) for name in ("chosen", "rejected")],
+                "target": 0,
+                **({"image_path": path} if path else {}),
+            }
+        )
+    return rows
 
 
 def _pair(row: Row, where: str) -> AnswerPair:
-    choices = row.get("choices")
+    record, choices = Record(row, where), row.get("choices")
     if not isinstance(choices, list) or len(choices) != 2 or row.get("target") != 0:
         raise DataError(f"{where}: expected choices of two answers, the first one truthful (target 0)")
-    return AnswerPair(int(row["row"]), str(row["question"]), choices[0], choices[1], row.get("image_path"))
+    chosen, rejected = (as_text(choice, f"{where}: one of its choices", blank=True) for choice in choices)
+    image_path = record.optional_text("image_path")
+    return AnswerPair(record.integer("row"), record.text("question"), chosen, rejected, image_path)
 
 
 def _words(answer: str) -> list[str]:
@@ -225,11 +232,13 @@ def _identity(pair: AnswerPair) -> tuple[int, str, str, str]:
 
 
 def _read_journal(journal: Path) -> dict[tuple[int, str, str, str], str]:
-    names = ("row", "question", "chosen", "rejected", "rewritten")
-    return {
-        (record["row"], record["question"], record["chosen"], record["rejected"]): record["rewritten"]
-        for _, record in read_json_lines(journal, names)
-    }
+    answers = {}
+    for record in read_records(journal):
+        question, chosen, rejected, rewritten = (
+            record.text(name, blank=True) for name in ("question", "chosen", "rejected", "rewritten")
+        )
+        answers[record.integer("row"), question, chosen, rejected] = rewritten
+    return answers
 
 
 def _append(journal: Path, pair: AnswerPair, answer: str) -> None:

@@ -6,13 +6,13 @@ set's yes and no are therefore exchanged; see `docs/method.md#probing-data`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from truthgate_eval.data.author_sequences import read_sequences
 from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.records import Record, as_text
 from truthgate_eval.data.store import (
     PreparedDataset,
     Row,
@@ -22,7 +22,7 @@ from truthgate_eval.data.store import (
     write_dataset,
 )
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import sha256
+from truthgate_eval.files import read_json, sha256
 from truthgate_eval.metrics.yes_no import YES_NO, Answer
 from truthgate_eval.paths import data_dir
 
@@ -44,19 +44,20 @@ def documents(phd_path: str | None = None) -> list[dict[str, Any]]:
     """
     path = Path(str(phd_path)).expanduser() if phd_path else data_dir() / "phd" / "data.json"
     result = []
-    for number, record in enumerate(_records(path)):
+    for number, value in enumerate(_records(path)):
         # The file has mode ccs too: questions about generated images, without a context.
-        if isinstance(record, dict) and "ccs_description" in record:
+        if isinstance(value, dict) and "ccs_description" in value:
             continue
-        context = _context(record, f"{path}, record {number}")
+        record = Record(value if isinstance(value, dict) else {}, f"{path}, record {number}")
+        context = _context(record)
         for offset, (name, truthful) in enumerate(_QUESTIONS.items()):
             result.append(
                 {
                     "row": 2 * number + offset,
-                    "image_id": str(record["image_id"]),
-                    "kind": str(record.get("task", "")),
+                    "image_id": str(record.identifier("image_id")),
+                    "kind": record.optional_text("task") or "",
                     "context": context,
-                    "question": record[name],
+                    "question": record.text(name),
                     "choices": list(YES_NO),
                     "target": YES_NO.index(truthful),
                 }
@@ -72,24 +73,20 @@ def _records(path: Path) -> list[Any]:
             f"PhD's data.json is not at {path}: download it from the PhD release and give "
             '--metadata \'{"phd_path": "FILE"}\', or put it there'
         )
-    try:
-        records = json.loads(path.read_bytes())
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise DataError(f"{path} is not JSON: {error}") from error
+    records = read_json(path)
     if not isinstance(records, list) or not records:
         found = "an empty one" if records == [] else type(records).__name__
         raise DataError(f"{path}: expected a list of records, found {found}")
     return records
 
 
-def _context(record: Any, where: str) -> str:
-    fields = record if isinstance(record, dict) else {}
-    missing = [name for name in ("image_id", "context", *_QUESTIONS) if fields.get(name) is None]
-    if not missing and not (isinstance(record["context"], dict) and record["context"].get("icc")):
-        missing = ["context.icc"]
-    if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}, so this is not PhD's data.json")
-    return str(record["context"]["icc"])
+def _context(record: Record) -> str:
+    otherwise = ", so this is not PhD's data.json"
+    record.require("image_id", "context", *_QUESTIONS, otherwise=otherwise)
+    context = record.fields["context"]
+    if not isinstance(context, dict) or not context.get("icc"):
+        raise DataError(f"{record.where}: no context.icc{otherwise}")
+    return as_text(context["icc"], f"{record.where}: context.icc")
 
 
 def prepare_phd(
@@ -109,7 +106,7 @@ def prepare_phd(
         DataError: The file is not PhD's, or images are missing.
     """
     folders = ImageFolders(images)
-    from_authors = data.suffix == ".jsonl"
+    from_authors = data.suffix.lower() == ".jsonl"
     rows = read_sequences(data, folders) if from_authors else list(_image_questions(data))
     found, missing = folders.find_all(row["image"] for row in rows)
     folder = out / "phd"

@@ -155,8 +155,8 @@ def prepare_poll(
         allow_missing: Leave missing images out.
 
     Raises:
-        DataError: The annotations cannot be read, images are missing, or `probe_share` leaves no image for
-            probing or none for the splits.
+        DataError: The annotations cannot be read, two of their names are one image, images are missing, or
+            `probe_share` leaves no image for probing or none for the splits.
     """
     if not 0 <= probe_share < 1:
         raise DataError(f"probe_share={probe_share}: expected a share from 0 to below 1")
@@ -165,6 +165,7 @@ def prepare_poll(
     found, missing = folders.find_all(image.image for image in annotated)
     folder = out / "poll"
     require_images(found, missing, folders.folders, allow_missing=allow_missing, report_to=folder)
+    _require_different_images(annotations, found)
     poll = make_poll(
         [image for image in annotated if image.image in found],
         per_image=per_image,
@@ -199,6 +200,14 @@ def prepare_poll(
     if PROBE not in files:  # the splits may have questions about the probing images of an older poll
         (folder / f"{PROBE}.parquet").unlink(missing_ok=True)
     return prepared
+
+
+def _require_different_images(annotations: Path, found: Mapping[str, Path]) -> None:
+    """Raise `DataError` where two names, with objects of their own each, are one image file."""
+    names: dict[Path, str] = {}
+    for name, path in found.items():
+        if names.setdefault(path, name) != name:
+            raise DataError(f"{annotations} lists one image twice: {names[path]} and {name} are both {path}")
 
 
 def question_text(name: str) -> str:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from truthgate_eval.data.images import ImageFolders
+from truthgate_eval.data.records import read_records, unify_identifiers
 from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, require_images, write_dataset
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import read_json_lines, sha256
+from truthgate_eval.files import sha256
 from truthgate_eval.metrics.pope import SOURCES, SPLITS
 from truthgate_eval.metrics.yes_no import YES_NO
 
@@ -69,16 +70,17 @@ def _question_file(folder: Path, source: str, split: str) -> Path:
 
 
 def _read_questions(path: Path) -> list[Row]:
-    rows = []
-    for number, record in read_json_lines(path, ("question_id", "image", "text", "label")):
-        if record["label"] not in YES_NO:
-            raise DataError(f"{path}, line {number}: label {record['label']!r}, expected yes or no")
-        rows.append(
-            {
-                "question_id": int(record["question_id"]),
-                "image": str(record["image"]),
-                "question": str(record["text"]),
-                "answer": record["label"],
-            }
-        )
-    return rows
+    """The questions of one file, with the answer in small letters; ids are all numbers or all texts."""
+    records = list(read_records(path))
+    for record in records:
+        record.require("question_id", "image", "text", "label")
+    ids = unify_identifiers(record.identifier("question_id") for record in records)
+    return [
+        {
+            "question_id": question_id,
+            "image": record.text("image"),
+            "question": record.text("text"),
+            "answer": record.choice("label", YES_NO),
+        }
+        for record, question_id in zip(records, ids, strict=True)
+    ]

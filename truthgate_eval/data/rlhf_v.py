@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from truthgate_eval.data.author_sequences import read_sequences
 from truthgate_eval.data.images import ImageFolders
-from truthgate_eval.data.store import PreparedDataset, Row, add_image_paths, require_images, write_dataset
+from truthgate_eval.data.records import Record
+from truthgate_eval.data.store import (
+    PreparedDataset,
+    Row,
+    add_image_paths,
+    iterate_rows,
+    require_images,
+    write_dataset,
+)
 from truthgate_eval.errors import DataError, first_line
-from truthgate_eval.files import folder_lock, sha256, update_folder
+from truthgate_eval.files import folder_lock, parse_json, sha256, update_folder
 
 HUB = "openbmb/RLHF-V-Dataset"
 _COLUMNS = ("image", "text", "origin_split", "idx")
+_SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
 
 
 def prepare_rlhf_v(
@@ -38,19 +48,22 @@ def prepare_rlhf_v(
         DataError: The data cannot be read, is not RLHF-V's, or images are missing.
     """
     folder = out / "rlhf_v"
-    if parquet is not None and parquet.suffix == ".jsonl":
+    if parquet is not None and parquet.suffix.lower() == ".jsonl":
         return _prepare_sequences(parquet, images, folder, allow_missing=allow_missing)
     types: Counter[str] = Counter()
+    indices: dict[int, str] = {}
     rows: list[Row] = []
     with folder_lock(folder):
         with update_folder(folder) as partial:
             (partial / "images").mkdir()
-            for number, record in enumerate(_records(parquet)):
-                where = f"{parquet or HUB}, record {number}"
-                question_type = _question_type(record, where)
+            for record in _records(parquet):
+                question_type = _question_type(record)
                 types[question_type] += 1
                 if question_type == "question_answering":
-                    row, content = _preference(record, where)
+                    row, content = _preference(record)
+                    first = indices.setdefault(row["row"], record.where)
+                    if first != record.where:
+                        raise DataError(f"{record.where}: idx {row['row']} is also that of {first}")
                     (partial / "images" / row["image"]).write_bytes(content)
                     rows.append({**row, "image_path": str(folder.absolute() / "images" / row["image"])})
                 if progress is not None:
@@ -71,20 +84,14 @@ def _prepare_sequences(
     return write_dataset(folder, {"qa": add_image_paths(rows, found)}, source=source, missing=missing)
 
 
-def _records(parquet: Path | None) -> Iterator[Row]:
-    if parquet is None:
-        yield from _from_hub()
-        return
-    import pyarrow
-    import pyarrow.parquet
-
-    if not parquet.is_file():
-        raise DataError(f"no file {parquet}")
-    try:
-        for batch in pyarrow.parquet.ParquetFile(parquet).iter_batches(batch_size=64):
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{parquet} is not a Parquet file that can be read: {error}") from error
+def _records(parquet: Path | None) -> Iterator[Record]:
+    rows = _from_hub() if parquet is None else iterate_rows(parquet)
+    for number, row in enumerate(rows):
+        record = Record(row, f"{parquet or HUB}, record {number}")
+        missing = [name for name in _COLUMNS if name not in row]
+        if missing:
+            raise DataError(f"{record.where}: no {', '.join(missing)}, so this is not RLHF-V's data")
+        yield record
 
 
 def _from_hub() -> Iterator[Row]:
@@ -98,41 +105,40 @@ def _from_hub() -> Iterator[Row]:
     yield from data.cast_column("image", datasets.Image(decode=False))
 
 
-def _question_type(record: Row, where: str) -> str:
-    """The type in `origin_split`, which is a JSON object with a type, or the type alone."""
-    missing = [name for name in _COLUMNS if name not in record]
-    if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}, so this is not RLHF-V's data")
-    origin = str(record["origin_split"])
+def _question_type(record: Record) -> str:
+    """The type in `origin_split`, which is an object with a type, JSON of one, or the type alone."""
+    origin = record.fields["origin_split"]
     try:
-        parsed = json.loads(origin)
-    except json.JSONDecodeError:
+        parsed = json.loads(origin) if isinstance(origin, str) else origin
+    except (ValueError, RecursionError):  # the type alone
         parsed = origin
-    text = str(parsed.get("type", origin) if isinstance(parsed, dict) else parsed)
-    text = text.lower().replace(" ", "_").replace("-", "_")
+    found = parsed.get("type", origin) if isinstance(parsed, dict) else parsed
+    text = found.lower().replace(" ", "_").replace("-", "_") if isinstance(found, str) else ""
     for known in ("question_answering", "detailed_description"):
         if known in text:
             return known
-    raise DataError(f"{where}: origin_split {origin!r} is neither question answering nor description")
+    record.raise_error("origin_split", "question answering or detailed description")
 
 
-def _preference(record: Row, where: str) -> tuple[Row, bytes]:
+def _preference(record: Record) -> tuple[Row, bytes]:
     """A row with the chosen and the rejected answer, and the content of its image file."""
-    try:
-        text = record["text"] if isinstance(record["text"], dict) else json.loads(record["text"])
-        answers = [str(text["chosen"]), str(text["rejected"])]
-        question, content = str(text["question"]), record["image"]["bytes"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: no question, chosen and rejected, or no image ({error!r})") from error
-    if not content:
-        raise DataError(f"{where}: its image is empty")
+    text = record.fields["text"]
+    if not isinstance(text, dict):
+        text = parse_json(record.text("text").encode(), f"{record.where}: text")
+    pair = Record.of(text, f"{record.where}: text")
+    pair.require("question", "chosen", "rejected")
+    image = record.fields["image"]
+    content = image.get("bytes") if isinstance(image, dict) else None
+    if not isinstance(content, bytes) or not content:
+        raise DataError(f"{record.where}: its image is empty")
+    number = record.integer("idx")
     # Several records can have the same image name, but not the same index.
-    suffix = Path(str(record.get("image_path") or "")).suffix or ".jpg"
+    suffix = Path(record.optional_text("image_path") or "").suffix
     row = {
-        "row": int(record["idx"]),
-        "image": f"{int(record['idx'])}{suffix}",
-        "question": question,
-        "choices": answers,
+        "row": number,
+        "image": f"{number}{suffix if _SUFFIX.fullmatch(suffix) else '.jpg'}",
+        "question": pair.text("question"),
+        "choices": [pair.text(name, blank=True) for name in ("chosen", "rejected")],
         "target": 0,
     }
     return row, content

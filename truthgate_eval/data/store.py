@@ -11,17 +11,21 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from truthgate_eval import __version__
 from truthgate_eval.data.images import describe_missing
-from truthgate_eval.errors import DataError
+from truthgate_eval.errors import DataError, first_line
 from truthgate_eval.files import update_folder
 from truthgate_eval.paths import data_dir
 
+if TYPE_CHECKING:
+    import pyarrow
+
+_BATCH_ROWS = 64  # of Parquet files that are read; rows of a release hold whole image files
 MISSING_FILE, PROVENANCE_FILE = "missing_pictures.txt", "prepared.json"
 
 # The command that makes each data set, for error messages.
@@ -73,7 +77,12 @@ def prepared_file(name: str, *, data: Path | None = None) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a prepared file.
+    """The rows of a Parquet file, see `iterate_rows`."""
+    return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path) -> Iterator[Row]:
+    """The rows of a Parquet file in its order; few are in memory at once.
 
     Raises:
         DataError: The file is missing, or is not Parquet.
@@ -84,9 +93,13 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file that can be read: {error}") from error
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                yield from batch.to_pylist()
+    # Damaged files end in OSError, and texts and dates in them that Python cannot hold in the others.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = first_line(error)
+        raise DataError(f"{path} is not a Parquet file that can be read: {reason}") from error
 
 
 def write_dataset(
@@ -118,7 +131,7 @@ def write_dataset(
     counts = {name: len(rows) for name, rows in files.items()}
     with update_folder(folder) as partial:
         for name, rows in files.items():
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), partial / f"{name}.parquet")
+            pyarrow.parquet.write_table(_to_table(rows), partial / f"{name}.parquet")
         if missing:
             _write_missing(partial, missing)
         else:
@@ -133,6 +146,14 @@ def write_dataset(
         }
         (partial / PROVENANCE_FILE).write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
     return PreparedDataset(folder, counts, list(missing), list(notes))
+
+
+def _to_table(rows: Sequence[Row]) -> pyarrow.Table:
+    """The rows as a table of all their columns; `from_pylist` keeps those of the first row only."""
+    import pyarrow
+
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return pyarrow.Table.from_pylist([{name: row.get(name) for name in columns} for row in rows])
 
 
 def require_images(

@@ -210,3 +210,34 @@ def test_line_separators_inside_a_record_do_not_split_it(folder: Path) -> None:
     content = "\ufeff" + json.dumps(record, ensure_ascii=False) + "\n"
     (folder / "qa_data.jsonl").write_text(content, encoding="utf-8")
     assert [doc["knowledge"] for doc in halueval.documents("qa", halueval_path=str(folder))] == ["a\u2028b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["a"], r"is \['a'\], expected a text"),
+        (True, "is True, expected a text"),
+        ("\ud800", "half of a char"),
+    ],
+)
+def test_a_column_of_another_type_is_an_error_with_file_and_line(
+    folder: Path, value: object, message: str
+) -> None:
+    record = {"knowledge": "", "question": "q", "right_answer": value, "hallucinated_answer": 7}
+    (folder / "qa_data.jsonl").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=rf"qa_data\.jsonl, line 1: right_answer.*{message}"):
+        halueval.documents("qa", halueval_path=str(folder))
+
+
+def test_a_list_of_records_gives_the_documents_of_the_lines(folder: Path) -> None:
+    lines = halueval.documents("qa", halueval_path=str(folder))
+    records = [json.loads(line) for line in (folder / "qa_data.jsonl").read_text().splitlines()]
+    (folder / "list.json").write_text(json.dumps(records, indent=2))
+    assert halueval.documents("qa", halueval_path=str(folder / "list.json")) == lines
+
+
+@pytest.mark.parametrize("rows", [5, "12", [[1]], [None], {"1": 1}])
+def test_an_artifacts_rows_that_are_no_numbers_are_an_error(folder: Path, rows: object) -> None:
+    path = TruthScores(np.ones((1, 2)), metadata={"rows": {"halueval/qa": rows}}).save(folder / "s.npz")
+    with pytest.raises(TaskError, match="its rows of halueval/qa are no list of numbers"):
+        halueval.documents("qa", halueval_path=str(folder), exclude_rows_of=str(path))

@@ -212,3 +212,63 @@ def test_a_local_model_gets_the_image_and_decodes_greedily(tmp_path: Path) -> No
 def test_the_error_for_a_missing_local_model_has_its_name(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot load .*nowhere"):
         local_rewriter(str(tmp_path / "nowhere"))
+
+
+PAIR = {"row": 3, "question": "What?", "chosen": "A cat.", "rejected": "A dog."}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": "one"}, "row 'one', expected a whole number$"),
+        ({"row": [1]}, r"row is \[1\], expected a text$"),
+        ({"chosen": None}, "no chosen$"),
+        ({"rejected": ["A dog."]}, r"rejected is \['A dog.'\], expected a text$"),
+        ({"question": {}}, r"question is \{\}, expected a text$"),
+        ({"image_path": 1 == 1}, "image_path is True, expected a text$"),
+    ],
+)
+def test_the_error_for_a_bad_line_names_file_and_line(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(PAIR) + "\n" + json.dumps({**PAIR, **change}))
+    with pytest.raises(DataError, match=rf"pairs\.jsonl, line 2: {message}"):
+        prepare_minimal_pairs(tmp_path / "pairs.jsonl", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row": None}, "row 0: no row$"),
+        ({"choices": ["A cat.", None]}, "row 0: one of its choices is None, expected a text$"),
+        ({"choices": ["A cat."]}, "row 0: expected choices of two answers"),
+        ({"target": [0]}, "row 0: expected choices of two answers"),
+        ({"question": ["What?"]}, r"row 0: question is \['What\?'\], expected a text$"),
+    ],
+)
+def test_the_error_for_a_bad_row_names_file_and_row(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    row = {"row": 0, "question": "What?", "choices": ["A cat.", "A dog."], "target": 0}
+    write_dataset(tmp_path / "rlhf_v", {"qa": [{**row, **change}]}, source={})
+    with pytest.raises(DataError, match=rf"qa\.parquet, {message}"):
+        prepare_minimal_pairs(tmp_path / "rlhf_v" / "qa.parquet", tmp_path)
+
+
+def test_pairs_without_an_image_do_not_cost_the_others_theirs(tmp_path: Path) -> None:
+    lines = [PAIR, {**PAIR, "row": "4", "image_path": "/a.jpg"}]
+    (tmp_path / "PAIRS.JSONL").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepared = prepare_minimal_pairs(tmp_path / "PAIRS.JSONL", tmp_path)
+    rows = read_rows(prepared.folder / "pairs.parquet")
+    assert [(row["row"], row["image_path"]) for row in rows] == [(3, None), (4, "/a.jpg")]
+
+
+@pytest.mark.parametrize("change", [{"row": []}, {"chosen": {}}, {"rewritten": None}, {"rewritten": [1]}])
+def test_a_journal_with_a_wrong_type_is_an_error_with_its_line(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({**PAIR, "rewritten": "A dog.", **change}) + "\n")
+    with pytest.raises(DataError, match=rf"a\.jsonl, line 1: (no )?{next(iter(change))}"):
+        rewrite_pairs(
+            [AnswerPair(3, "What?", "A cat.", "A dog.")], lambda _: "", journal=tmp_path / "a.jsonl"
+        )

@@ -70,3 +70,37 @@ def test_image_questions_have_the_answers_that_the_image_supports(tmp_path: Path
     assert truths == [("Is there a cat?", "yes"), ("Is there a dog?", "no")]
     text = phd.documents(str(tmp_path / "out" / "phd" / "data.json"))
     assert [doc["target"] for doc in text] == [1 - row["target"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": [1]}, r"image_id is \[1\], expected a text"),
+        ({"image_id": ""}, "image_id is empty"),
+        ({"no_question": 5.5, "yes_question": ["a"]}, r"yes_question is \['a'\], expected a text"),
+        ({"no_question": ""}, "no_question is empty"),
+        ({"task": ["object"]}, r"task is \['object'\], expected a text"),
+        ({"context": {"icc": ["a"]}}, r"context\.icc is \['a'\], expected a text"),
+        ({"context": {"icc": " "}}, r"context\.icc is empty"),
+    ],
+)
+def test_a_wrong_type_is_an_error_with_file_and_record(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([RECORD, {**RECORD, **change}]))
+    with pytest.raises(DataError, match=rf"data\.json, record 1: {message}"):
+        phd.documents(str(tmp_path / "data.json"))
+
+
+def test_a_null_task_is_none_and_a_number_an_image(tmp_path: Path) -> None:
+    content = json.dumps([{**RECORD, "task": None, "image_id": 310196.0}])
+    (tmp_path / "data.json").write_text("\ufeff" + content, encoding="utf-8")
+    assert [(doc["kind"], doc["image_id"]) for doc in phd.documents(str(tmp_path / "data.json"))] == [
+        ("", "310196")
+    ] * 2
+
+
+def test_deep_json_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"data\.json is JSON that is nested too deeply to be read$"):
+        phd.documents(str(tmp_path / "data.json"))

@@ -93,3 +93,62 @@ def test_the_real_pope_is_prepared_with_images_of_those_names(shared_data: Path,
     assert prepared.files == {f"coco_{split}": 3000 for split in SPLITS}
     answers = [row["answer"] for row in read_rows(prepared.folder / "coco_popular.parquet")]
     assert answers.count("yes") == 1500
+
+
+def write_questions(folder: Path, content: str) -> Path:
+    """The three files of COCO's questions, all with this content."""
+    folder.mkdir(exist_ok=True)
+    for split in SPLITS:
+        (folder / f"coco_pope_{split}.json").write_text(content, encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("as_list", [False, True])
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([1, 2], [1, 2]),
+        (["1", 2], [1, 2]),
+        (["coco-1", 2], ["coco-1", "2"]),
+        (["007", "7"], ["007", "7"]),
+        ([3, 3], [3, 3]),
+        ([1.0, 2], [1, 2]),
+    ],
+)
+def test_question_ids_can_be_texts_and_equal(
+    tmp_path: Path, ids: list[object], expected: list[object], as_list: bool
+) -> None:
+    """lmms-eval's data sets have texts there."""
+    save_image(tmp_path / "images" / "a.jpg")
+    records = [{"question_id": n, "image": "a.jpg", "text": "Is it\u2028so?", "label": "Yes "} for n in ids]
+    lines = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    write_questions(tmp_path / "questions", "\ufeff" + (json.dumps(records) if as_list else lines))
+    prepared = prepare_pope(tmp_path / "questions", [tmp_path / "images"], tmp_path, sources=["coco"])
+    rows = read_rows(prepared.folder / "coco_random.parquet")
+    assert [row["question_id"] for row in rows] == expected
+    assert {(row["question"], row["answer"]) for row in rows} == {("Is it\u2028so?", "yes")}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question_id": None}, "line 2: no question_id$"),
+        ({"question_id": 1.5}, "line 2: question_id 1.5, expected a whole number or a text$"),
+        ({"question_id": []}, r"line 2: question_id is \[\], expected a text$"),
+        ({"text": None}, "line 2: no text$"),
+        ({"text": " "}, "line 2: text is empty$"),
+        ({"image": {"id": 1}}, "line 2: image is .*, expected a text$"),
+        ({"image": ""}, "line 2: image is empty$"),
+        ({"label": "maybe"}, "line 2: label 'maybe', expected yes or no$"),
+        ({"label": True}, "line 2: label True, expected yes or no$"),
+        ({"label": ["yes"]}, r"line 2: label \['yes'\], expected yes or no$"),
+    ],
+)
+def test_the_error_for_a_bad_question_names_file_and_line(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    save_image(tmp_path / "a.jpg")
+    good = {"question_id": 1, "image": "a.jpg", "text": "Is it?", "label": "yes"}
+    write_questions(tmp_path / "questions", f"{json.dumps(good)}\n{json.dumps({**good, **change})}\n")
+    with pytest.raises(DataError, match=rf"coco_pope_random\.json, {message}"):
+        prepare_pope(tmp_path / "questions", [tmp_path], tmp_path / "out", sources=["coco"])

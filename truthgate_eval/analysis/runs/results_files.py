@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from truthgate_eval.errors import DataError, TruthGateError, first_line
+from truthgate_eval.errors import DataError, TruthGateError, first_line, shorten
+from truthgate_eval.files import check_json_depth
 
 Harness = Literal["lm-eval", "lmms-eval"]
+# What a task's name may be as a part of a file's name.
+_FILE_NAME = re.compile(r"[^/\\\x00-\x1f\ud800-\udfff]{1,180}")
 
 
 class RunError(TruthGateError):
@@ -71,12 +75,76 @@ def read_results(file: Path) -> dict[str, Any]:
     """
     try:
         results = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file} is not a results file ({first_line(error)}); run again") from error
     expected = ("results", "configs", "config")
     if not isinstance(results, dict) or not all(isinstance(results.get(key), dict) for key in expected):
         raise DataError(f"{file} is not a results file of lm_eval or lmms_eval: no {', '.join(expected)}")
+    check_json_depth(results, str(file))
+    _check_types(results, file)
     return results
+
+
+def _check_types(results: dict[str, Any], file: Path) -> None:
+    """Raise `DataError` where an entry that is read has another type than the harnesses write."""
+
+    def check(name: str, value: Any, kind: type | tuple[type, ...], expected: str) -> None:
+        if value and not isinstance(value, kind):
+            shown = shorten(value)
+            raise DataError(f"{file} is not a results file: {name} is {shown}, expected {expected}")
+
+    for name in ("n-samples", "versions", "n-shot", "group_subtasks", "model_info"):
+        check(name, results.get(name), dict, "an object")
+    check("model_info.versions", (results.get("model_info") or {}).get("versions"), dict, "an object")
+    for task, counts in (results.get("n-samples") or {}).items():
+        check(f"n-samples.{task}", counts, dict, "an object")
+        check(f"n-samples.{task}.effective", (counts or {}).get("effective"), (int, float), "a number")
+    groups = results.get("group_subtasks") or {}
+    for group, members in groups.items():
+        check(f"group_subtasks.{group}", members, list, "a list of tasks")
+        if not all(isinstance(member, str) for member in members or []):
+            raise DataError(f"{file} is not a results file: group_subtasks.{group} is {shorten(members)}")
+    for task in results["configs"]:
+        if not _FILE_NAME.fullmatch(task):
+            raise DataError(
+                f"{file} is not a results file: no samples file can have {shorten(task)} in its name"
+            )
+    if (group := _group_in_itself(groups)) is not None:
+        raise DataError(f"{file} is not a results file: the group {group} is a member of itself")
+
+
+def _group_in_itself(groups: dict[str, list[str]]) -> str | None:
+    """A group that is a member of itself, over other groups or not; None if there is none."""
+    remaining = dict(groups)
+    while remaining:
+        ready = [name for name, members in remaining.items() if not remaining.keys() & (members or [])]
+        if not ready:
+            return next(iter(remaining))
+        for name in ready:
+            del remaining[name]
+    return None
+
+
+def recorded_gate(results: dict[str, Any], file: Path) -> dict[str, Any] | None:
+    """The gate as `GateConfig.describe` recorded it; None where a model of the harness itself ran.
+
+    Raises:
+        DataError: The entry is no gate.
+    """
+    gate = results.get("gate") or results["config"].get("gate")
+    if not gate:
+        return None
+    if not isinstance(gate, dict):
+        raise DataError(f"{file}: the recorded gate is {shorten(gate)}, expected an object")
+    for name, kind in (("probed", dict), ("layers", list)):
+        if gate.get(name) and not isinstance(gate[name], kind):
+            raise DataError(f"{file}: {name} of the recorded gate is {shorten(gate[name])}")
+    if "lam" in gate:
+        lam, norm = gate["lam"], gate.get("norm")
+        is_number = isinstance(lam, int | float) and abs(lam) <= sys.float_info.max
+        if not is_number or not isinstance(norm, str):
+            raise DataError(f"{file}: the recorded gate has lam={shorten(lam)}, norm={shorten(norm)}")
+    return gate
 
 
 def harness_of(results: dict[str, Any]) -> Harness:

@@ -19,6 +19,7 @@ from truthgate_eval.analysis.runs.results_files import (
     find_results_file,
     harness_of,
     read_results,
+    recorded_gate,
     samples_file,
 )
 from truthgate_eval.analysis.runs.samples import SampleResult, read_samples
@@ -110,7 +111,7 @@ def read_run(path: str | Path) -> Run:
         file=file,
         harness=harness,
         model=_model(results),
-        gate=results.get("gate") or results["config"].get("gate"),
+        gate=recorded_gate(results, file),
         tasks=tasks,
         groups={name: tuple(members) for name, members in groups.items() if members},
         environment=_environment(results, harness),
@@ -126,11 +127,13 @@ def _read_task(
     if not path.is_file():
         raise RunError(f"there is no {path.name} beside {file}: run again with --log_samples")
     samples = read_samples(path, config)
-    expected = (results.get("n-samples") or {}).get(name, {}).get("effective")
+    expected = ((results.get("n-samples") or {}).get(name) or {}).get("effective")
+    metadata = config.get("metadata")
     settings = {
         "task version": (results.get("versions") or {}).get(name),
         "few-shot examples": (results.get("n-shot") or {}).get(name),
-        "parser": (config.get("metadata") or {}).get("parser"),
+        # Tasks of lmms-eval have a list there.
+        "parser": metadata.get("parser") if isinstance(metadata, Mapping) else None,
         "generation settings": config.get("generation_kwargs"),
     }
     tasks = []

@@ -78,3 +78,43 @@ def test_names_are_unique_or_given_by_the_user(runs: dict[str, Path], tmp_path: 
         leaderboard(runs["vanilla"], result_files.lm_eval_run(tmp_path / "x", {"sums": GOOD}))
     with pytest.raises(TruthGateError, match="unknown correction"):
         leaderboard(runs["vanilla"], runs["gated"], correction="tukey")
+
+
+@pytest.mark.parametrize(
+    ("changes", "method"),
+    [
+        ({"kind": "scores", "action": "soft", "positions": "all"}, "llm"),
+        ({"kind": "scores", "action": "select", "top": 20, "bottom": 20}, "other"),
+        ({"kind": "scores", "action": "shift", "top": 48, "alpha": 15.0}, "other"),
+        ({"kind": "shuffled", "scores": "shuffled:a.npz:1"}, "other"),
+        ({"kind": "random", "action": "select", "scores": "random:1"}, "random"),
+    ],
+)
+def test_only_soft_gates_of_unshuffled_scores_are_the_papers_methods(
+    tmp_path: Path, changes: dict[str, Any], method: str
+) -> None:
+    gate = {**result_files.LLM, **changes}
+    run = read_run(result_files.lm_eval_run(tmp_path, {"halueval_qa": GOOD}, gate=gate))
+    assert method_of(run) == method
+
+
+def test_random_selections_are_not_averaged_with_random_soft_gates(tmp_path: Path) -> None:
+    selection = {
+        "kind": "random",
+        "action": "select",
+        "top": 2,
+        "bottom": 3,
+        "in": 2.0,
+        "out": 0.0,
+        "per": "all",
+    }
+    gates = [result_files.random(1), *({**result_files.random(seed), **selection} for seed in (1, 2))]
+    runs = [
+        (None, read_run(result_files.lm_eval_run(tmp_path / f"{n}", {"halueval_qa": GOOD}, gate=gate)))
+        for n, gate in enumerate(gates)
+    ]
+    words = "select, top=2, bottom=3, in=2.0, out=0.0, per=all, post"
+    labels = [entry.label for entry in make_entries(runs)]
+    assert labels == ["random (post)", f"random ({words})", f"random ({words})"]
+    assert [entry.label for entry in make_entries(runs[1:])] == [f"random ({words})"] * 2
+    assert [entry.label for entry in make_entries(runs[:1])] == ["random"]
