@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 
-from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, reason_of
+from truthgate_eval.data.images import raise_on_truncated_files
+from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, one_line, reason_of
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import image_key
 
@@ -44,6 +44,7 @@ class ImageRequest:
         task: The task's name.
         doc_id: The document's number.
         answer: The answer to score, for log-likelihoods.
+        documents: The split that has the document; None where it is not known.
     """
 
     text: str
@@ -52,6 +53,7 @@ class ImageRequest:
     task: str
     doc_id: int
     answer: str = ""
+    documents: Any = None
 
     @property
     def where(self) -> str:
@@ -75,13 +77,18 @@ class ImageRequest:
         if self.doc_to_visual is None:
             return []
         try:
-            with _refuse_truncated_files():
+            with raise_on_truncated_files():
                 found = list(_flatten(self.doc_to_visual(self.document())))
                 for visual in found:
                     if isinstance(visual, Image.Image):
                         visual.load()  # until now its file may only have been opened
-        except Exception as error:
-            raise DataError(f"{self.where}: its picture cannot be read: {reason_of(error)}") from error
+        except (Exception, SystemExit) as error:
+            # On the command line, the functions of our own tasks end the program: see `exit_with_error`.
+            cause = error.__cause__ if isinstance(error, SystemExit) else error
+            if cause is None:
+                raise
+            reason = one_line(cause) if isinstance(cause, TruthGateError) else reason_of(cause)
+            raise DataError(f"{self.where}: its picture cannot be read: {reason}") from cause
         other = next((visual for visual in found if not isinstance(visual, Image.Image)), None)
         if other is not None:
             raise DataError(f"{self.where}: gated models take pictures, got a {type(other).__name__}")
@@ -187,15 +194,13 @@ def bisect_on_failure(
     return bisect_on_failure(questions[:middle], work) + bisect_on_failure(questions[middle:], work)
 
 
-@contextmanager
-def _refuse_truncated_files() -> Iterator[None]:
-    """Undo for a while lmms-eval's setting that Pillow fills truncated files up with gray."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+def leaf_tasks(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and task objects of the nested groups that lmms-eval makes of tasks."""
+    for name, task in tasks.items():
+        if isinstance(task, Mapping):
+            yield from leaf_tasks(task)
+        else:
+            yield str(name), task[1] if isinstance(task, tuple) else task
 
 
 def _flatten(visuals: Any) -> Iterator[Any]:

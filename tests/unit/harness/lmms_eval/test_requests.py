@@ -161,8 +161,9 @@ def test_what_is_no_image_is_named(llava: GatedVLM) -> None:
     docs = [{"question": "<image> <image>?", "visual": lambda _: [factories_vlm.random_image()]}]
     with pytest.raises(DataError, match="document 0: the text has 2 placeholders"):
         kit.generate(llava, docs)
-    docs = [{"question": "what?", "visual": lambda _: None}, {"question": "what?", "visual": None}]
-    assert len(kit.generate(llava, docs)) == 2
+    assert len(kit.generate(llava, [{"question": "what?", "visual": lambda _: None}])) == 1
+    with pytest.raises(TaskError, match="document 0: the request has lost its images"):
+        kit.generate(llava, [{"question": "what?", "visual": None}])
 
 
 def test_batches_hold_equal_settings_and_begin_with_the_longest_texts() -> None:
