@@ -171,7 +171,82 @@ def qwen2_5_omni() -> tuple[Any, Any]:
     return hf.Qwen2_5OmniForConditionalGeneration(_omni_config(words)), processor
 
 
-_MAKERS = {"llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl, "qwen2_5_omni": qwen2_5_omni}
+def paligemma() -> tuple[Any, Any]:
+    """Its processor appends a line break to the prompt; the answer is a suffix of its own."""
+    images = hf.SiglipImageProcessor(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    processor = hf.PaliGemmaProcessor(images, tokenizer(["<image>"], image_token="<image>"))
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 28, "patch_size": 14, "intermediate_size": 32,
+    }  # fmt: skip
+    config = hf.PaliGemmaConfig(
+        text_config=_text(len(processor.tokenizer), model_type="gemma", head_dim=8, tie_word_embeddings=False),
+        vision_config=vision, image_token_index=processor.image_token_id, projection_dim=32,
+        tie_word_embeddings=False,  # where they are tied, a random model repeats its last token
+    )  # fmt: skip
+    return hf.PaliGemmaForConditionalGeneration(config), processor
+
+
+_BLIP_VISION = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    "intermediate_size": 32,
+}  # fmt: skip
+
+
+def _blip_config(cls: type[Any], words: Any) -> Any:
+    return cls(
+        vision_config=_BLIP_VISION,
+        qformer_config={
+            "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+            "encoder_hidden_size": 16, "vocab_size": len(words),
+        },
+        text_config=_text(len(words), model_type="llama"), num_query_tokens=4,
+        image_token_index=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+
+
+def instructblip() -> tuple[Any, Any]:
+    """Its processor puts image tokens before the text by itself; a second text encoder reads the question."""
+    images = hf.BlipImageProcessor(size={"height": 28, "width": 28})
+    processor = hf.InstructBlipProcessor(images, tokenizer([]), tokenizer(["<image>"]), num_query_tokens=4)
+    config = _blip_config(hf.InstructBlipConfig, processor.tokenizer)
+    return hf.InstructBlipForConditionalGeneration(config), processor
+
+
+def blip_2() -> tuple[Any, Any]:
+    """As InstructBLIP without the second text encoder."""
+    processor = hf.Blip2Processor(
+        hf.BlipImageProcessor(size={"height": 28, "width": 28}), tokenizer([]), num_query_tokens=4
+    )
+    return hf.Blip2ForConditionalGeneration(_blip_config(hf.Blip2Config, processor.tokenizer)), processor
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    """Its processor needs the number of an image's tokens, which follows from the config."""
+    words = tokenizer(["<image>", "<video>"])
+    grid = [[28, 56], [56, 28], [56, 56]]
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "image_size": 28, "patch_size": 14, "intermediate_size": 32,
+    }  # fmt: skip
+    image, video = words.convert_tokens_to_ids(["<image>", "<video>"])
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=_text(len(words), model_type="qwen2"), image_grid_pinpoints=grid,
+        image_token_index=image, video_token_index=video, vision_feature_layer=-1,
+    )  # fmt: skip
+    images = hf.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=grid)
+    processor = hf.LlavaOnevisionProcessor(
+        images, words, hf.LlavaOnevisionVideoProcessor(), num_image_tokens=4, chat_template=LLAVA_TEMPLATE,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+    return hf.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+_MAKERS = {
+    "llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl, "qwen2_5_omni": qwen2_5_omni,
+    "paligemma": paligemma, "instructblip": instructblip, "blip_2": blip_2, "llava_onevision": llava_onevision,
+}  # fmt: skip
 
 
 def make(name: str) -> tuple[Any, Any]:

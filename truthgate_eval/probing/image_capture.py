@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 from PIL.Image import Image
 
+from truthgate_eval.errors import ModelError, TruthGateError, reason_of, shorten
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.probing.activations import ActivationWriter
 from truthgate_eval.probing.capture import LastTokenHooks
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
-from truthgate_eval.probing.image_conditions import write_prompt
+from truthgate_eval.probing.image_conditions import write_sequence
 from truthgate_eval.vision.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)
@@ -37,7 +39,7 @@ def capture_with_images(
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
-    Images are decoded batch by batch. A batch that does not fit in memory is halved and tried again.
+    Images are decoded batch by batch. A batch that fails, as where memory ends, is halved and tried again.
 
     Args:
         vlm: The model, without a gate.
@@ -53,6 +55,7 @@ def capture_with_images(
 
     Raises:
         DataError: An image cannot be read; the message names its document.
+        ModelError: The model fails on a sequence by itself; the message has its question.
     """
     layout = layout or find_attention_layout(vlm.model)
     examples = dataset.examples
@@ -64,27 +67,47 @@ def capture_with_images(
     while done < len(order):
         batch = order[done : done + batch_size]
         images = [_load_images(examples[i]) for i in batch]
-        texts = [
-            write_prompt(vlm, examples[i], len(own), bare_question=dataset.bare_questions)
+        sequences = [
+            write_sequence(vlm, examples[i], len(own), bare_question=dataset.bare_questions)
             for i, own in zip(batch, images, strict=True)
         ]
         try:
-            inputs, last = vlm.prepare_scoring(texts, images)
-            with LastTokenHooks(layout, last, site) as kept:
-                vlm.run(inputs)
-        except RuntimeError as error:
-            if batch_size == 1 or not is_out_of_memory(error):
-                raise
+            activations = _last_tokens(vlm, layout, sequences, images, site)
+        except TruthGateError:
+            raise
+        except Exception as error:  # processors and models fail in many ways, and some only on a batch
+            if batch_size == 1:
+                where = shorten(examples[batch[0]].context)
+                raise ModelError(f"{vlm.name} fails on the question {where}: {reason_of(error)}") from error
             batch_size //= 2
-            torch.cuda.empty_cache()
-            log.warning("out of memory: continuing with batches of %d", batch_size)
+            if is_out_of_memory(error):
+                torch.cuda.empty_cache()
+            log.warning("%s: continuing with batches of %d", reason_of(error), batch_size)
             continue
-        writer.put(batch, kept.stacked().reshape(len(batch), *shape[1:]))
+        writer.put(batch, activations)
         done += len(batch)
         if progress is not None:
             progress(len(batch))
     writer.drop()
     return result
+
+
+def _last_tokens(
+    vlm: VisionLanguageModel,
+    layout: AttentionLayout,
+    sequences: Sequence[tuple[str, str]],
+    images: Sequence[Sequence[Image]],
+    site: Site,
+) -> NDArray[np.float32]:
+    """[sequences, layers, heads, width] at the last token of each answer."""
+    prompts, answers = zip(*sequences, strict=True)
+    inputs, last = vlm.prepare_scoring(prompts, answers, images)
+    length = inputs["input_ids"].shape[1]
+    # See `LastTokenHooks`: a pass that does not end leaves PEFT's wrapper in a wrong state.
+    stop = not isinstance(vlm.model, PeftModel)
+    with LastTokenHooks(layout, last, site, length, stop=stop) as kept:
+        vlm.run(inputs)
+    return kept.stacked()
 
 
 def _load_images(example: ProbeExample) -> Sequence[Image]:

@@ -16,7 +16,7 @@ from truthgate_eval.probing.config import BLACK, DOCUMENT, NONE, ImageCondition,
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.vision.model import VisionLanguageModel
 
-__all__ = ["BLACK", "DOCUMENT", "NONE", "apply_image_condition", "write_prompt"]
+__all__ = ["BLACK", "DOCUMENT", "NONE", "apply_image_condition", "write_prompt", "write_sequence"]
 
 _BLACK_SIZE = (336, 336)  # as in the released code
 _PLAIN_TURN = "\nASSISTANT:"
@@ -46,10 +46,10 @@ def apply_image_condition(dataset: ProbeDataset, image: ImageCondition) -> Probe
     return dataclasses.replace(dataset, examples=examples, settings={**dataset.settings, "image": image})
 
 
-def write_prompt(
+def write_sequence(
     vlm: VisionLanguageModel, example: ProbeExample, num_images: int, *, bare_question: bool
-) -> str:
-    """A whole sequence as text: the images' placeholders, the context and the answer.
+) -> tuple[str, str]:
+    """A whole sequence as two texts: the images' placeholders with the context, and the answer.
 
     Args:
         vlm: Its chat template is used, which may be the plain one.
@@ -59,11 +59,19 @@ def write_prompt(
     """
     prompt = vlm.prompt(example.context, num_images)
     if vlm.chat.template is None:
-        if not bare_question:
-            return prompt + example.answer
-        prompt += _PLAIN_TURN
-    space = "" if prompt[-1:].isspace() else " "
-    return prompt + space + example.answer.strip()
+        if not bare_question and not vlm.supports_suffix:
+            return prompt, example.answer
+        prompt += _PLAIN_TURN if bare_question else ""
+    # A processor that takes a suffix puts a line break before it.
+    space = "" if prompt[-1:].isspace() or vlm.supports_suffix else " "
+    return prompt, space + example.answer.strip()
+
+
+def write_prompt(
+    vlm: VisionLanguageModel, example: ProbeExample, num_images: int, *, bare_question: bool
+) -> str:
+    """A whole sequence as one text; see `write_sequence`."""
+    return "".join(write_sequence(vlm, example, num_images, bare_question=bare_question))
 
 
 def _black_image() -> list[Image.Image]:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 
-from truthgate_eval.errors import DataError, ModelError, first_line
+from truthgate_eval.errors import DataError, ModelError, first_line, reason_of
+from truthgate_eval.vision.processor import image_token
 
 # Marks the place of an image in a task's question, for every model.
 PLACEHOLDER = "<image>"
@@ -30,18 +31,30 @@ class ChatTemplate:
         template: Jinja source, or None for no template (`chat_template=plain`).
         takes_content_parts: Whether a message's content is a list of parts, or one string.
         image_placeholder: How an image is written where the content is one string.
+        has_placeholders: Whether a prompt has image placeholders. A processor that puts image tokens before
+            the text by itself wants none.
     """
 
     processor: Any
     template: str | None
     takes_content_parts: bool
     image_placeholder: str
+    has_placeholders: bool = True
 
     def prompt(self, text: str, num_images: int) -> str:
         """See `VisionLanguageModel.prompt`."""
+        if self.has_placeholders:
+            return self._marked_prompt(text, num_images)
+        if num_images > 1:
+            name = type(self.processor).__name__
+            raise DataError(f"{name} takes one picture for each text, and the document has {num_images}")
+        prompt, token = self._marked_prompt(text, num_images), image_token(self.processor)
+        return prompt.replace(f"{token}\n", "").replace(token, "")
+
+    def _marked_prompt(self, text: str, num_images: int) -> str:
         pieces = text.split(PLACEHOLDER)
         are_marked = len(pieces) == num_images + 1
-        token = self.processor.image_token
+        token = image_token(self.processor)
         if not (are_marked and num_images) and token in text:
             raise DataError(
                 f"the text has {text.count(token)} placeholders {token} "
@@ -56,7 +69,10 @@ class ChatTemplate:
         return text if self.template is None else self._render(text)
 
     def _render(self, content: _Content) -> str:
-        return _render(self.processor, str(self.template), content)
+        try:
+            return _render(self.processor, str(self.template), content)
+        except Exception as error:  # a template is a program of its own
+            raise DataError(f"the chat template fails on a question: {reason_of(error)}") from error
 
 
 def find_chat_template(processor: Any, chosen: str | None, name: str) -> ChatTemplate:
@@ -115,7 +131,7 @@ def _writes_images(processor: Any, template: str, content: _Content) -> bool:
         without_image = _render(processor, template, text)
     except TemplateSyntaxError:
         raise
-    except (TypeError, ValueError, TemplateError):
+    except Exception:  # a template may do anything with content that it does not expect
         return False
     return _TEST_TEXT in with_image and with_image != without_image and "'type'" not in with_image
 
@@ -137,5 +153,5 @@ def _plain_image_placeholder(processor: Any) -> str:
     vocabulary = processor.tokenizer.get_vocab()
     for start, end in (("<|vision_start|>", "<|vision_end|>"), ("<|vision_bos|>", "<|vision_eos|>")):
         if start in vocabulary:
-            return f"{start}{processor.image_token}{end}"
-    return processor.image_token
+            return f"{start}{image_token(processor)}{end}"
+    return image_token(processor)

@@ -19,6 +19,7 @@ from torch import nn
 
 from truthgate_eval.inference import tuning
 from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.processor import image_token
 
 # Text after an image while it is encoded: the position after the image is read off the token that follows.
 _QUESTION = "x"
@@ -181,7 +182,7 @@ def _image_positions(positions: NDArray[np.int64], start: int, count: int) -> tu
 
 def find_image_token(vlm: VisionLanguageModel) -> int:
     """Token id of an image's placeholder."""
-    return int(vlm.processor.tokenizer.convert_tokens_to_ids(vlm.processor.image_token))
+    return int(vlm.processor.tokenizer.convert_tokens_to_ids(image_token(vlm.processor)))
 
 
 def expand_images(token_ids: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,10 +11,12 @@ import torch
 import transformers
 
 from truthgate_eval.devices import find_device
-from truthgate_eval.errors import ModelError, first_line
+from truthgate_eval.errors import ModelError, first_line, reason_of
+from truthgate_eval.inference.quantization import bitsandbytes_config
 from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
 from truthgate_eval.vision.chat_template import find_chat_template
 from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.processor import complete_from_config, puts_image_tokens_itself
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,24 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     device = find_device(options.device)
     dtype = _dtype(options.dtype)
     name, options = options.pretrained, replace(options, pretrained=resolve_scenes_llava(options.pretrained))
-    quantization = _quantization(options, dtype)
+    quantization = bitsandbytes_config(
+        {"load_in_4bit": options.load_in_4bit, "load_in_8bit": options.load_in_8bit}, dtype
+    )
     config = _load_config(options)
-    processor = _load_processor(options)
+    processor = _load_processor(options, config)
     chat = find_chat_template(processor, options.chat_template, options.pretrained)
+    if puts_image_tokens_itself(processor, chat.prompt("a text", 1), options.pretrained):
+        chat = replace(chat, has_placeholders=False)
     if options.peft:
         _check_adapter(options)
     device_map = options.device_map or ({"": device} if quantization else None)
     model = _load_weights(
         options, config, dtype=dtype, device_map=device_map, quantization_config=quantization
     )
-    model = model if device_map else model.to(device)
+    try:
+        model = model if device_map else model.to(device)
+    except RuntimeError as error:  # too little memory
+        raise ModelError(f"model {name!r} does not go to {device}: {reason_of(error)}") from error
     if options.peft:
         model = _load_adapter(model, options)
     _complete_generation_config(model, processor.tokenizer)
@@ -117,10 +125,11 @@ def _load_config(options: LoadOptions) -> Any:
     return config
 
 
-def _load_processor(options: LoadOptions) -> Any:
-    name = options.pretrained
+def _load_processor(options: LoadOptions, config: Any) -> Any:
+    name, revision = options.pretrained, options.revision or "main"
     try:
-        processor = transformers.AutoProcessor.from_pretrained(name, revision=options.revision or "main")
+        processor = transformers.AutoProcessor.from_pretrained(name, revision=revision)
+        saved, _ = transformers.ProcessorMixin.get_processor_dict(name, revision=revision)
     except Exception as error:
         raise _cannot_load(f"the processor of model {name!r}", error) from error
     images = getattr(processor, "image_processor", None)
@@ -129,6 +138,7 @@ def _load_processor(options: LoadOptions) -> Any:
         raise ModelError(f"model {name!r} has no processor for pictures, only {type(processor).__name__}")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    complete_from_config(processor, config, saved, name)
     limits = {"shortest_edge": options.min_pixels, "longest_edge": options.max_pixels}
     wanted = {edge: pixels for edge, pixels in limits.items() if pixels is not None}
     if wanted:
@@ -175,21 +185,6 @@ def _load_adapter(model: Any, options: LoadOptions) -> Any:
         return PeftModel.from_pretrained(model, str(options.peft))
     except Exception as error:
         raise _cannot_load(f"adapter {options.peft!r} of model {options.pretrained!r}", error) from error
-
-
-def _quantization(
-    options: LoadOptions, dtype: torch.dtype | Literal["auto"]
-) -> transformers.BitsAndBytesConfig | None:
-    if not (options.load_in_4bit or options.load_in_8bit):
-        return None
-    if importlib.util.find_spec("bitsandbytes") is None:
-        bits = "4" if options.load_in_4bit else "8"
-        raise ModelError(f"load_in_{bits}bit needs the package bitsandbytes: pip install bitsandbytes")
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=options.load_in_4bit,
-        load_in_8bit=options.load_in_8bit,
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else dtype,
-    )
 
 
 def _complete_generation_config(model: Any, tokenizer: Any) -> None:

@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import BatchEncoding
 
 from truthgate_eval.errors import DataError
-from truthgate_eval.inference.answer_tokens import drop_added_tokens, last_answer_token, last_ordinary_token
+from truthgate_eval.inference.adapters import forward_parameters
+from truthgate_eval.inference.answer_tokens import drop_added_tokens
 from truthgate_eval.vision.chat_template import ChatTemplate
+from truthgate_eval.vision.processor import image_token, supports_suffix
+from truthgate_eval.vision.tokenizer_recorder import TokenizerRecorder
 
 Images = Sequence[Image.Image]
 PaddingSide = Literal["left", "right"]
+# What the names of a second text encoder's inputs begin with.
+_INSTRUCTION = "qformer_"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,16 +63,32 @@ class VisionLanguageModel:
         """
         return self.chat.prompt(text, num_images)
 
+    @property
+    def supports_suffix(self) -> bool:
+        """Whether an answer is apart from the prompt, after text that the processor appends (PaliGemma)."""
+        return supports_suffix(self.processor)
+
     def encode(
-        self, texts: Sequence[str], images: Sequence[Images], *, padding_side: PaddingSide = "left"
+        self,
+        texts: Sequence[str],
+        images: Sequence[Images],
+        *,
+        suffixes: Sequence[str] | None = None,
+        padding_side: PaddingSide = "left",
     ) -> Any:
         """Model inputs of a batch, on the model's device.
 
         Args:
             texts: Prompts, with or without an answer after them.
             images: Each text's images, in the order of their placeholders.
+            suffixes: Each text's answer, for models with `supports_suffix`.
             padding_side: `left` to generate, `right` to read logits at known positions.
+
+        Raises:
+            ValueError: The processor wants an image with every text of a batch, or fails for another reason.
         """
+        if any(images) and not all(images) and (self.supports_suffix or not self.chat.has_placeholders):
+            raise ValueError("its processor takes no batch of texts with and without pictures")
         inputs = self.processor(
             text=list(texts),
             images=[list(own) for own in images] if any(images) else None,
@@ -76,7 +96,9 @@ class VisionLanguageModel:
             padding_side=padding_side,
             return_tensors="pt",
             add_special_tokens=self._special(texts),
+            **({} if suffixes is None else {"suffix": list(suffixes)}),
         )
+        inputs.pop("labels", None)  # for training: a model would compute a loss, and all logits for it
         return inputs.to(self.device, self.model.dtype)
 
     def tokens(self, text: str) -> list[int]:
@@ -100,44 +122,66 @@ class VisionLanguageModel:
         answers = tokens[:, inputs["input_ids"].shape[1] :]
         return self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def prepare_scoring(self, texts: Sequence[str], images: Sequence[Images]) -> tuple[Any, torch.Tensor]:
-        """Inputs of whole sequences, and the position of each answer's last token, image tokens counted.
+    def prepare_scoring(
+        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Images]
+    ) -> tuple[Any, torch.Tensor]:
+        """Inputs of prompts with answers, and the position of each answer's last token, image tokens counted.
 
         An end-of-sequence token is no part of the answer, and neither is text that the processor appends.
 
         Returns:
             Model inputs padded to the right, and int64 [batch] positions.
+
+        Raises:
+            DataError: An answer's tokens are not found among the processor's.
         """
         eos = self.processor.tokenizer.eos_token or ""
-        inputs, last = self._encode_answers(texts, images, [text.removesuffix(eos) for text in texts])
+        inputs, last = self._encode_answers(
+            prompts, answers, images, [answer.removesuffix(eos) for answer in answers]
+        )
         return inputs, torch.tensor(last, device=self.device)
 
     def _encode_answers(
-        self, texts: Sequence[str], images: Sequence[Images], answered: Sequence[str]
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        images: Sequence[Images],
+        parts: Sequence[str],
     ) -> tuple[Any, list[int]]:
-        """Model inputs padded to the right, and the position of the last token of each of `answered`.
+        """Model inputs padded to the right, and the position of each answer's last token.
 
         Args:
-            texts: Prompts with answers.
-            images: Each text's images.
-            answered: Each text, or as much of it as belongs to prompt and answer.
+            prompts: Prompts.
+            answers: What follows each of them.
+            images: Each prompt's images.
+            parts: Each answer, or its beginning, whose last token is wanted.
         """
-        tokenizer = self.processor.tokenizer
-        recorder = _TokenizerRecorder(tokenizer)
+        recorder = TokenizerRecorder(self.processor.tokenizer)
         # The processor expands placeholders and may append text: only its tokenizer sees the result.
         processor = copy.copy(self.processor)
         processor.tokenizer = recorder
-        inputs = dataclasses.replace(self, processor=processor).encode(texts, images, padding_side="right")
-        ids, encoding = inputs["input_ids"].tolist(), recorder.encoding
-        if encoding is None or _lists(encoding["input_ids"]) != ids:  # a processor that rewrites the ids
-            return inputs, [last_ordinary_token(row, tokenizer) for row in ids]
-        last = []
-        for row, (text, whole) in enumerate(zip(answered, recorder.texts, strict=True)):
-            tail = text.rsplit(self.processor.image_token, 1)[-1]
-            start = whole.rfind(tail)
-            end = len(whole) if start < 0 else start + len(tail)
-            last.append(last_answer_token(encoding, tokenizer, end, row=row))
+        recorded = dataclasses.replace(self, processor=processor)
+        if self.supports_suffix:
+            inputs = recorded.encode(prompts, images, suffixes=answers, padding_side="right")
+            found = [recorder.last_pair_token(row, part) for row, part in enumerate(parts)]
+            return inputs, found
+        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+        inputs = recorded.encode(texts, images, padding_side="right")
+        self._read_prompts_only(inputs, prompts)
+        last, token = [], image_token(self.processor)
+        for row, (prompt, part) in enumerate(zip(prompts, parts, strict=True)):
+            tail = (prompt + part).rsplit(token, 1)[-1]
+            last.append(recorder.last_token(row, tail, inputs["input_ids"][row].tolist()))
         return inputs, last
+
+    def _read_prompts_only(self, inputs: Any, prompts: Sequence[str]) -> None:
+        """Give InstructBLIP's second text encoder the prompts only, as where the model generates the answer.
+
+        Its output is part of the image's features: the answer would be in them.
+        """
+        if any(name.startswith(_INSTRUCTION) for name in inputs):
+            of_prompts = self.encode(prompts, [[]] * len(prompts), padding_side="right")
+            inputs.update({name: of_prompts[name] for name in of_prompts if name.startswith(_INSTRUCTION)})
 
     def run(self, inputs: Any) -> None:
         """Run the model for the caller's hooks, with logits at one position only if it allows that."""
@@ -145,19 +189,32 @@ class VisionLanguageModel:
             self._logits(inputs, 1)
 
     def losses(
-        self, prompts: Sequence[str], answers: Sequence[str], images: Sequence[Images]
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        images: Sequence[Images],
+        *,
+        scoring: Callable[[list[int]], AbstractContextManager[None]] | None = None,
     ) -> list[tuple[float, bool]]:
         """Mean negative log-likelihood per token of each answer, and whether greedy decoding gives it.
+
+        Args:
+            prompts: The prompts.
+            answers: Their answers.
+            images: Each prompt's images.
+            scoring: Makes the context of the pass, of how many tokens each row has from its answer's first
+                one on, with padding.
 
         Raises:
             DataError: An answer has no token of its own.
         """
         counts = [self.new_tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-        inputs, last = self._encode_answers(texts, images, texts)
+        inputs, last = self._encode_answers(prompts, answers, images, answers)
         ends = [position + 1 for position in last]
         kept = inputs["input_ids"].shape[1] - min(end - n for end, n in zip(ends, counts, strict=True)) + 1
-        with torch.no_grad():
+        width = inputs["input_ids"].shape[1]
+        after_first = [width - end + n for end, n in zip(ends, counts, strict=True)]
+        with torch.no_grad(), nullcontext() if scoring is None else scoring(after_first):
             logits = self._logits(inputs, kept)
         offset = inputs["input_ids"].shape[1] - logits.shape[1]
         results = []
@@ -175,39 +232,15 @@ class VisionLanguageModel:
             DataError: The answer has no token of its own.
         """
         tokenizer = self.processor.tokenizer
-        count = len(tokenizer(prompt + answer)["input_ids"]) - len(tokenizer(prompt)["input_ids"])
+        if self.supports_suffix:
+            count = len(tokenizer(answer, add_special_tokens=False)["input_ids"])
+        else:
+            count = len(tokenizer(prompt + answer)["input_ids"]) - len(tokenizer(prompt)["input_ids"])
         if count < 1:
             raise DataError(f"the answer {answer!r} has no token of its own after the prompt")
         return count
 
     def _logits(self, inputs: Any, last: int) -> torch.Tensor:
         """Logits of the last positions, [batch, >= last, vocabulary]; of all if the model has no choice."""
-        options = {"logits_to_keep": last} if "logits_to_keep" in _parameters(self.model) else {}
+        options = {"logits_to_keep": last} if "logits_to_keep" in forward_parameters(self.model) else {}
         return self.model(**inputs, use_cache=False, **options).logits
-
-
-def _lists(ids: Any) -> Any:
-    return ids.tolist() if hasattr(ids, "tolist") else ids
-
-
-class _TokenizerRecorder:
-    """A tokenizer that remembers the last texts that it was given, and their encoding."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self.texts: list[str] = []
-        self.encoding: BatchEncoding | None = None
-
-    def __call__(self, text: str | list[str], *args: Any, **options: Any) -> BatchEncoding:
-        self.encoding = self._tokenizer(text, *args, **options)
-        self.texts = [text] if isinstance(text, str) else list(text)
-        return self.encoding
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._tokenizer, name)
-
-
-def _parameters(model: Any) -> Any:
-    # A PEFT wrapper's own signature takes anything.
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return inspect.signature(base.forward).parameters

@@ -46,25 +46,37 @@ def test_text_after_the_answer_and_padding_are_not_the_answers(padding_side: str
     texts, ends = ["yes\n", "not at all\n"], [3, 10]
     encoding = end_tokenizer(texts, padding=True, padding_side=padding_side)
     for row, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        position = last_answer_token(encoding, end_tokenizer, end, row=row)
+        position = last_answer_token(encoding, end_tokenizer, text[:end], row=row)
         token = end_tokenizer.convert_ids_to_tokens(encoding["input_ids"][row])[position]
         assert text[:end].endswith(token)
 
 
 def test_a_token_across_the_answers_end_is_the_answers(tokenizer: Any) -> None:
     encoding = tokenizer("a th")  # "th" is one token
-    assert last_answer_token(encoding, tokenizer, 3) == len(encoding["input_ids"]) - 1
+    assert last_answer_token(encoding, tokenizer, "a t") == len(encoding["input_ids"]) - 1
 
 
-def test_without_character_offsets_the_last_ordinary_token_is_taken(end_tokenizer: Any) -> None:
+def test_without_character_offsets_the_texts_own_tokens_are_found(end_tokenizer: Any) -> None:
     ids = end_tokenizer("yes")["input_ids"]
     for slow in (BatchEncoding({"input_ids": ids}), BatchEncoding({"input_ids": [[1, 2], ids]})):
         row = len(slow["input_ids"]) - 1 if isinstance(slow["input_ids"][0], list) else 0
-        assert last_answer_token(slow, end_tokenizer, 3, row=row) == len(ids) - 2
+        assert last_answer_token(slow, end_tokenizer, "yes", row=row) == len(ids) - 2
     foreign = [*ids[:-1], 3, 2]  # made by another call than the tokenizer's own; 3 is the unknown token
-    assert drop_added_tokens(foreign, "yes", end_tokenizer) == foreign[:-1]
+    assert drop_added_tokens(foreign, "yes!", end_tokenizer) == foreign[:-1]
+    assert drop_added_tokens(foreign, "yes", end_tokenizer) == ids[:-1]
+    appended = BatchEncoding({"input_ids": end_tokenizer("Is it? yes\nanswer:")["input_ids"]})
+    assert last_answer_token(appended, end_tokenizer, "Is it? yes") == 10
+    with pytest.raises(DataError, match="no token of its text"):
+        last_answer_token(appended, end_tokenizer, "Is it? no")
+
+
+def test_the_answer_may_be_the_second_text_of_a_pair(tokenizer: Any) -> None:
+    encoding = tokenizer(["a", "abc"], text_pair=["yes</s>", "no</s>"], padding=True)
+    assert [last_answer_token(encoding, tokenizer, "yes", sequence=1), encoding["input_ids"][0][3]] == [3, 86]
+    assert last_answer_token(encoding, tokenizer, "no", row=1, sequence=1) == 4
+    assert last_answer_token(encoding, tokenizer, "abc", row=1) == 2
 
 
 def test_a_sequence_without_text_is_one_line(end_tokenizer: Any) -> None:
     with pytest.raises(DataError, match="no token of its text"):
-        last_answer_token(end_tokenizer(""), end_tokenizer, 0)
+        last_answer_token(end_tokenizer(""), end_tokenizer, "")

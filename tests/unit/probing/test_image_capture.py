@@ -120,7 +120,7 @@ def test_the_black_image_is_black_and_a_text_task_has_no_image_of_its_own() -> N
 
 def test_an_end_of_sequence_token_is_not_the_answer(vlm_checkpoint: Callable[[str], str]) -> None:
     vlm = load(vlm_checkpoint("llava"))
-    inputs, last = vlm.prepare_scoring(["Is it? yes", "no</s>"], [[], []])
+    inputs, last = vlm.prepare_scoring(["Is it?", "n"], [" yes", "o</s>"], [[], []])
     ends = inputs["attention_mask"].sum(dim=1) - 1
     assert (ends - last).tolist() == [0, 1]
 
@@ -151,7 +151,7 @@ def test_what_tokenizer_and_processor_append_is_not_read(
         add_end_token(vlm.processor.tokenizer)
     if appended != "end token":
         vlm.processor.__class__ = LineBreakProcessor
-    inputs, last = vlm.prepare_scoring(["Is it? yes", "no"], [[], []])
+    inputs, last = vlm.prepare_scoring(["Is it?", "n"], [" yes", "o"], [[], []])
     extra = inputs["attention_mask"].sum(dim=1) - 1 - last
     assert extra.tolist() == 2 * [2 if appended == "both" else 1]
     found = capture_with_images(vlm, dataset, batch_size=4)
@@ -315,3 +315,31 @@ def test_the_authors_sequences_are_read_with_their_images(tmp_path: Path) -> Non
         load_author_dataset(file, folders)
     left = load_author_dataset(file, folders, allow_missing=True)
     assert len(left) == 3 and left.settings["missing_pictures"] == 1
+
+
+def test_one_image_with_two_names_is_in_one_group(tmp_path: Path) -> None:
+    """Else the same question about it could be on both sides of a split."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "COCO_val2014_000000000025.jpg")
+    lines = [
+        {"question_id": n, "question": "Q", "answer": "x", "label": "gold", "image_path": name}
+        for n, name in enumerate(["COCO_val2014_000000000025.jpg", "000000000025.jpg", "25"])
+    ]
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    answers = load_author_dataset(tmp_path / "lines.jsonl", ImageFolders([tmp_path]))
+    assert answers.groups.tolist() == [0, 0, 0]
+
+
+def test_equal_names_in_two_tasks_are_other_images(prepared: Path) -> None:
+    """A control swaps images by these keys, and takes the image of an equal key."""
+    for number, (folder, file) in enumerate((("phd", "image"), ("rlhf_v", "qa"))):
+        (prepared / folder / "own").mkdir()
+        path = prepared / folder / "own" / "a.png"
+        factories_vlm.random_image(number).save(path)
+        rows = [{**row, "image": "a.png", "image_path": str(path)} for row in image_rows(prepared)]
+        write_dataset(prepared / folder, {file: rows}, source={})
+    examples = load_dataset(["probe_phd_image", "probe_rlhf_v"]).examples
+    images: dict[Any, set[bytes]] = {}
+    for example in examples:
+        assert example.load_images is not None
+        images.setdefault(example.image_key, set()).add(example.load_images()[0].tobytes())
+    assert [len(found) for found in images.values()] == [1, 1]

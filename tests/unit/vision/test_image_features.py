@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import tiny_vision_models as factories_vlm
 from PIL import ExifTags, Image, ImageOps
+from transformers.image_utils import load_image
 
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.vision import self_check
@@ -115,7 +116,7 @@ def test_a_transparent_color_makes_another_image(mode: str) -> None:
 
 
 def test_an_exif_orientation_makes_another_image() -> None:
-    """Transformers turns an image by it before anything else."""
+    """Transformers' `load_image` turns an image by it before anything else."""
     image = factories_vlm.random_image(1)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -123,6 +124,67 @@ def test_an_exif_orientation_makes_another_image() -> None:
     assert turned.tobytes() == image.tobytes() and turned.size == image.size
     assert ImageOps.exif_transpose(turned).size != image.size
     assert image_key(turned) != image_key(saved(image))
+
+
+def upright(image: Image.Image) -> Any:
+    """The pixels of transformers' `load_image`, which turns an image by its EXIF orientation."""
+    return np.asarray(load_image(image))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_an_orientation_counts_in_every_format_that_has_one(file_format: str) -> None:
+    image, exif = factories_vlm.random_image(1), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    turned, plain = saved(image, file_format, exif=exif), saved(image, file_format)
+    assert not np.array_equal(upright(turned), upright(plain))
+    assert image_key(turned) != image_key(plain)
+
+
+def test_an_orientation_in_xmp_alone_counts_as_pillow_reads_it() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    image = factories_vlm.random_image(1)
+    turned, plain = saved(image, "WEBP", lossless=True, xmp=xmp), saved(image, "WEBP", lossless=True)
+    turned.info["XML:com.adobe.xmp"] = xmp.decode()
+    assert upright(turned).shape != upright(plain).shape
+    assert image_key(turned) != image_key(plain)
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "TIFF", "WEBP"])
+def test_another_frame_is_another_image(file_format: str) -> None:
+    frames = [factories_vlm.random_image(n).quantize(16) for n in range(2)]
+    if file_format == "WEBP":
+        frames = [frame.convert("RGB") for frame in frames]
+    options = {"save_all": True, "append_images": frames[1:]}
+    first, second = saved(frames[0], file_format, **options), saved(frames[0], file_format, **options)
+    assert image_key(first) == image_key(second)
+    second.seek(1)
+    assert not np.array_equal(upright(first), upright(second))
+    assert image_key(first) != image_key(second)
+
+
+def palette_alpha(alpha: int) -> Image.Image:
+    image = Image.new("P", (4, 3), 1)
+    image.putpalette([0, 0, 0, 255, 9, 8, 7, alpha], "RGBA")
+    return image
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (palette_alpha(255), palette_alpha(0)),
+        (Image.new("LA", (4, 3), (9, 255)), Image.new("LA", (4, 3), (9, 0))),
+        (Image.new("CMYK", (4, 3), (1, 2, 3, 4)), Image.new("RGBA", (4, 3), (1, 2, 3, 4))),
+        (Image.new("YCbCr", (4, 3), (9, 8, 7)), Image.new("RGB", (4, 3), (9, 8, 7))),
+        (Image.new("I", (4, 3), 1), Image.frombytes("F", (4, 3), Image.new("I", (4, 3), 1).tobytes())),
+        (Image.new("1", (8, 1), 1), Image.frombytes("L", (1, 1), b"\xff")),
+    ],
+)  # fmt: skip
+def test_equal_stored_values_of_other_modes_or_opacity_are_other_images(
+    one: Image.Image, other: Image.Image
+) -> None:
+    same = one.tobytes() == other.tobytes()
+    assert same or one.mode == "LA"  # where the values differ themselves
+    assert image_key(one) != image_key(other) and image_key(one) == image_key(one.copy())
 
 
 def features(tokens: int) -> ImageFeatures:

@@ -16,7 +16,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from truthgate_eval.errors import ModelError
-from truthgate_eval.vision import loading as vlm_loading
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 
 Folder = Callable[[str], str]
@@ -104,7 +103,7 @@ def test_an_unknown_type_or_a_package_that_is_not_there_is_named(
     assert "dtype=float3 is no floating-point type" in refused(pretrained=str(llava), dtype="float3")
     assert "dtype=int8 is no floating-point type" in refused(pretrained=str(llava), dtype="int8")
     assert "flash" in refused(pretrained=str(llava), attn_implementation="flash_attention_2").lower()
-    monkeypatch.setattr(vlm_loading.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     expected = "load_in_4bit needs the package bitsandbytes: pip install bitsandbytes"
     assert refused(pretrained=str(llava), load_in_4bit=True) == expected
 
