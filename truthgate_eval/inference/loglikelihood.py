@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from truthgate_eval.errors import DataError
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.packing import PackedBatch
@@ -15,6 +16,38 @@ from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 # Input and continuation: the input is context and continuation without the last token, so that its last
 # `len(continuation)` positions predict the continuation.
 ScoringRequest = tuple[Sequence[int], Sequence[int]]
+
+
+def check_request(
+    context: Sequence[int], continuation: Sequence[int], *, max_length: int, texts: tuple[str, str] | None
+) -> None:
+    """Refuse a request that has nothing to score, or nothing to score it after.
+
+    lm-eval's `hf` stops at these with an assertion. Without it, an empty continuation has log-likelihood 0
+    and wins against every other.
+
+    Args:
+        context: Token ids before the continuation.
+        continuation: Token ids to score.
+        max_length: The most tokens that the model takes.
+        texts: Context and continuation, for messages; None where a request has none.
+
+    Raises:
+        DataError: The request cannot be scored; the message says why.
+    """
+    before, answer = texts or ("", "")
+    if not continuation:
+        raise DataError(
+            f"the answer {answer!r} has no token of its own after {before[-40:]!r}: it is empty, or the "
+            "tokenizer merges it with the text before it; let it begin with a space or on a new line"
+        )
+    if not context:
+        raise DataError(f"the answer {answer!r} has no token before it: the context is {before[-40:]!r}")
+    if len(continuation) > max_length:
+        raise DataError(
+            f"the answer {answer[:40]!r}... has {len(continuation)} tokens, more than the {max_length} that "
+            "the model takes: raise max_length, or leave the document out"
+        )
 
 
 def log_likelihoods(
@@ -38,7 +71,15 @@ def log_likelihoods(
     Returns:
         For each request, the sum of its tokens' natural log-probabilities, and whether each token is the
         likeliest.
+
+    Raises:
+        ValueError: A continuation is empty, or longer than its input.
     """
+    for i, (token_ids, continuation) in enumerate(requests):
+        if not 0 < len(continuation) <= len(token_ids):
+            raise ValueError(
+                f"request {i} has {len(continuation)} tokens to score, and {len(token_ids)} of input"
+            )
     continuations = [continuation for _, continuation in requests]
     plan = plan_prefixes(
         [token_ids for token_ids, _ in requests],

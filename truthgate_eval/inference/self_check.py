@@ -16,6 +16,7 @@ from torch import nn
 
 from truthgate_eval.errors import GateError, check_choice, reason_of
 from truthgate_eval.inference import tuning
+from truthgate_eval.inference.adapters import find_outer_adapter
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
 from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
@@ -101,6 +102,9 @@ def find_mismatch(model: SharedPrefixModel) -> str | None:
     Args:
         model: A copy from `for_self_check`.
     """
+    added = find_outer_adapter(model.model)
+    if added is not None:
+        return added
     reference = model.make_reference()
     prompt = reference.prompt
     cache, after = _split_prefix(model, prompt)

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from truthgate_eval.decoder import find_decoder
 from truthgate_eval.devices import weights_device
 from truthgate_eval.inference import tuning
+from truthgate_eval.inference.adapters import last_logits_only
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
 from truthgate_eval.inference.packing import PackedBatch, PositionIds, make_batch
@@ -44,9 +46,11 @@ class SharedPrefixModel:
         prefix_pass_cost: What a pass of its own costs, in tokens: see `prefix_plan.plan_prefixes`.
         lower_layers: Outputs of the layers below the first gated one, see `self_check.cache_lower_layers`; or
             None.
+        gradients: Whether `run` and `logits` keep what a backward pass needs.
     """
 
     lower_layers: LowerLayerCache | None = None
+    gradients: bool = False
 
     def __init__(self, model: Any, decoder: nn.Module | None = None) -> None:
         """Wrap a model without running it.
@@ -56,7 +60,7 @@ class SharedPrefixModel:
             decoder: Its text decoder, if it is known already.
         """
         self.model = model
-        self.decoder: nn.Module = model.get_decoder() if decoder is None else decoder
+        self.decoder: nn.Module = find_decoder(model) if decoder is None else decoder
         self.dtype: torch.dtype = getattr(model, "dtype", next(self.decoder.parameters()).dtype)
         self.device = weights_device(self.decoder)
         self.prefix_pass_cost = tuning.prefix_pass_cost(self.device)
@@ -99,9 +103,15 @@ class SharedPrefixModel:
         return cache
 
     def run(self, batch: PackedBatch, cache: SharedPrefixCache | None = None) -> None:
-        """Run the decoder without the language-model head; the caller's hooks keep what they need."""
-        with torch.no_grad(), self._reuse_lower_layers(batch.cache_key, cache):
-            self.decoder(**self._inputs(batch, cache))
+        """Run a batch for the caller's hooks, which keep what they need.
+
+        Without sharing, the whole model runs: what it adds to the decoder may be why it cannot share.
+        """
+        with torch.set_grad_enabled(self.gradients), self._reuse_lower_layers(batch.cache_key, cache):
+            if self.supports_sharing:
+                self.decoder(**self._inputs(batch, cache))
+            else:
+                self.model(**self._inputs(batch, cache), **last_logits_only(self.model))
 
     def logits(
         self,
@@ -130,7 +140,7 @@ class SharedPrefixModel:
         # The whole model runs, not its head alone: some models scale or cap the logits after it.
         hook = self.decoder.register_forward_hook(select)
         try:
-            with torch.no_grad(), self._reuse_lower_layers(batch.cache_key, cache):
+            with torch.set_grad_enabled(self.gradients), self._reuse_lower_layers(batch.cache_key, cache):
                 return self.model(**self._inputs(batch, cache)).logits[0]
         finally:
             hook.remove()
@@ -152,6 +162,12 @@ class SharedPrefixModel:
             positions = positions.expand(len(self.position_ids([])), -1, -1)
         batch = PackedBatch(token_ids.to(self.device), positions, mask)
         return self.logits(batch, cache.rows, cache.slots, cache)
+
+    def with_gradients(self) -> SharedPrefixModel:
+        """A copy whose passes can be differentiated; it runs every layer."""
+        other = copy.copy(self)
+        other.gradients, other.lower_layers = True, None
+        return other
 
     def for_self_check(self) -> SharedPrefixModel:
         """A copy that can run the test prompts of `make_reference`."""

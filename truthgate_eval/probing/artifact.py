@@ -43,8 +43,9 @@ def make_artifact(
     """
     metadata = {
         **model_metadata,
-        **_describe_data(dataset),
+        **describe_data(dataset),
         "probe": {**own.mean.settings, "seeds": config.seeds},
+        "kind": config.score,
         "score": config.score,
         "controls": {
             control.name: _summarize(of_controls[control.name], control.settings) for control in controls
@@ -69,7 +70,8 @@ def describe_model(model: Any, name: str, layout: AttentionLayout, site: str) ->
     }
 
 
-def _describe_data(dataset: TokenizedDataset | ProbeDataset) -> dict[str, Any]:
+def describe_data(dataset: TokenizedDataset | ProbeDataset) -> dict[str, Any]:
+    """Metadata of what was probed."""
     return {
         **dataset.settings,
         "documents": len(set(dataset.groups.tolist())),

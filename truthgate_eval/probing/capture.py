@@ -1,8 +1,9 @@
 """Every head's activation at one token of each sequence: the last token of the answer.
 
-Step 2 of `docs/method.md#truth-scores`. Only the text decoder runs, without the language-model head.
-Prefixes that sequences share run once (`inference.shared_prefix`), and hooks keep the needed positions of
-every layer.
+Step 2 of `docs/method.md#truth-scores`. Hooks keep the needed positions of every layer. Where the
+text decoder computes what the whole model does, only the decoder runs, up to the last layer's projection, and
+prefixes that sequences share run once (`inference.shared_prefix`). Where it does not, as with a prompt-tuning
+adapter, every sequence runs through the whole model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from truthgate_eval.devices import weights_device
+from truthgate_eval.errors import ModelError, reason_of
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.inference import self_check, tuning
 from truthgate_eval.inference.batching import TokenBudget
@@ -34,6 +37,7 @@ def capture(
     batch_size: int | Literal["auto"] = 8,
     layout: AttentionLayout | None = None,
     forward: SharedPrefixModel | None = None,
+    mixed_precision_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -50,12 +54,18 @@ def capture(
             a number that fits. On a CPU, a batch has no more tokens than fit in the cache.
         layout: The model's attention layout, if it is known already.
         forward: The model with shared prefixes, if it has been checked already.
+        mixed_precision_dtype: What the model computes in under autocast, as lm-eval's option of that name;
+            None for no autocast.
         progress: Called with the number of sequences that were run since the last call.
         out: Where to write, float32 [n, layers, heads, width]; `allocate_activations` makes one on disk
             where memory is too small. By default a new array.
 
     Returns:
-        float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given.
+        float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given. Features beyond
+        the width of a narrower layer's heads are 0.
+
+    Raises:
+        ModelError: The model does not run.
     """
     layout = layout or find_attention_layout(model)
     shape = (len(sequences), layout.num_layers, layout.num_heads, layout.head_width(site))
@@ -63,7 +73,12 @@ def capture(
     if result.shape != shape or result.dtype != np.float32:
         raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
     writer = ActivationWriter(result)
-    forward = forward or self_check.load(model, layout.decoder)
+    if forward is None:
+        with autocast(model, mixed_precision_dtype):
+            forward = self_check.load(model, layout.decoder)
+    if not forward.supports_sharing:
+        with autocast(model, mixed_precision_dtype):
+            _check_whole_model(forward)
     budget = TokenBudget.for_batch_size(batch_size, sequences, forward.device)
     if forward.device.type == "cpu":
         budget.tokens = min(budget.tokens, tuning.CAPTURE_TOKENS_PER_THREAD * torch.get_num_threads())
@@ -73,23 +88,44 @@ def capture(
         )
         equal = [[chosen[index] for index in indices] for indices in plan.indices_by_distinct()]
         for group in plan.groups:
-            prefix = forward.compute_prefix(group)
+            with autocast(model, mixed_precision_dtype):
+                prefix = forward.compute_prefix(group)
 
             def run(
                 prompts: list[PackedPrompt],
                 prefix: SharedPrefixCache | None = prefix,
                 equal: list[list[int]] = equal,
             ) -> None:
-                activations = _last_tokens(forward, layout, prompts, prefix, site)
+                with autocast(model, mixed_precision_dtype):
+                    activations = _last_tokens(forward, layout, prompts, prefix, site)
                 rows = [equal[distinct_id] for prompt in prompts for distinct_id in prompt.sequence_ids]
                 for values, of_sequence in zip(activations, rows, strict=True):
-                    writer.put(of_sequence, values.reshape(shape[1:]))
+                    writer.put(of_sequence, values)
                 if progress is not None:
                     progress(sum(map(len, rows)))
 
             budget.run_batches(group.prompts, run)
     writer.drop()
     return result
+
+
+def autocast(model: Any, dtype: torch.dtype | None) -> torch.autocast:
+    """The context in which lm-eval's `hf` runs a model with `mixed_precision_dtype=dtype`."""
+    return torch.autocast(weights_device(model).type, dtype=dtype, enabled=dtype is not None)
+
+
+def _check_whole_model(forward: SharedPrefixModel) -> None:
+    """Run the whole model on two tokens.
+
+    Raises:
+        ModelError: It does not run; the message says why.
+    """
+    try:
+        with torch.no_grad():
+            forward.model(input_ids=torch.tensor([[0, 1]], device=forward.device), use_cache=False)
+    except Exception as error:  # a model's own code may fail in any way
+        name = type(forward.model).__name__
+        raise ModelError(f"{name} does not run on text: {reason_of(error)}") from error
 
 
 def _by_length(
@@ -108,10 +144,12 @@ def _last_tokens(
     prefix: SharedPrefixCache | None,
     site: Site,
 ) -> NDArray[np.float32]:
-    """[suffixes of all prompts, layers, features] at the last token of each suffix."""
+    """[suffixes of all prompts, layers, heads, width] at the last token of each suffix."""
     batch = forward.pack(prompts, prefix)
     rows, columns = batch.last_tokens(prompts)
-    with LastTokenHooks(layout, columns, site, rows=rows) as kept:
+    with LastTokenHooks(
+        layout, columns, site, batch.token_ids.shape[1], rows=rows, stop=forward.supports_sharing
+    ) as kept:
         forward.run(batch, prefix)
     return kept.stacked()
 
@@ -124,13 +162,17 @@ class LastTokenHooks:
     """Context manager that keeps activations of some positions while the decoder runs.
 
     The forward pass, and with it the `with` block, ends when the last layer's projection has been read,
-    without that layer's MLP and the language-model head.
+    without that layer's MLP and the language-model head. That is not safe inside of PEFT's wrapper, which
+    leaves hooks of its own on the model if a pass does not end.
 
     Args:
         layout: The model's attention layout.
         positions: int [k]; a position of each row of the batch, or of each of `rows`.
         site: `post` or `pre`.
+        length: Columns of the batch, padding included. An adapter's virtual tokens stand before them.
         rows: int [k]; batch row of each position. The batch's last row must be among them.
+        stop: Whether the pass ends at the last projection. If not, and a pass runs the layers several times,
+            the last time counts, which is the answer's.
     """
 
     def __init__(
@@ -138,11 +180,14 @@ class LastTokenHooks:
         layout: AttentionLayout,
         positions: torch.Tensor,
         site: Site,
+        length: int,
         *,
         rows: torch.Tensor | None = None,
+        stop: bool = True,
     ) -> None:
-        self.layout, self.positions, self.site = layout, positions, site
+        self.layout, self.positions, self.site, self.length = layout, positions, site, length
         self.rows = torch.arange(len(positions)) if rows is None else rows
+        self.stop = stop
         self.kept: dict[int, torch.Tensor] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -165,10 +210,16 @@ class LastTokenHooks:
 
     def _keep(self, layer: int, x: torch.Tensor) -> None:
         x = x.reshape(int(self.rows.max()) + 1, -1, x.shape[-1])  # some models flatten batch and length
-        self.kept[layer] = x[self.rows.to(x.device), self.positions.to(x.device)].float()
-        if layer == self.layout.num_layers - 1:
+        positions = self.positions.to(x.device) + x.shape[1] - self.length
+        self.kept[layer] = x[self.rows.to(x.device), positions].float()
+        if self.stop and layer == self.layout.num_layers - 1:
             raise _CaptureDoneError
 
     def stacked(self) -> NDArray[np.float32]:
-        """float32 [positions, layers, features]; moved to the CPU in one piece per layer."""
-        return np.stack([self.kept[layer].cpu().numpy() for layer in range(self.layout.num_layers)], axis=1)
+        """float32 [positions, layers, heads, width]; moved to the CPU in one piece per layer."""
+        heads, widest = self.layout.num_heads, self.layout.head_width(self.site)
+        stacked = np.zeros((len(self.positions), self.layout.num_layers, heads, widest), dtype=np.float32)
+        for layer, width in enumerate(self.layout.head_widths(self.site)):
+            kept = self.kept[layer].cpu().numpy()
+            stacked[:, layer, :, :width] = kept.reshape(len(kept), heads, width)
+        return stacked

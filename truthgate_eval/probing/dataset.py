@@ -168,8 +168,8 @@ def load_author_dataset(
     groups: dict[Hashable, int] = {}
     examples = []
     for row in kept:
-        group = groups.setdefault((row["image"], row["question"]), len(groups))
         file = found[row["image"]]
+        group = groups.setdefault((file, row["question"]), len(groups))
         load_images = functools.partial(_open_images, file)
         answer, truthful = row["choices"][0], bool(row["target"])
         examples.append(ProbeExample(row["question"], answer, truthful, group, load_images, file))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import ProbeError
@@ -14,7 +15,7 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.inference import self_check
 from truthgate_eval.probing.activations import allocate_activations
 from truthgate_eval.probing.artifact import describe_model, make_artifact
-from truthgate_eval.probing.capture import capture
+from truthgate_eval.probing.capture import autocast, capture
 from truthgate_eval.probing.config import CONTEXT_GAIN, NO_CONTEXT, SHUFFLED, CaptureConfig, ProbeConfig
 from truthgate_eval.probing.controls import Control, shuffled_labels
 from truthgate_eval.probing.cross_validation import Progress
@@ -32,6 +33,7 @@ def run_probing(
     config: ProbeConfig | None = None,
     *,
     name: str,
+    mixed_precision_dtype: torch.dtype | None = None,
     capture_config: CaptureConfig | None = None,
     controls: Sequence[Control] = (),
     capture_progress: Progress | None = None,
@@ -44,6 +46,7 @@ def run_probing(
         sequences: What to probe it on.
         config: How probes are fitted and scored.
         name: The model's id, for the artifact.
+        mixed_precision_dtype: What the model computes in under autocast, if it answers in it (`capture`).
         capture_config: Where activations are read, in which batches.
         controls: What else to probe, with the same solver and folds (`make_controls`).
         capture_progress: Called with the number of sequences that were run since the last call.
@@ -63,7 +66,11 @@ def run_probing(
     settings = capture_config or CaptureConfig()
     layout = find_attention_layout(model)
     # Checked once, however many controls are captured.
-    forward = self_check.load(model, layout.decoder)
+    with autocast(model, mixed_precision_dtype):
+        forward = self_check.load(model, layout.decoder)
+    metadata = describe_model(model, name, layout, settings.site)
+    if mixed_precision_dtype is not None:
+        metadata["mixed_precision_dtype"] = str(mixed_precision_dtype).removeprefix("torch.")
 
     def run(dataset: TokenizedDataset) -> NDArray[np.float32]:
         return capture(
@@ -73,6 +80,7 @@ def run_probing(
             batch_size=settings.batch_size,
             layout=layout,
             forward=forward,
+            mixed_precision_dtype=mixed_precision_dtype,
             progress=capture_progress,
             out=_allocate(len(dataset), layout, settings),
         )
@@ -81,7 +89,7 @@ def run_probing(
         run,
         sequences,
         config,
-        model_metadata=describe_model(model, name, layout, settings.site),
+        model_metadata=metadata,
         controls=controls,
         progress=probe_progress,
     )

@@ -51,3 +51,20 @@ def test_the_likeliest_continuation_is_called_so() -> None:
         self_check.load(model), [([5, 6, 7], [best]), ([5, 6, 7], [best - 1])], budget=TokenBudget(100)
     )
     assert [greedy for _, greedy in found] == [True, False] and found[0][0] > found[1][0]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (([5, 6], []), "request 1 has 0 tokens to score, and 2 of input"),
+        (([5], [6, 7]), "request 1 has 2 tokens to score, and 1 of input"),
+        (([], []), "request 1 has 0 tokens to score, and 0 of input"),
+    ],
+)
+def test_requests_without_anything_to_score_are_refused(
+    request_: tuple[list[int], list[int]], message: str
+) -> None:
+    model = self_check.load(factories.tiny_model("llama"))
+    with pytest.raises(ValueError, match=message):
+        log_likelihoods(model, [([5, 6], [7]), request_], budget=TokenBudget(100))
+    assert log_likelihoods(model, [], budget=TokenBudget(100)) == []

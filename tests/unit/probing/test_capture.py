@@ -86,7 +86,7 @@ def test_the_pass_ends_after_the_last_projection(site: str) -> None:
     layout, layers = find_attention_layout(model), model.get_decoder().layers
     self_check.load(model)  # runs whole passes, which must leave nothing behind
     hooks = [layer.mlp.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, layer in enumerate(layers)]
-    with torch.no_grad(), LastTokenHooks(layout, torch.tensor([2]), site) as kept:
+    with torch.no_grad(), LastTokenHooks(layout, torch.tensor([2]), site, 3) as kept:
         model(torch.tensor([[3, 4, 5]]))
     assert ran == [0, 1] and kept.stacked().shape[:2] == (1, 3)
     for hook in hooks:
@@ -94,7 +94,7 @@ def test_the_pass_ends_after_the_last_projection(site: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with (
         pytest.raises(IndexError),
-        LastTokenHooks(layout, torch.tensor([9]), site),
+        LastTokenHooks(layout, torch.tensor([9]), site, 3),
     ):  # other errors come through
         model(torch.tensor([[3, 4, 5]]))
 

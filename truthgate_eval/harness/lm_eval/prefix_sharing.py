@@ -17,10 +17,11 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
+from truthgate_eval.errors import DataError
 from truthgate_eval.inference import self_check
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily, end_tokens, is_plain_greedy
-from truthgate_eval.inference.loglikelihood import log_likelihoods
+from truthgate_eval.inference.loglikelihood import check_request, log_likelihoods
 from truthgate_eval.inference.self_check import Engine, parse_engine
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 # A request as `HFLM._loglikelihood_tokens` takes it: (context, continuation) or None for a window of a
 # rolling request, the context's token ids, the continuation's token ids.
-_TokenizedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
+TokenizedRequest = tuple[tuple[str, str] | None, list[int], list[int]]
 
 
 class _GreedySettings(NamedTuple):
@@ -64,7 +65,13 @@ class SharedPrefixHF(HFLM):
         accelerator = getattr(self, "accelerator", None)
         distributed_type = accelerator.distributed_type if accelerator else None
         is_sharded = distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        if self.backend != "causal" or is_sharded or self.mixed_precision_dtype is not None:
+        # What a subclass does around the model's pass, such as lm-eval's `steered`, would be left out.
+        is_overridden = any(
+            getattr(type(self), name) is not getattr(HFLM, name)
+            for name in ("_model_call", "_model_generate")
+        )
+        is_plain = self.backend == "causal" and self.mixed_precision_dtype is None
+        if not is_plain or is_sharded or is_overridden:
             log.warning("shared prefixes need a plain causal model: all requests take `hf`'s own path")
             return None
         shared = self_check.load(self.model)
@@ -83,13 +90,31 @@ class SharedPrefixHF(HFLM):
             batch_size or self.batch_size, sequences, self.shared_model.device, max_new_tokens=max_new_tokens
         )
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """See `HFLM.loglikelihood`.
+
+        Raises:
+            DataError: A request has nothing to score (`check_request`).
+        """
+        for context, continuation in (request.args for request in requests):
+            if context == "" and not self.tok_encode(continuation, add_special_tokens=False):
+                raise DataError(f"the answer {continuation!r} to an empty context has no token")
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
     def _loglikelihood_tokens(
         self,
-        requests: list[_TokenizedRequest],
+        requests: list[TokenizedRequest],
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """See `HFLM._loglikelihood_tokens`."""
+        """See `HFLM._loglikelihood_tokens`.
+
+        Raises:
+            DataError: A request has nothing to score (`check_request`).
+        """
+        max_length = self.max_length
+        for texts, context, continuation in requests:
+            check_request(context, continuation, max_length=max_length, texts=texts)
         model = self.shared_model
 
         def own_path(indices: list[int]) -> list[tuple[float, bool]]:
@@ -100,7 +125,7 @@ class SharedPrefixHF(HFLM):
             return own_path(list(range(len(requests))))
         # `hf` truncates the input from the left, and takes its last token off.
         pairs = [
-            ((context + continuation)[-(self.max_length + 1) :][:-1], continuation)
+            ((context + continuation)[-(max_length + 1) :][:-1], continuation)
             for _, context, continuation in requests
         ]
         fits = [
@@ -110,6 +135,7 @@ class SharedPrefixHF(HFLM):
 
         def shared_path(indices: list[int]) -> list[tuple[float, bool]]:
             chosen = [pairs[i] for i in indices]
+            self._warn_of_truncation([requests[i] for i in indices])
             with self._progress_bar(len(indices), disable_tqdm, "loglikelihood") as bar:
                 answers = log_likelihoods(
                     model,
@@ -125,6 +151,17 @@ class SharedPrefixHF(HFLM):
             return answers
 
         return _answer_on_two_paths(fits, shared_path, own_path)
+
+    def _warn_of_truncation(self, requests: Sequence[TokenizedRequest]) -> None:
+        """Say what `hf` says of every request that is longer than the model takes, in one line for all."""
+        lengths = [len(context) + len(continuation) for _, context, continuation in requests]
+        too_long = [length for length in lengths if length > self.max_length + 1]
+        if too_long:
+            log.warning(
+                "%d of %d requests are longer than the model's %d tokens, the longest has %d: their contexts "
+                "are cut from the left",
+                len(too_long), len(requests), self.max_length, max(too_long),
+            )  # fmt: skip
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """See `HFLM.generate_until`."""
@@ -169,8 +206,10 @@ class SharedPrefixHF(HFLM):
                 settings[i], prompts[i] = own, token_ids
         return settings, prompts
 
-    def _greedy_settings(self, gen_kwargs: dict[str, Any]) -> _GreedySettings | None:
+    def _greedy_settings(self, gen_kwargs: object) -> _GreedySettings | None:
         """Settings of plain greedy decoding; None where a request, or the model, asks for anything else."""
+        if not isinstance(gen_kwargs, dict):
+            return None  # `hf` says so
         kwargs = dict(normalize_gen_kwargs(gen_kwargs, self.max_gen_toks))
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         until = tuple(handle_stop_sequences(kwargs.pop("until", None), eos=eos))

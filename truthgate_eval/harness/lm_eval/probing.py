@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,14 @@ from numpy.typing import NDArray
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.harness.lm_eval.model import GatedHF
 from truthgate_eval.inference.answer_tokens import drop_added_tokens
+from truthgate_eval.inference.loglikelihood import check_request
 from truthgate_eval.limits import apply_limit, check_limit
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 from truthgate_eval.probing.controls import ContextChange
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, next_group
 from truthgate_eval.probing.surface import equally_long, without_final_punctuation
+
+log = logging.getLogger(__name__)
 
 
 def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: str | None) -> HFLM:
@@ -40,7 +44,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
         device: As on lm-eval's command line.
 
     Raises:
-        ModelError: The model is unknown, cannot be loaded, or is not a transformers model.
+        ModelError: The model is unknown, cannot be loaded, is not a transformers model, or does more than it.
     """
     arguments = dict(model_args)
     if model in ("hf", "hf-auto", "huggingface"):
@@ -55,9 +59,15 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
         ) from error
     if not (isinstance(cls, type) and issubclass(cls, HFLM)):
         raise ModelError(f"--model {model} holds no transformers model to read activations from: use hf")
+    found: type[HFLM] = cls
+    if found._model_call is not HFLM._model_call:
+        raise ModelError(
+            f"--model {model} answers with more than its transformers model ({found.__name__}._model_call), "
+            "whose activations would be read: use --model hf, or vlm for a model with images"
+        )
     if "pretrained" in arguments:
         arguments["pretrained"] = resolve_smollm2(arguments["pretrained"])
-    return cls(batch_size=batch_size, device=device, **arguments)
+    return found(batch_size=batch_size, device=device, **arguments)
 
 
 def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
@@ -126,8 +136,8 @@ def load_dataset(
         change: Replaces the documents' knowledge, for the controls of the context.
 
     Raises:
-        TaskError: A task is unknown, is not multiple-choice, has no matched answers, or does not say
-            which field of a document is the knowledge that is to be changed.
+        TaskError: A task is unknown, is not multiple-choice, has an empty answer or no matched ones, or does
+            not say which field of a document is the knowledge that is to be changed.
         TruthGateError: The limit leaves no document.
     """
     check_limit(limit)
@@ -181,8 +191,20 @@ def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDatas
 
 
 def tokenize(lm: HFLM, dataset: ProbeDataset) -> TokenizedDataset:
-    """The data set's sequences as tokens of a text model; the last token of each is the answer's last."""
-    tokens = [_encode(lm, example.context, example.answer) for example in dataset.examples]
+    """The data set's sequences as tokens of a text model; the last token of each is the answer's last.
+
+    Raises:
+        DataError: An answer has no token of its own after its context, or more than the model takes.
+    """
+    max_length = lm.max_length
+    tokens = [_encode(lm, example.context, example.answer, max_length) for example in dataset.examples]
+    too_long = sum(len(ids) > max_length for ids in tokens)
+    if too_long:
+        log.warning(
+            "%d of %d sequences are longer than the model's %d tokens: their contexts are cut from the left",
+            too_long, len(tokens), max_length,
+        )  # fmt: skip
+        tokens = [ids[-max_length:] for ids in tokens]
     return TokenizedDataset(
         tokens, dataset.labels, dataset.groups, dataset.rows, dataset.fingerprint, dataset.settings
     )
@@ -263,6 +285,11 @@ def _collect(
         context, choice = instance.args[:2]
         if chosen is not None:
             choice = without_final_punctuation(choice)
+        if not choice.strip():
+            raise TaskError(
+                f"task {name!r}, document {instance.doc_id}: answer {instance.idx} is empty, with no token "
+                "to read activations at"
+            )
         examples.append(ProbeExample(context, choice, bool(right[instance.idx]), groups[instance.doc_id]))
 
 
@@ -279,15 +306,17 @@ def right_choices(task: Any, doc: dict[str, Any]) -> NDArray[np.bool_]:
     return right
 
 
-def _encode(lm: HFLM, context: str, choice: str) -> list[int]:
+def _encode(lm: HFLM, context: str, choice: str, max_length: int) -> list[int]:
     """Tokens of context + choice as in lm-eval's log-likelihood requests, up to the choice's last token."""
     if context == "":
         choice_ids = lm.tok_encode(choice, add_special_tokens=False)
-        return [lm.prefix_token_id, *choice_ids][-lm.max_length :]
+        check_request([lm.prefix_token_id], choice_ids, max_length=max_length, texts=(context, choice))
+        return [lm.prefix_token_id, *choice_ids]
     whole = lm.tok_encode(context + choice)
     ids = drop_added_tokens(whole, context + choice, lm.tokenizer)
     if len(ids) == len(whole):
         context_ids, choice_ids = lm._encode_pair(context, choice)
+        check_request(context_ids, choice_ids, max_length=max_length, texts=(context, choice))
         ids = [*context_ids, *choice_ids]
     # Else the context's tokens end with an added token, too, at which lm-eval would cut `whole` one too late.
-    return ids[-lm.max_length :]
+    return ids
