@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from truthgate_eval.data.splits import SELECTION
-from truthgate_eval.errors import TaskError, TruthGateError
+from truthgate_eval.errors import GateError, TaskError, TruthGateError
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.harness.evaluator import EvaluatorConfig, check_complete, eval_result
+from truthgate_eval.harness.lm_eval.evaluator import LmEvalEvaluator
 
 
 def test_the_metric_is_the_mean_over_tasks_with_its_standard_error() -> None:
@@ -33,3 +35,9 @@ def test_a_process_without_results_is_refused() -> None:
     assert check_complete({"results": {}}) == {"results": {}}
     with pytest.raises(TaskError, match="one process"):
         check_complete(None)
+
+
+def test_a_gate_of_some_tokens_is_refused_before_anything_runs() -> None:
+    evaluator = object.__new__(LmEvalEvaluator)  # without a model, which it must not get to
+    with pytest.raises(GateError, match="positions=last cannot be evaluated with shared prefixes"):
+        evaluator.evaluate(GateConfig.parse("random:1", positions="last"), SELECTION)
