@@ -1,32 +1,32 @@
-"""The soft gate: g = 1 + lam * norm(S) on every attention head.
+"""Gates: a factor, and perhaps a shift, for every attention head.
 
-Equations 5 and 6 and appendix D of the paper, see `docs/method.md#soft-gate`. A `Gate` is the array of g.
-`attach` applies it to a loaded model with hooks, which can be replaced and removed; `fold` multiplies it into
-the model's weights.
+`make_gate` makes the paper's soft gate g = 1 + lam * norm(S), equations 5 and 6 and appendix D, see
+`docs/method.md#soft-gate`; `selection` and `shift` make the others. `attach` applies a gate to a loaded model
+with hooks, which can be replaced and removed; `fold` puts it into the model's weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from truthgate_eval.devices import weights_device
 from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import (
     AttentionLayout,
     Site,
     check_site,
     find_attention_layout,
-    linear_shape,
 )
+from truthgate_eval.gating.layer_gate import LayerGate, LayerGateHook, check_foldable
+from truthgate_eval.gating.positions import GatedPositions, Positions, check_positions
 from truthgate_eval.gating.scores import TruthScores
 
 Norm = Literal["minmax", "centered", "zscore", "none"]
@@ -39,21 +39,51 @@ _ZSCORE_MIN_STD = 1e-7
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """The factor of every attention head, and the site where it applies.
+    """What changes every attention head, and where.
 
     Attributes:
-        values: float32 [layers, heads]; g of equation 6.
+        values: float32 [layers, heads] factors; g of equation 6.
         site: `post` scales each head's slice of the output projection's output, `pre` of its input.
+        shift: float32 [layers, heads, width], added to each head's slice of the output projection's input
+            after its factor; None for no shift. It needs site `pre`. Of a layer with narrower heads than
+            `width` only the first features count.
+        positions: The tokens whose activations are changed; `fold` can only do `all`.
+
+    Raises:
+        GateError: The arrays do not fit each other, or the shift the site.
     """
 
     values: NDArray[np.float32]
     site: Site = "post"
+    shift: NDArray[np.float32] | None = None
+    positions: Positions = "all"
 
     def __post_init__(self) -> None:
         check_site(self.site)
+        check_positions(self.positions)
         object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float32))
         if self.values.ndim != 2 or not np.isfinite(self.values).all():
             raise GateError(f"gate values must be a finite [layers, heads] array, got {self.values.shape}")
+        if self.shift is None:
+            return
+        if self.site != "pre":
+            raise GateError("a shift is added to the output projection's input: use site=pre")
+        shift = np.asarray(self.shift, dtype=np.float32)
+        object.__setattr__(self, "shift", shift)
+        if shift.ndim != 3 or shift.shape[:2] != self.values.shape or not np.isfinite(shift).all():
+            raise GateError(
+                f"a shift must be a finite [layers, heads, width] array for {self.values.shape} heads, "
+                f"got {shift.shape}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it; gates with equal fingerprints change a model alike."""
+        found = hashlib.sha256(f"{self.site} {self.positions} {self.values.shape}".encode())
+        found.update(self.values.tobytes())
+        if self.shift is not None:
+            found.update(f"{self.shift.shape}".encode() + self.shift.tobytes())
+        return found.hexdigest()
 
 
 def check_norm(norm: str) -> Norm:
@@ -150,12 +180,27 @@ def random_gate(
     return Gate(_restrict_to_layers(1.0 + draw, layers), site)
 
 
+def check_layers(layers: Sequence[int] | None, count: int) -> Sequence[int]:
+    """The layers of a model that are gated.
+
+    Args:
+        layers: Their numbers (0-based); None for all.
+        count: How many layers the model has.
+
+    Raises:
+        GateError: The model has no such layers.
+    """
+    if layers is None:
+        return range(count)
+    if not layers or min(layers) < 0 or max(layers) >= count:
+        raise GateError(f"layers {list(layers)} are not all within this model's 0 to {count - 1}")
+    return layers
+
+
 def _restrict_to_layers(values: NDArray[np.float64], layers: Sequence[int] | None) -> NDArray[np.float32]:
     """Set g = 1 in all other layers."""
     if layers is not None:
-        if not layers or min(layers) < 0 or max(layers) >= len(values):
-            raise GateError(f"layers {list(layers)} are not all within this model's 0 to {len(values) - 1}")
-        others = np.setdiff1d(np.arange(len(values)), np.asarray(layers))
+        others = np.setdiff1d(np.arange(len(values)), np.asarray(check_layers(layers, len(values))))
         values = values.copy()
         values[others] = 1.0
     return values.astype(np.float32)
@@ -173,7 +218,8 @@ class GateHandle:
 
     def __init__(self, layout: AttentionLayout, gate: Gate) -> None:
         self.layout = layout
-        self._hooks: list[_Hook] = []
+        self._hooks: list[LayerGateHook] = []
+        self._positions: GatedPositions | None = None
         self.set(gate)
 
     def set(self, gate: Gate) -> None:
@@ -182,47 +228,40 @@ class GateHandle:
         Raises:
             GateError: The gate's shape is not the model's; the gate before it stays.
         """
-        vectors = _feature_vectors(self.layout, gate)
+        layer_gates = _layer_gates(self.layout, gate)
         self.remove()
         self.gate = gate
-        for projection, vector in zip(self.layout.projections, vectors, strict=True):
-            self._hooks.append(_Hook(projection.module, vector, gate.site))
+        if gate.positions != "all":
+            self._positions = GatedPositions(self.layout.decoder, gate.positions)
+        for projection, layer_gate in zip(self.layout.projections, layer_gates, strict=True):
+            self._hooks.append(LayerGateHook(projection.module, layer_gate, self._positions))
+
+    def scoring(self, after_first: int | Sequence[int]) -> AbstractContextManager[None]:
+        """In this block, passes hold a prompt and a continuation that is scored: `GatedPositions.scoring`.
+
+        Where all tokens are gated, it changes nothing.
+        """
+        return nullcontext() if self._positions is None else self._positions.scoring(after_first)
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model computes with the gate: false after `remove`."""
+        return bool(self._hooks)
 
     def remove(self) -> None:
         """Remove the gate's hooks; the model computes bit for bit what it did without a gate."""
         for hook in self._hooks:
             hook.handle.remove()
         self._hooks = []
+        if self._positions is not None:
+            self._positions.remove()
+            self._positions = None
 
     def __enter__(self) -> GateHandle:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.remove()
-
-
-class _Hook:
-    """A forward hook that multiplies one projection's input or output by its layer's gate."""
-
-    def __init__(self, module: nn.Module, vector: torch.Tensor, site: Site) -> None:
-        self.vector = vector.to(weights_device(module))
-        self.handle: RemovableHandle
-        if site == "pre":
-            self.handle = module.register_forward_pre_hook(self.scale_input)
-        else:
-            self.handle = module.register_forward_hook(self.scale_output)
-
-    def scale(self, x: torch.Tensor) -> torch.Tensor:
-        if self.vector.device != x.device:  # the device of offloaded weights is unknown until they run
-            self.vector = self.vector.to(x.device)
-        # Multiplied in the gate's float32, then cast back to the model's dtype.
-        return (x * self.vector).to(x.dtype)
-
-    def scale_input(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return self.scale(args[0]), *args[1:]
-
-    def scale_output(self, _module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return self.scale(output)
 
 
 def attach(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> GateHandle:
@@ -241,10 +280,12 @@ def attach(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> 
 
 
 def fold(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> None:
-    """Multiply the gate into the output projections' weights, which costs nothing per token.
+    """Put the gate into the output projections' weights, which costs nothing per token.
 
-    `post` scales a projection's output features and its bias, `pre` its input features. A folded gate cannot
-    be removed.
+    `post` scales a projection's output features and its bias, `pre` its input features. A shift s adds W_o s
+    to the bias. An `nn.Linear` without a bias gets one; the model's config does not say so
+    (`attention_bias` and its like stay as they are), so `from_pretrained` of a saved model leaves such a bias
+    out. A folded gate cannot be removed.
 
     Args:
         model: A transformers model.
@@ -253,47 +294,39 @@ def fold(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> No
 
     Raises:
         AttentionLayoutError: The model is not decoder-only.
-        GateError: The gate's shape is not the model's, or a weight cannot be multiplied in place because it
-            is quantized, wrapped by an adapter, or offloaded; nothing was changed.
+        GateError: The gate's shape is not the model's, it does not change all positions, or a weight cannot
+            be multiplied in place because it is quantized, wrapped by an adapter, or offloaded; nothing was
+            changed.
     """
+    if gate.positions != "all":
+        raise GateError(f"positions={gate.positions} cannot be folded into weights: use mode=live")
     layout = layout or find_attention_layout(model)
-    vectors = _feature_vectors(layout, gate)
+    layer_gates = _layer_gates(layout, gate)
     for projection in layout.projections:
-        _check_foldable(projection.name, projection.module)
-    for projection, vector in zip(layout.projections, vectors, strict=True):
-        module = projection.module
-        weight = module.get_parameter("weight")
-        vector = vector.to(weight.device)
-        # The weight of nn.Linear is (out, in), that of Conv1D (in, out).
-        scales_rows = (gate.site == "post") == isinstance(module, nn.Linear)
-        _scale_(weight, vector[:, None] if scales_rows else vector)
-        if gate.site == "post" and getattr(module, "bias", None) is not None:
-            _scale_(module.get_parameter("bias"), vector)
+        check_foldable(projection.name, projection.module)
+    for projection, layer_gate in zip(layout.projections, layer_gates, strict=True):
+        layer_gate.fold(projection.module)
 
 
-def _scale_(parameter: nn.Parameter, vector: torch.Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_((parameter * vector).to(parameter.dtype))
+def _layer_gates(layout: AttentionLayout, gate: Gate) -> list[LayerGate]:
+    """Each layer's part of a gate.
 
-
-def _check_foldable(name: str, module: nn.Module) -> None:
-    plain = linear_shape(module) is not None and not hasattr(module, "base_layer")
-    weight = getattr(module, "weight", None)
-    if not plain or not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
-        raise GateError(
-            f"{name} is a {type(module).__name__}: a gate folds only into plain floating-point weights; "
-            "merge the adapter first, or use mode=live"
-        )
-    if weight.is_meta:
-        raise GateError(f"{name} is offloaded, so a gate cannot be folded into it; use mode=live")
-
-
-def _feature_vectors(layout: AttentionLayout, gate: Gate) -> list[torch.Tensor]:
-    """Each layer's gate, one value per feature: float32 [heads * width]."""
+    Raises:
+        GateError: The gate's shape is not the model's.
+    """
     if gate.values.shape != layout.shape:
         raise GateError(
             f"the gate has {gate.values.shape[0]} layers x {gate.values.shape[1]} heads, "
             f"the model {layout.shape[0]} x {layout.shape[1]}"
         )
-    width = layout.head_width(gate.site)
-    return list(torch.from_numpy(np.repeat(gate.values, width, axis=1)))
+    widths = layout.head_widths(gate.site)
+    if gate.shift is not None and gate.shift.shape[2] != max(widths):
+        raise GateError(
+            f"the shift's heads have {gate.shift.shape[2]} features, this model's have {max(widths)}"
+        )
+    gates = []
+    for layer, width in enumerate(widths):
+        factors = torch.from_numpy(np.repeat(gate.values[layer], width))
+        shift = None if gate.shift is None else torch.from_numpy(gate.shift[layer, :, :width].reshape(-1))
+        gates.append(LayerGate(gate.site, factors, shift))
+    return gates

@@ -10,27 +10,29 @@ import csv
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.errors import ScoresError, first_line
-from truthgate_eval.files import write_atomic
+from truthgate_eval.errors import ScoresError, first_line, one_line, shorten
+from truthgate_eval.files import check_json_depth, write_atomic
+from truthgate_eval.gating.head_maps import read_head_map
 from truthgate_eval.paths import shipped
 
 SCHEMA_VERSION = 1
-_PER_HEAD = ("scores", "stderr", "auroc", "train_accuracy", "probe_bias", "accuracy")
-_ARRAYS = (*_PER_HEAD, "probe_weight", "seed_scores")
+_PER_HEAD = (
+    "scores", "stderr", "auroc", "train_accuracy", "probe_bias", "accuracy", "activation_std",
+    "mean_difference_std",
+)  # fmt: skip
+_OF_WIDTH = ("probe_weight", "mean_difference")
+_ARRAYS = (*_PER_HEAD, *_OF_WIDTH, "seed_scores")
 # The file has control_NAME and control_NAME_stderr for each control.
 _CONTROL, _STDERR = "control_", "_stderr"
-# numpy raises these for files that are damaged or pickled, or are no archives.
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,11 @@ class TruthScores:
         train_accuracy: The probes' accuracy on their training data, same shape.
         probe_weight: [layers, heads, width] probe directions, fitted on all sequences.
         probe_bias: [layers, heads] probe intercepts.
+        activation_std: [layers, heads] standard deviation of the activations along `probe_weight`, that is
+            of x . w / |w| over all sequences.
+        mean_difference: [layers, heads, width] mean activation of the truthful sequences minus that of the
+            hallucinated ones.
+        mean_difference_std: [layers, heads] as `activation_std`, along `mean_difference`.
         accuracy: [layers, heads] validation accuracy, if `scores` are another quantity.
         seed_scores: [seeds, layers, heads] scores of each assignment of folds; `scores` are their mean.
         controls: For each control the probes' accuracy under it, [layers, heads], or [1, 1] if it has one
@@ -62,6 +69,9 @@ class TruthScores:
     probe_bias: NDArray[np.float32] | None = None
     accuracy: NDArray[np.float32] | None = None
     seed_scores: NDArray[np.float32] | None = None
+    activation_std: NDArray[np.float32] | None = None
+    mean_difference: NDArray[np.float32] | None = None
+    mean_difference_std: NDArray[np.float32] | None = None
     controls: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     control_stderr: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +111,7 @@ class TruthScores:
     def _has_expected_shape(self, name: str, array: NDArray[np.float32]) -> bool:
         if name == "seed_scores":
             return array.ndim == 3 and array.shape[1:] == self.shape
-        return array.shape[:2] == self.shape and array.ndim == (3 if name == "probe_weight" else 2)
+        return array.shape[:2] == self.shape and array.ndim == (3 if name in _OF_WIDTH else 2)
 
     def _control_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The controls' arrays by their names in the file."""
@@ -151,8 +161,12 @@ class TruthScores:
         return path
 
     @classmethod
-    def load(cls, path: str | Path) -> TruthScores:
-        """Read an `.npz` artifact, a bare `.npy` array or a `cv5_head_metrics.csv`.
+    def load(cls, path: str | Path, *, shape: tuple[int, int] | None = None) -> TruthScores:
+        """Read an `.npz` artifact, a bare `.npy` array, a `cv5_head_metrics.csv` or a published head map.
+
+        Args:
+            path: The file.
+            shape: (layers, heads) of the model, which a list of heads does not say.
 
         Raises:
             ScoresError: The file is missing, damaged, pickled, or not [layers, heads].
@@ -161,7 +175,13 @@ class TruthScores:
         if not path.is_file():
             raise ScoresError(f"no score file at {path}")
         readers: dict[str, Callable[[Path], dict[str, Any]]]
-        readers = {".npz": _read_npz, ".npy": _read_npy, ".csv": _read_csv}
+        readers = {
+            ".npz": _read_npz,
+            ".npy": _read_npy,
+            ".csv": _read_csv,
+            ".json": partial(read_head_map, shape=shape),
+            ".jsonl": partial(read_head_map, shape=shape),
+        }
         reader = readers.get(path.suffix.lower())
         if reader is None:
             raise ScoresError(f"{path.name} is not a score file: expected {', '.join(readers)}")
@@ -169,8 +189,10 @@ class TruthScores:
             return cls(**reader(path))
         except ScoresError as error:
             raise ScoresError(f"{path}: {error}") from error
-        except _UNREADABLE as error:
-            reason = " ".join(str(error).split())
+        # numpy, zipfile and their decompressors raise some twenty classes for files that are damaged,
+        # pickled, encrypted or larger than the memory.
+        except Exception as error:
+            reason = one_line(error)
             raise ScoresError(f"{path} cannot be read as a score file ({reason}); make it again") from error
 
     @classmethod
@@ -227,10 +249,13 @@ def _read_npz(path: Path) -> dict[str, Any]:
         metadata = json.loads(str(archive["metadata"])) if "metadata" in archive.files else {}
     if not isinstance(metadata, dict):
         raise ScoresError(f"holds metadata that are no JSON object, but {type(metadata).__name__}")
-    if metadata.get("schema", SCHEMA_VERSION) > SCHEMA_VERSION:
+    check_json_depth(metadata, "the metadata")
+    schema = metadata.get("schema", SCHEMA_VERSION)
+    if not isinstance(schema, int):
+        raise ScoresError(f"the metadata's `schema` is {shorten(schema)}, expected a number")
+    if schema > SCHEMA_VERSION:
         raise ScoresError(
-            f"written in schema {metadata['schema']}, this version reads up to {SCHEMA_VERSION}: "
-            "update truthgate_eval"
+            f"written in schema {schema}, this version reads up to {SCHEMA_VERSION}: update truthgate_eval"
         )
     fields["control_stderr"] = {
         name.removeprefix(_CONTROL).removesuffix(_STDERR): array
@@ -249,7 +274,7 @@ def _read_npy(path: Path) -> dict[str, Any]:
 
 def _read_csv(path: Path) -> dict[str, Any]:
     """The authors' `cv5_head_metrics.csv`: one row per (layer, head), with the head's accuracy."""
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte-order mark
         rows = list(csv.DictReader(file))
     if not rows or not {"layer", "head", "accuracy"} <= rows[0].keys():
         raise ScoresError("expected a table with the columns layer, head and accuracy")

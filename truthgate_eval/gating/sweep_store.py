@@ -105,7 +105,9 @@ class SweepStore:
         described = json.loads(json.dumps(gate.describe()))
         if done_file.is_file():
             done = json.loads(done_file.read_bytes())
-            if done["gate"] == described:
+            # Runs from before there were actions recorded neither of these.
+            defaults = {} if gate.is_vanilla else {"action": "soft", "positions": "all"}
+            if {**defaults, **done["gate"]} == described:
                 return folder, EvalResult(**done["outcome"])
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

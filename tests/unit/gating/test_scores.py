@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import tempfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from truthgate_eval.errors import ScoresError
 from truthgate_eval.gating import scores as scores_module
@@ -108,6 +112,54 @@ def write_metadata_list(path: Path) -> None:
     np.savez(path, scores=np.ones((3, 4)), metadata=np.array("[1]"))
 
 
+def write_metadata(path: Path, text: str) -> None:
+    np.savez(path, scores=np.ones((3, 4)), metadata=np.array(text))
+
+
+def write_schema_text(path: Path) -> None:
+    write_metadata(path, '{"schema": "1"}')
+
+
+def write_deep_metadata(path: Path) -> None:
+    write_metadata(path, '{"a": ' + "[" * 200_000)
+
+
+def write_nested_metadata(path: Path) -> None:
+    write_metadata(path, '{"a": ' + "[" * 300 + "]" * 300 + "}")
+
+
+def write_encrypted(path: Path) -> None:
+    artifact().save(path)
+    data = bytearray(path.read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := data.find(signature, start + 1)) >= 0:
+            data[start + flags] |= 1
+    path.write_bytes(bytes(data))
+
+
+def write_unknown_compression(path: Path) -> None:
+    artifact().save(path)
+    data = bytearray(path.read_bytes())
+    for signature, method in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        start = -1
+        while (start := data.find(signature, start + 1)) >= 0:
+            data[start + method] = 99
+    path.write_bytes(bytes(data))
+
+
+def write_bare_array(path: Path) -> None:
+    with path.open("wb") as file:
+        np.save(file, np.ones((3, 4)))
+
+
+def write_huge_header(path: Path) -> None:
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 4), }"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("scores.npy", content)
+
+
 def write_future(path: Path) -> None:
     np.savez(path, scores=np.ones((3, 4)), metadata=np.array('{"schema": 99}'))
 
@@ -129,6 +181,13 @@ def write_future(path: Path) -> None:
         (write_control_without_stderr, "control 'no-context' has no array control_no-context_stderr"),
         (write_stderr_without_control, "control 'surface' has no array control_surface:"),
         (write_recommended_text, "the metadata's `recommended` is 'lam=1', expected an object"),
+        (write_schema_text, "the metadata's `schema` is '1', expected a number"),
+        (write_deep_metadata, "cannot be read"),
+        (write_nested_metadata, "the metadata is JSON that is nested too deeply"),
+        (write_encrypted, "cannot be read"),
+        (write_unknown_compression, "cannot be read"),
+        (write_bare_array, "cannot be read"),
+        (write_huge_header, "cannot be read"),
         (write_metadata_list, "metadata that are no JSON object, but list"),
     ],
 )
@@ -211,3 +270,36 @@ def test_an_error_of_the_hub_without_a_message_is_one_line(monkeypatch: pytest.M
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     with pytest.raises(ScoresError, match="cannot be fetched from the hub: ConnectionError"):
         TruthScores.resolve("hf://owner/repo/file.npz")
+
+
+CSV = "layer,head,accuracy\n0,0,0.5\n0,1,0.75\n"
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_table_is_read_with_a_byte_order_mark_and_without(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "a.csv").write_text(mark + CSV, encoding="utf-8")
+    assert TruthScores.load(tmp_path / "a.csv").scores.tolist() == [[0.5, 0.75]]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".csv"])
+@given(data=st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_mutated_file_ends_in_scores_or_in_our_error(suffix: str, data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        if suffix == ".csv":
+            path.write_text(CSV)
+        elif suffix == ".npy":
+            np.save(path, np.ones((2, 3)))
+        else:
+            artifact().save(path)
+        content = bytearray(path.read_bytes())
+        for _ in range(data.draw(st.integers(1, 4))):
+            start = data.draw(st.integers(0, len(content)))
+            removed = data.draw(st.sampled_from([0, 1, 1, 4, len(content)]))
+            content[start : start + removed] = data.draw(st.binary(max_size=4))
+        path.write_bytes(bytes(content))
+        try:
+            assert TruthScores.load(path).scores.ndim == 2
+        except ScoresError as error:
+            assert "\n" not in str(error)

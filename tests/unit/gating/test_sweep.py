@@ -136,3 +136,22 @@ def test_the_plot_is_a_png_file(tmp_path: Path) -> None:
     candidates = [Candidate(0, "minmax", "post", 0.5, 0.02, 9), Candidate(1, "minmax", "post", 0.6, 0.01, 9)]
     save_sweep_plot(candidates, "acc", "t", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_from_before_there_were_actions_is_not_evaluated_again(tmp_path: Path) -> None:
+    store, calls = SweepStore(tmp_path, {}), []
+
+    def evaluate(where: Path) -> EvalResult:
+        calls.append(where.name)
+        return EvalResult(0.5, None, 3)
+
+    soft = GateConfig.parse("random:1")
+    store.test_result("random", soft, evaluate)
+    done_file = tmp_path / "rest" / "random" / "done.json"
+    done = json.loads(done_file.read_text())
+    del done["gate"]["action"], done["gate"]["positions"]
+    done_file.write_text(json.dumps(done))
+    store.test_result("random", soft, evaluate)
+    assert calls == ["random"]
+    store.test_result("random", GateConfig.parse("random:1", action="select", top=1, bottom=1), evaluate)
+    assert calls == ["random", "random"]

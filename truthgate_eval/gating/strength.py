@@ -1,0 +1,91 @@
+"""The strength at which a gate changes a model by a given amount.
+
+Gates of different scores and actions are compared at equal strength: at the same mean Kullback-Leibler
+divergence of the gated model's next-token distribution from the vanilla model's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from truthgate_eval.errors import GateError
+
+# A mean divergence this close to the target is the target.
+TOLERANCE = 0.01
+_MOST_STEPS = 40
+_LARGEST = 1e4
+
+
+def parse_target(value: object) -> float | None:
+    """The divergence of `kl:0.05`; None for a value that is not written so.
+
+    Raises:
+        GateError: It is written so, but is no positive number.
+
+    Example:
+        >>> parse_target("kl:0.05"), parse_target("1.5"), parse_target(2)
+        (0.05, None, None)
+    """
+    if not isinstance(value, str) or not value.strip().lower().startswith("kl:"):
+        return None
+    text = value.split(":", 1)[1]
+    try:
+        target = float(text)
+    except ValueError:
+        target = math.nan
+    if not (math.isfinite(target) and target > 0):
+        raise GateError(f"{value}: expected kl: and a positive divergence in nats, such as kl:0.05")
+    return target
+
+
+def find_strength(
+    divergence: Callable[[float], float], target: float, *, tolerance: float = TOLERANCE
+) -> tuple[float, float]:
+    """The smallest strength found at which the divergence is the target.
+
+    For small strengths the divergence grows with the square of the strength; that is the first guess, and
+    bisection between a strength below and one above does the rest.
+
+    Args:
+        divergence: The mean divergence at a strength, 0 at strength 0.
+        target: What it should be, in nats.
+        tolerance: How far from the target, relative to it, is near enough.
+
+    Returns:
+        The strength and its divergence.
+
+    Raises:
+        GateError: No strength up to 10,000 reaches the target.
+
+    Example:
+        >>> strength, reached = find_strength(lambda lam: lam**2 / 2, 0.02)
+        >>> round(strength, 3), round(reached, 4)
+        (0.2, 0.02)
+    """
+    below, above = 0.0, math.inf
+    strength = 0.1
+    for _ in range(_MOST_STEPS):
+        reached = divergence(strength)
+        if math.isfinite(reached) and abs(reached - target) <= tolerance * target:
+            return strength, reached
+        if math.isfinite(reached) and reached < target:
+            below = strength
+        else:
+            above = strength
+        if below >= _LARGEST:
+            break
+        guess = strength * math.sqrt(target / reached) if math.isfinite(reached) and reached > 0 else 0.0
+        middle = (below + above) / 2 if math.isfinite(above) else 4 * below
+        # A guess outside of the bracket, or at its very edge, says nothing.
+        margin = 0.05 * ((above if math.isfinite(above) else 4 * below) - below)
+        strength = (
+            guess
+            if below + margin < guess < (above if math.isfinite(above) else 10 * below + 1) - margin
+            else middle
+        )
+        strength = min(strength, _LARGEST)
+    raise GateError(
+        f"no strength changes the model by kl:{target:g}: the nearest found was {below:g}; do the scores "
+        "differ within the layers that are gated?"
+    )

@@ -1,0 +1,82 @@
+"""A constant added to the logits of yes: the baseline that says yes more often and knows nothing more."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from truthgate_eval.errors import GateError
+from truthgate_eval.gating.gate_arguments import parse_number
+from truthgate_eval.gating.strength import parse_target
+
+# Spellings of yes and of no that correspond, as answers to yes/no tasks have them.
+_SPELLINGS = (("Yes", "No"), (" Yes", " No"), ("yes", "no"), (" yes", " no"))
+
+
+def parse_yes_offset(value: object) -> float:
+    """The value of the model argument `yes_offset`, in units of logits.
+
+    Raises:
+        GateError: It is not a finite number.
+
+    Example:
+        >>> parse_yes_offset("1.5"), parse_yes_offset(-2)
+        (1.5, -2.0)
+    """
+    if parse_target(value) is not None:
+        raise GateError(
+            f"yes_offset={value}: an offset of a given divergence is not there yet, give a number"
+        )
+    return parse_number("yes_offset", value)
+
+
+def yes_tokens(tokenizer: Any) -> list[int]:
+    """The tokens that decide for yes: of each spelling, the first token that the same spelling of no has not.
+
+    A space that is a token of its own begins yes and no alike, and is not among them.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+
+    Raises:
+        GateError: It writes yes and no alike.
+    """
+    found: set[int] = set()
+    for spellings in _SPELLINGS:
+        pair = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in spellings]
+        different = [yes for yes, no in zip(*pair, strict=False) if yes != no]
+        found.update(different[:1])
+    if not found:
+        raise GateError("yes_offset: the tokenizer has no token for yes that it does not have for no")
+    return sorted(found)
+
+
+def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> None:
+    """Add a constant to the logits of `yes_tokens` in all that a model computes from now on.
+
+    It is added to what `forward` returns, and not to the output of the language-model head: some models
+    scale or cap logits after that. `forward` is replaced, and not hooked, for wrappers that call it directly.
+
+    Args:
+        model: A transformers model, which PEFT may have wrapped.
+        tokenizer: Its tokenizer.
+        offset: What to add; 0 leaves the model alone.
+
+    Raises:
+        GateError: The tokenizer writes yes and no alike.
+    """
+    if not offset:
+        return
+    tokens = torch.tensor(yes_tokens(tokenizer))
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    forward = inner.forward
+
+    @functools.wraps(forward)
+    def with_offset(*args: Any, **options: Any) -> Any:
+        output = forward(*args, **options)
+        output.logits[..., tokens.to(output.logits.device)] += offset
+        return output
+
+    inner.forward = with_offset
