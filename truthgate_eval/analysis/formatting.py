@@ -39,6 +39,17 @@ def format_points_interval(low: float, high: float) -> str:
     return f"[{format_points(low)}, {format_points(high)}]"
 
 
+def format_nats(loss: float, sd: float | None = None, *, sign: bool = False) -> str:
+    """A log-loss in nats, or a difference of two with its sign.
+
+    Example:
+        >>> format_nats(0.6931), format_nats(0.5, 0.02), format_nats(0.0125, sign=True)
+        ('0.693', '0.500 ± 0.020', '+0.013')
+    """
+    text = f"{loss:+.3f}" if sign and round(loss, 3) else f"{abs(loss) if sign else loss:.3f}"
+    return text + ("" if sd is None else f" ± {sd:.3f}")
+
+
 def format_p_value(p: float) -> str:
     """A p-value with four decimals below 0.1 and two from there on.
 

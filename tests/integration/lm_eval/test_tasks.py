@@ -13,12 +13,15 @@ from lm_eval.tasks import TaskManager
 
 from truthgate_eval.data import halueval
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
+from truthgate_eval.harness.lm_eval import request_cache
 from truthgate_eval.harness.lm_eval import tasks as lm_eval_tasks
-from truthgate_eval.metrics import yes_no
+from truthgate_eval.metrics import log_odds, yes_no
 from truthgate_eval.paths import shipped
 
 GROUP = ["halueval_qa", "halueval_dialogue", "halueval_summarization"]
 YES_NO_TASKS = [*GROUP, "halueval_qa_no_knowledge", "halueval_qa_official"]
+LOG_ODDS_TASKS = [f"{name}_logodds" for name in YES_NO_TASKS]
+LOG_ODDS_GROUP = [f"{name}_logodds" for name in GROUP]
 CHOICE_TASKS = ["halueval_qa_select", "probe_halueval_qa", "probe_phd_text", "probe_scenes_text"]
 FOLDER = shipped("tasks") / "lm_eval"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -80,16 +83,19 @@ def test_every_file_is_a_task_of_its_name_but_the_included_one() -> None:
     manager = TaskManager()
     ours = {e.yaml_path.stem: n for n, e in manager.task_index.items() if e.yaml_path in FILES}
     assert ours == {file.stem: file.stem for file in FILES if not file.stem.startswith("_truthgate_")}
-    assert set(ours) == {"halueval", *YES_NO_TASKS, *CHOICE_TASKS}
+    groups = {"halueval", "halueval_logodds"}
+    assert set(ours) == {*groups, *YES_NO_TASKS, *LOG_ODDS_TASKS, *CHOICE_TASKS}
     assert not [name for name in manager.all_tasks if "_truthgate" in name]
 
 
 def test_all_tasks_run_and_report_their_version(metadata: dict[str, str]) -> None:
     everything = TaskManager(metadata=metadata)
     # lm-eval refuses a group together with its members.
-    tasks = ["halueval", *(name for name in [*YES_NO_TASKS, *CHOICE_TASKS] if name not in GROUP)]
+    members = {*GROUP, *LOG_ODDS_GROUP}
+    names = [*YES_NO_TASKS, *LOG_ODDS_TASKS, *CHOICE_TASKS]
+    tasks = ["halueval", "halueval_logodds", *(name for name in names if name not in members)]
     run = evaluate(tasks, metadata, manager=everything, limit=4)
-    assert {"halueval", *YES_NO_TASKS, *CHOICE_TASKS} == run["results"].keys()
+    assert {"halueval", "halueval_logodds", *names} == run["results"].keys()
     assert {float(run["versions"][name]) for name in run["results"]} == {1.0}  # a group's is a string
     for name in YES_NO_TASKS:
         # The dummy model always answers "lol", which is neither yes nor no.
@@ -98,6 +104,14 @@ def test_all_tasks_run_and_report_their_version(metadata: dict[str, str]) -> Non
         assert all(s["filtered_resps"] == [None] and s["resps"] == [["lol"]] for s in run["samples"][name])
     assert run["results"]["halueval"]["acc,none"] == 0.0 and run["results"]["halueval"]["f1,none"] == 0.0
     assert run["group_subtasks"]["halueval"] == GROUP
+    assert run["group_subtasks"]["halueval_logodds"] == LOG_ODDS_GROUP
+    for name in LOG_ODDS_TASKS:
+        found, samples = run["results"][name], run["samples"][name]
+        assert (
+            run["configs"][name].get("generation_kwargs") is None and run["configs"][name]["metadata"]["data"]
+        )
+        assert {metric for metric in log_odds.METRICS if f"{metric},none" in found} == set(log_odds.METRICS)
+        assert found["acc,none"] == log_odds.acc([sample["auroc"] for sample in samples])
 
 
 def test_metrics_are_computed_from_the_parsed_answers(
@@ -213,13 +227,14 @@ def test_missing_data_is_our_error_through_lm_eval(
 
 
 def test_every_function_a_file_names_exists() -> None:
-    module = "!function truthgate_eval.harness.lm_eval.tasks."
+    modules = {"tasks": lm_eval_tasks, "request_cache": request_cache}
     for file in FILES:
         text = file.read_text()
-        names = re.findall(rf"{re.escape(module)}(\w+)", text)
-        assert len(names) == text.count("!function") and (names or file.stem == "halueval"), file.name
-        for name in names:
-            assert callable(getattr(lm_eval_tasks, name)), (file.name, name)
+        names = re.findall(r"!function truthgate_eval\.harness\.lm_eval\.(\w+)\.(\w+)", text)
+        takes_all_from_others = text.startswith(("group:", "include:\n"))
+        assert len(names) == text.count("!function") and (names or takes_all_from_others), file.name
+        for module, name in names:
+            assert callable(getattr(modules[module], name)), (file.name, name)
 
 
 @pytest.mark.real

@@ -102,6 +102,28 @@ def test_loglikelihood_returns_losses_the_smallest_for_the_likeliest_choice(
     assert min(loss for loss, _ in found) > 0  # losses, which lmms-eval ranks by argmin
 
 
+@pytest.mark.parametrize("name", ["paligemma", "instructblip"])
+def test_multiple_choice_where_a_processor_adds_to_the_text(
+    name: str, vlm_checkpoint: Folder, tmp_path: Path
+) -> None:
+    """The loss of what the model generates is the least, and each is that of the answer alone."""
+    docs = [doc for doc in kit.documents(tmp_path) if len(kit.open_images(doc)) == 1]
+    model = load(vlm_checkpoint(name), chat_template="plain", batch_size=8)
+    model.task_dict[kit.TASK] = {kit.SPLIT: docs}
+    requests, expected = [], []
+    for n, doc in enumerate(docs):
+        images, prompt = kit.open_images(doc), model.vlm.prompt(doc["question"], 1)
+        [generated] = model.vlm.generate([prompt], [images], max_new_tokens=1, do_sample=False)
+        for choice in (" yes", "no, not at all", generated or "~"):
+            requests.append(kit.instance("loglikelihood", n, doc["question"], choice, kit.open_images))
+            expected += model.vlm.losses([prompt], [choice], [images])
+        assert expected[-1][1] == bool(generated)
+    found = model.loglikelihood(requests)
+    assert len(found) >= 6
+    assert np.allclose([loss for loss, _ in found], [loss for loss, _ in expected], atol=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+
+
 def test_loglikelihood_takes_a_target_function_and_a_request_without_document(
     llava: GatedVLM, tmp_path: Path
 ) -> None:

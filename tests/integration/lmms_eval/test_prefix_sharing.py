@@ -13,7 +13,7 @@ import torch
 from helpers import lmms_eval_runs as kit
 from helpers import tiny_vision_models as factories_vlm
 
-from truthgate_eval.errors import ModelError
+from truthgate_eval.errors import DataError, ModelError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.vision import self_check
@@ -241,3 +241,19 @@ def test_the_vision_tower_runs_once_for_each_image_of_a_sweep(
         handle.remove()
     assert len(runs) == 2  # three images in batches of two
     assert answers[0] == answers[2] != answers[1]
+
+
+@pytest.mark.parametrize("engine", ["auto", "off"])
+def test_an_answer_without_a_token_is_refused_with_its_document(
+    engine: str, vlm_checkpoint: Folder, tmp_path: Path
+) -> None:
+    docs = kit.documents(tmp_path, 2)
+    model = load(vlm_checkpoint("llava"), engine=engine)
+    model.task_dict[kit.TASK] = {kit.SPLIT: docs}
+    requests = [
+        kit.instance("loglikelihood", n, doc["question"], answer, kit.open_images)
+        for n, (doc, answer) in enumerate(zip(docs, (" yes", ""), strict=True))
+    ]
+    message = f"task '{kit.TASK}', document 1: the answer '' has no token of its own after the prompt"
+    with pytest.raises(DataError, match=message):
+        model.loglikelihood(requests)

@@ -28,6 +28,9 @@ ANSWERS = ["Yes.", "yes, there is", "No", "not sure", "", "know"]
 POPE = {f"pope_{source}_{split}" for source in SOURCES for split in SPLITS}
 POLL = {f"poll_{split}" for split in SPLITS}
 GROUPS = {"pope_coco", "pope_aokvqa", "pope_gqa", "pope_all", "poll"}
+LOG_ODDS = {f"{name}_logodds" for name in POPE | POLL}
+LOG_ODDS_GROUPS = {f"{name}_logodds" for name in GROUPS}
+SCENES = {f"scenes{part}_logodds" for part in ("", *(f"_{split}" for split in SPLITS))}
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +78,12 @@ def load(manager: Any, *names: str) -> dict[str, Any]:
 
 
 def test_all_files_are_indexed_and_do_not_replace_lmms_evals_pope(manager: Any) -> None:
-    assert POPE | POLL <= set(manager.all_subtasks)
-    assert GROUPS <= set(manager.all_groups)
+    assert POPE | POLL | LOG_ODDS <= set(manager.all_subtasks)
+    assert GROUPS | LOG_ODDS_GROUPS <= set(manager.all_groups)
+    assert SCENES <= {*manager.all_subtasks, *manager.all_groups}
     for name in ("pope", "pope_adv", "pope_pop", "pope_random", "pope_full"):
         assert str(FOLDER) not in manager.task_index[name]["yaml_path"]
-    expected = {f"{name}.yaml" for name in POPE | POLL | GROUPS}
+    expected = {f"{name}.yaml" for name in POPE | POLL | GROUPS | LOG_ODDS | LOG_ODDS_GROUPS | SCENES}
     assert expected <= {path.name for path in FOLDER.glob("*.yaml")}
 
 
@@ -94,6 +98,31 @@ def test_every_task_loads_from_the_data_folder(manager: Any, data: Path) -> None
         assert task.doc_to_visual(doc)[0].size == (6, 4)
         assert task.doc_to_target(doc) == "yes"
         assert task.config.metadata == {"version": 1.0, "parser": "official"}
+
+
+def test_every_log_odds_task_has_the_data_and_the_prompt_of_its_generating_task(
+    manager: Any, data: Path
+) -> None:
+    reading, generating = load(manager, "pope_all_logodds", "poll_logodds"), load(manager, "pope_all", "poll")
+    assert set(reading) == LOG_ODDS
+    for name, task in generating.items():
+        other = reading[f"{name}_logodds"]
+        assert other.config.dataset_kwargs["data_files"] == task.config.dataset_kwargs["data_files"]
+        doc = task.test_docs()[1]
+        assert other.doc_to_text(doc) == task.doc_to_text(doc)
+        assert other.doc_to_visual(doc)[0].size == task.doc_to_visual(doc)[0].size
+        assert other.doc_to_target(doc) == task.doc_to_target(doc) == "no"
+        assert other.OUTPUT_TYPE == "multiple_choice" and other.config.generation_kwargs is None
+        assert other.config.metadata["losses"] == "sum" and task.OUTPUT_TYPE == "generate_until"
+        choices, half = other.doc_to_choice(doc), len(other.doc_to_choice(doc)) // 2
+        assert [c.strip().lower() for c in choices] == ["yes"] * half + ["no"] * half
+        assert other.config.target_delimiter == ""
+
+
+def test_a_model_whose_answers_are_texts_is_told_what_is_needed() -> None:
+    doc = {"question_id": 3, "image": "a.jpg", "answer": "no"}
+    with pytest.raises(TaskError, match="need a gated model: --model gated_vlm --model_args scores=none"):
+        lmms_eval_tasks.score_log_odds(doc, ["(0.5, True)"] * 8)
 
 
 def test_a_data_set_that_is_prepared_again_is_loaded_again(manager: Any, data: Path) -> None:
@@ -265,6 +294,6 @@ def test_task_files_can_name_every_prepared_data_set(tmp_path: Path, monkeypatch
     for folder in PREPARE_COMMANDS:
         write_dataset(tmp_path / folder, {"some_file": [{"x": 1}]}, source={})
         path = str(tmp_path / folder / "some_file.parquet")
-        assert on_load(f"data_{folder}_some_file") == {"data_files": {"test": path}}
+        assert on_load(f"data_{folder}_some_file")["data_files"] == {"test": path}
     with pytest.raises(AttributeError):
         on_load("data_unknown_some_file")

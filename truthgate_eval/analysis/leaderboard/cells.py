@@ -2,37 +2,56 @@
 
 from __future__ import annotations
 
+import math
+
 from truthgate_eval.analysis.formatting import (
+    format_nats,
     format_p_value,
     format_percent,
     format_points,
     format_points_interval,
 )
 from truthgate_eval.analysis.leaderboard.comparison import Comparison, Difference
+from truthgate_eval.analysis.leaderboard.log_odds import TESTED, LogOddsComparison
 from truthgate_eval.analysis.leaderboard.table import (
     Leaderboard,
     LeaderboardCell,
     LeaderboardRow,
     TaskLeaderboard,
 )
+from truthgate_eval.metrics.log_odds import LOSSES
 
-METRIC_TITLES = {"acc": "acc", "f1": "F1", "precision": "prec", "recall": "rec"}
+_LOG_ODDS_NOTE = (
+    " acc@t: accuracy at the threshold that is best on other clusters' documents. loss: mean log-loss, of "
+    "which less is better; loss+b: the same with the yes/no offset that is best on other clusters' "
+    "documents. p of AUROC, acc@t and log-loss: of the bootstrap, corrected within each of them."
+)
+METRIC_TITLES = {
+    "acc": "acc", "f1": "F1", "precision": "prec", "recall": "rec", "auroc": "AUROC",
+    "acc_at_threshold": "acc@t", "log_loss": "loss", "log_loss_offset": "loss+b", "yes_ratio": "yes",
+}  # fmt: skip
 
 
-def metric_cell(cell: LeaderboardCell | None) -> str:
-    """`86.9`, `86.1 ± 0.2` for several runs, `-` for none."""
-    return "-" if cell is None else format_percent(cell.mean, cell.sd)
+def metric_cell(cell: LeaderboardCell | None, metric: str = "acc") -> str:
+    """`86.9`, `86.1 ± 0.2` for several runs, `-` for none; a log-loss is in nats."""
+    if cell is None or math.isnan(cell.mean):
+        return "-"
+    return (format_nats if metric in LOSSES else format_percent)(cell.mean, cell.sd)
 
 
-def difference_cell(difference: Difference | None, *, separator: str = " ") -> str:
+def difference_cell(difference: Difference | None, metric: str = "acc", *, separator: str = " ") -> str:
     """`+2.5 [+0.1, +4.9]`, or `-` for none.
 
     Args:
-        difference: In shares of 1.
+        difference: In shares of 1, or in nats.
+        metric: Of which it is a difference.
         separator: Between the difference and its interval.
     """
-    if difference is None:
+    if difference is None or math.isnan(difference.value):
         return "-"
+    if metric in LOSSES:
+        low, high = (format_nats(bound, sign=True) for bound in (difference.low, difference.high))
+        return f"{format_nats(difference.value, sign=True)}{separator}[{low}, {high}]"
     interval = format_points_interval(difference.low, difference.high)
     return f"{format_points(difference.value)}{separator}{interval}"
 
@@ -50,6 +69,21 @@ COMPARISON_TITLES = (
 )  # fmt: skip
 
 
+LOG_ODDS_TITLES = (
+    "part", "run", "AUROC difference", "p", "acc@t difference", "p", "log-loss difference", "p",
+    "loss+b difference", "p",
+)  # fmt: skip
+
+
+def log_odds_cells(one: LogOddsComparison) -> list[str]:
+    """The cells of a comparison without a threshold in files, under `LOG_ODDS_TITLES`."""
+    cells = [one.part, one.name]
+    for metric in TESTED:
+        test = one.tests[metric]
+        cells += [difference_cell(test.difference, metric), format_p_value(test.p_corrected)]
+    return cells
+
+
 def row_label(row: LeaderboardRow) -> str:
     """A row's label, which says so if its figures are the paper's."""
     return f"published: {row.label}" if row.origin == "published" else row.label
@@ -59,13 +93,23 @@ def metrics_title(task: TaskLeaderboard) -> str:
     """The title above the metrics of a task leaderboard."""
     documents = sorted({part.documents for part in task.parts[:-1] or task.parts})
     count = str(documents[0]) if len(documents) == 1 else f"{documents[0]} to {documents[-1]}"
-    return f"{task.name}, percent, n = {count}{' a part' if len(task.parts) > 1 else ''}"
+    percent = "percent, log-loss in nats" if _reads_log_odds(task) else "percent"
+    return f"{task.name}, {percent}, n = {count}{' a part' if len(task.parts) > 1 else ''}"
 
 
 def comparisons_title(task: TaskLeaderboard, leaderboard: Leaderboard) -> str:
     """The title above the comparisons of a task leaderboard."""
     kinds = sorted({part.cluster_kind for part in task.parts})
     return f"{task.name}, against {leaderboard.baseline.name}, intervals by {' and '.join(kinds)}"
+
+
+def log_odds_title(task: TaskLeaderboard, leaderboard: Leaderboard) -> str:
+    """The title above the comparisons of a task leaderboard without a threshold."""
+    return f"{task.name} by its log-odds, against {leaderboard.baseline.name}"
+
+
+def _reads_log_odds(task: TaskLeaderboard) -> bool:
+    return any("auroc" in part.metrics for part in task.parts)
 
 
 def footnote(leaderboard: Leaderboard) -> str:
@@ -78,4 +122,5 @@ def footnote(leaderboard: Leaderboard) -> str:
         "run, or only the baseline, got right. p: exact McNemar test on them, corrected "
         f"({settings.correction}) for all comparisons of a leaderboard. The verdict is on accuracy: there "
         "is a difference where test and interval agree. ± is the standard deviation over random gates."
+        + (_LOG_ODDS_NOTE if any(_reads_log_odds(task) for task in leaderboard.task_leaderboards) else "")
     )

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 
 from truthgate_eval.analysis.leaderboard.cells import (
     COMPARISON_TITLES,
+    LOG_ODDS_TITLES,
     METRIC_TITLES,
     comparison_cells,
     comparisons_title,
     footnote,
+    log_odds_cells,
+    log_odds_title,
     metric_cell,
     metrics_title,
     row_label,
@@ -49,6 +52,11 @@ def markdown(leaderboard: Leaderboard) -> str:
             rows = [[markdown_text(cell) for cell in comparison_cells(one)] for one in task.comparisons]
             lines += [f"{comparisons_title(task, leaderboard)}:", ""]
             lines += [*_markdown_table(COMPARISON_TITLES, rows), ""]
+        if task.log_odds:
+            rows = [[markdown_text(cell) for cell in log_odds_cells(one)] for one in task.log_odds]
+            lines += [f"{log_odds_title(task, leaderboard)}:", ""]
+            lines += [*_markdown_table(LOG_ODDS_TITLES, rows), ""]
+            lines += [*(f"* {markdown_text(one.conclusion)}" for one in task.log_odds), ""]
     lines += [footnote(leaderboard), ""]
     lines += [f"* {markdown_text(warning)}" for warning in leaderboard.warnings]
     return "\n".join(lines).rstrip() + "\n"
@@ -80,6 +88,12 @@ def latex(leaderboard: Leaderboard) -> str:
             body = [_latex_row(COMPARISON_TITLES), "\\midrule", *rows]
             alignment = "ll" + "r" * (len(COMPARISON_TITLES) - 3) + "l"
             lines += _latex_table(alignment, body, comparisons_title(task, leaderboard))
+        if task.log_odds:
+            rows = [_latex_row(map(latex_text, log_odds_cells(one))) for one in task.log_odds]
+            body = [_latex_row(LOG_ODDS_TITLES), "\\midrule", *rows]
+            alignment = "ll" + "r" * (len(LOG_ODDS_TITLES) - 2)
+            lines += _latex_table(alignment, body, log_odds_title(task, leaderboard))
+            lines += [latex_text(one.conclusion) + "\\par" for one in task.log_odds] + [""]
     return "\n".join(lines)
 
 
@@ -144,6 +158,18 @@ def as_csv(leaderboard: Leaderboard) -> str:
                 test = {"p": one.p, "p_corrected": one.p_corrected, "verdict": one.verdict}
                 test = test if metric == "acc" else {}
                 writer.writerow({**about, "quantity": f"{metric} difference", **value, **test})
+        for compared in task.log_odds:
+            for metric, tested in compared.tests.items():
+                difference = tested.difference
+                about = {
+                    "board": task.name,
+                    "part": compared.part,
+                    "run": compared.name,
+                    "origin": "measured",
+                }
+                value = {"value": difference.value, "low": difference.low, "high": difference.high}
+                test = {"p": tested.p, "p_corrected": tested.p_corrected, "verdict": tested.verdict}
+                writer.writerow({**about, "quantity": f"{metric} difference", **value, **test})
     return text.getvalue()
 
 
@@ -151,7 +177,9 @@ def _metric_rows(task: TaskLeaderboard, escape: Callable[[str], str]) -> list[li
     """The paper's layout: a row per method, a column per part and metric."""
     rows = []
     for row in task.rows:
-        cells = [metric_cell(row.cells.get(part.name, {}).get(metric)) for part, metric in _columns(task)]
+        cells = [
+            metric_cell(row.cells.get(part.name, {}).get(metric), metric) for part, metric in _columns(task)
+        ]
         rows.append([escape(text) for text in (row_label(row), row.gate, *cells)])
     return rows
 

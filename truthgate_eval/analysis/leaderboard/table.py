@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,15 +20,25 @@ from truthgate_eval.analysis.leaderboard.comparison import (
     count_part,
     decide_verdicts,
 )
+from truthgate_eval.analysis.leaderboard.log_odds import (
+    LogOddsComparison,
+    compare_log_odds,
+    conclude,
+    has_log_odds,
+    part_values,
+)
 from truthgate_eval.analysis.leaderboard.paired import mean_metrics
 from truthgate_eval.analysis.leaderboard.published import PublishedRow, data_set_of, published_rows
 from truthgate_eval.analysis.multiple_testing import check_correction
 from truthgate_eval.analysis.runs.methods import LABELS, Method, RunEntry, choose_baseline, describe_gate
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
+from truthgate_eval.metrics import log_odds
 from truthgate_eval.metrics.yes_no import METRICS
 
 SCHEMA_VERSION = 1
+# Of parts whose tasks read log-odds: with F1, which other yes/no tasks have too.
+_LOG_ODDS_COLUMNS = ("acc", "f1", *log_odds.METRICS[1:])
 
 
 @dataclass(frozen=True)
@@ -67,12 +78,14 @@ class TaskLeaderboard:
         parts: Its groups of columns.
         rows: Measured ones in the paper's order, then published ones.
         comparisons: Each run against the baseline on each part.
+        log_odds: The same without a threshold, on the parts whose tasks read log-odds.
     """
 
     name: str
     parts: list[LeaderboardPart]
     rows: list[LeaderboardRow]
     comparisons: list[Comparison]
+    log_odds: list[LogOddsComparison]
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -81,7 +94,10 @@ class TaskLeaderboard:
             {"kind" if key == "method" else key: value for key, value in row.items()}
             for row in content["rows"]
         ]
-        return content
+        if not self.log_odds:
+            del content["log_odds"]
+        found: dict[str, Any] = _without_nan(content)
+        return found
 
 
 @dataclass(frozen=True)
@@ -164,24 +180,34 @@ def _make_task_leaderboard(
     settings: ComparisonSettings,
 ) -> TaskLeaderboard:
     parts: list[LeaderboardPart] = []
-    measured: dict[str, dict[str, NDArray[np.float64]]] = {}  # by run and part: values of `METRICS`
+    measured: dict[str, dict[str, dict[str, float]]] = {}  # by run, part and metric
     comparisons: list[Comparison] = []
+    without_threshold: list[LogOddsComparison] = []
     for name, tasks in group.parts.items():
         present = [base, *(entry for entry in others if all(task in entry.run.tasks for task in tasks))]
         counts, part = count_part(name, tasks, present)
+        values = [dict(zip(METRICS, row.tolist(), strict=True)) for row in mean_metrics(counts.sum(axis=1))]
+        if has_log_odds(tasks, present):
+            part = dataclasses.replace(part, metrics=_LOG_ODDS_COLUMNS)
+            for entry, own in zip(present, values, strict=True):
+                own |= part_values(part, entry)
         parts.append(part)
-        for entry, value in zip(present, mean_metrics(counts.sum(axis=1)), strict=True):
-            measured.setdefault(entry.name, {})[name] = value
+        for entry, own in zip(present, values, strict=True):
+            measured.setdefault(entry.name, {})[name] = own
         if len(present) > 1:
             comparisons += compare_part(part, counts, present, settings)
+            if part.metrics == _LOG_ODDS_COLUMNS:
+                without_threshold += compare_log_odds(part, present, settings)
     entries = [entry for entry in (base, *others) if entry.name in measured]
     rows = [*_measured_rows(entries, measured, parts), *_published_rows(paper, parts)]
-    return TaskLeaderboard(group.name, parts, rows, decide_verdicts(comparisons, settings))
+    comparisons = decide_verdicts(comparisons, settings)
+    without_threshold = conclude(without_threshold, comparisons, settings, base.name)
+    return TaskLeaderboard(group.name, parts, rows, comparisons, without_threshold)
 
 
 def _measured_rows(
     entries: Sequence[RunEntry],
-    measured: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    measured: Mapping[str, Mapping[str, Mapping[str, float]]],
     parts: Sequence[LeaderboardPart],
 ) -> list[LeaderboardRow]:
     """One row per label, in the paper's order."""
@@ -192,7 +218,7 @@ def _measured_rows(
         for part in parts:
             values = [measured[entry.name][part.name] for entry in own if part.name in measured[entry.name]]
             if values:
-                cells[part.name] = {m: _cell(np.array(values)[:, METRICS.index(m)]) for m in part.metrics}
+                cells[part.name] = {m: _cell(np.array([own[m] for own in values])) for m in part.metrics}
         rows.append(LeaderboardRow(label, own[0].method, "measured", describe_gate(own[0].run), cells))
     order = [*LABELS, "other"]
     return sorted(rows, key=lambda row: order.index(row.method))
@@ -217,6 +243,15 @@ def _published_rows(paper: Sequence[PublishedRow], parts: Sequence[LeaderboardPa
             label = f"{LABELS[row.method]}, {row.model}"
             rows.append(LeaderboardRow(label, row.method, "published", gate, cells))
     return rows
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON in which a number that is not defined, such as the AUROC of one class, is null."""
+    if isinstance(value, dict):
+        return {name: _without_nan(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(entry) for entry in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _run_dict(entry: RunEntry) -> dict[str, Any]:

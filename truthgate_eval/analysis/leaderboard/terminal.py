@@ -9,10 +9,12 @@ from truthgate_eval.analysis.leaderboard.cells import (
     METRIC_TITLES,
     comparisons_title,
     difference_cell,
+    log_odds_title,
     metric_cell,
     metrics_title,
     row_label,
 )
+from truthgate_eval.analysis.leaderboard.log_odds import TESTED
 from truthgate_eval.analysis.leaderboard.table import Leaderboard, TaskLeaderboard
 from truthgate_eval.analysis.terminal_table import SOFT_BREAK, Column, TerminalTable
 
@@ -20,11 +22,13 @@ _NAMES = Column("", justify="left", is_name=True)
 
 
 def terminal_tables(leaderboard: Leaderboard) -> Iterator[TerminalTable]:
-    """For each task leaderboard a table of the metrics, then one of the paired comparisons."""
+    """For each task leaderboard a table of the metrics, the paired comparisons, and those of log-odds."""
     for task in leaderboard.task_leaderboards:
         yield _metrics_table(task)
         if task.comparisons:
             yield _comparisons_table(task, leaderboard)
+        if task.log_odds:
+            yield _log_odds_table(task, leaderboard)
 
 
 def _metrics_table(task: TaskLeaderboard) -> TerminalTable:
@@ -36,7 +40,7 @@ def _metrics_table(task: TaskLeaderboard) -> TerminalTable:
         rows = [row for row in task.rows if part.name in row.cells]
         table.add_row(part.name, style="bold")
         for row in rows:
-            cells = [metric_cell(row.cells[part.name].get(metric)) for metric in metrics]
+            cells = [metric_cell(row.cells[part.name].get(metric), metric) for metric in metrics]
             style = "italic" if row.origin == "published" else ""
             table.add_row(f"  {row_label(row)}", *cells, style=style, end_section=row is rows[-1])
     return table
@@ -63,4 +67,21 @@ def _comparisons_table(task: TaskLeaderboard, leaderboard: Leaderboard) -> Termi
                 one.verdict.replace(" ", SOFT_BREAK),
                 end_section=one is own[-1],
             )
+    return table
+
+
+def _log_odds_table(task: TaskLeaderboard, leaderboard: Leaderboard) -> TerminalTable:
+    titles = [title for metric in TESTED for title in (f"{METRIC_TITLES[metric]} diff", "p")]
+    table = TerminalTable([_NAMES, *map(Column, titles)], title=log_odds_title(task, leaderboard))
+    for part in task.parts:
+        own = [one for one in task.log_odds if one.part == part.name]
+        if own:
+            table.add_row(part.name, style="bold")
+        for one in own:
+            cells = []
+            for metric in TESTED:
+                test = one.tests[metric]
+                cells.append(difference_cell(test.difference, metric, separator=SOFT_BREAK))
+                cells.append(format_p_value(test.p_corrected))
+            table.add_row(f"  {one.name}", *cells, end_section=one is own[-1])
     return table

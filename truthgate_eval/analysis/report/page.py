@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from truthgate_eval.analysis.formatting import format_p_value, format_percent, format_points
+from truthgate_eval.analysis.formatting import format_nats, format_p_value, format_percent, format_points
 from truthgate_eval.analysis.leaderboard.cells import METRIC_TITLES
 from truthgate_eval.analysis.report.charts import difference_axis, sweep_chart
+from truthgate_eval.metrics.log_odds import LOSSES
 from truthgate_eval.paths import PACKAGE
 
 _FOLDER = PACKAGE / "analysis" / "report" / "template"
@@ -41,8 +42,9 @@ def render(report: Mapping[str, Any]) -> str:
     # NaN is not JSON: a browser would not parse the block.
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {
-        "percent": percent_cell,
+        "figure": figure_cell,
         "points": format_points,
+        "change": change_cell,
         "p_value": format_p_value,
         "pretty": format_value,
     }
@@ -64,9 +66,22 @@ def render(report: Mapping[str, Any]) -> str:
     )
 
 
-def percent_cell(cell: Mapping[str, Any] | None) -> str:
-    """A leaderboard's cell: `86.9`, `86.1 ± 0.2` for several runs, `-` for none."""
-    return "-" if cell is None else format_percent(cell["mean"], cell["sd"])
+def figure_cell(cell: Mapping[str, Any] | None, metric: str) -> str:
+    """A leaderboard's cell: `86.9`, `86.1 ± 0.2` for several runs, `-` for none; a log-loss is in nats."""
+    if cell is None or cell["mean"] is None:
+        return "-"
+    return (format_nats if metric in LOSSES else format_percent)(cell["mean"], cell["sd"])
+
+
+def change_cell(difference: Mapping[str, Any], metric: str) -> str:
+    """A difference with its interval: `+2.5 [+0.1, +4.9]`, in nats for a log-loss, `-` for none."""
+    numbers = [difference[name] for name in ("value", "low", "high")]
+    if None in numbers:
+        return "-"
+    value, low, high = (
+        format_nats(number, sign=True) if metric in LOSSES else format_points(number) for number in numbers
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def format_value(value: Any) -> str:

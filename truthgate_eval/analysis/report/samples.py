@@ -195,15 +195,15 @@ def _embed(
 
 def make_thumbnail(name: str, folders: ImageFolders) -> str | None:
     """An image as a small JPEG in a data URI; None if there is no image that can be opened."""
-    path = Path(name) if Path(name).is_file() else folders.find(name)
-    if path is None:
-        return None
     content = io.BytesIO()
     try:
+        path = Path(name) if Path(name).is_file() else folders.find(name)
+        if path is None:
+            return None
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             small = open_image(path, min_side=_THUMBNAIL_SIDE)
-    except (DataError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
+    except DataError:
         return None
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
     small.save(content, "JPEG", quality=_JPEG_QUALITY, optimize=True)

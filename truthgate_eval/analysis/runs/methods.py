@@ -45,16 +45,23 @@ def method_of(run: Run) -> Method:
     """The method that a run stands for.
 
     * `vanilla`: a gate of kind `vanilla` (`scores=none`), or the harness's own model without an adapter;
-    * `random`: a gate of kind `random` (`scores=random:SEED`);
+    * `random`: a gate of kind `random` (`scores=random:SEED`), of any action;
     * `mllm`: a multimodal model gated by its own scores;
     * `llm`: a model gated by the scores of a language model, its own or its base's;
-    * `other`: scores without a record of the probed model, or those of another multimodal model. A model
-      counts as multimodal by its architecture or its name in the paper. The user can name the run: NAME=RUN.
+    * `other`: shuffled scores, an action other than the paper's soft gate, a constant added to the logits of
+      yes (`yes_offset=`), scores without a record of the probed model, or those of another multimodal model.
+      A model counts as multimodal by its architecture or its name in the paper.
+
+    The user can name the run: NAME=RUN.
     """
     gate = run.gate
     if gate is None:
         return "other" if run.environment.get("adapter") else "vanilla"
     kind = _gate_kind(gate)
+    if gate.get("yes_offset"):
+        return "other"
+    if kind == "shuffled" or (kind == "scores" and gate.get("action", "soft") != "soft"):
+        return "other"
     if kind != "scores":
         return kind
     probed = (gate.get("probed") or {}).get("model")
@@ -67,14 +74,14 @@ def method_of(run: Run) -> Method:
     return "other" if takes_images or (known is not None and is_multimodal(known)) else "llm"
 
 
-def _gate_kind(gate: Mapping[str, Any]) -> Literal["scores", "random", "vanilla"]:
-    """`scores`, `random` or `vanilla`, as `GateConfig.describe` writes it into results files.
+def _gate_kind(gate: Mapping[str, Any]) -> Literal["scores", "shuffled", "random", "vanilla"]:
+    """`scores`, `shuffled`, `random` or `vanilla`, as `GateConfig.describe` writes it into results files.
 
     Results files from before there was a `kind` have only the `scores=` argument. The versions that wrote
     them took every argument that starts with "random" for the random gate.
     """
     kind = gate.get("kind")
-    if kind == "scores" or kind == "random" or kind == "vanilla":
+    if kind == "scores" or kind == "shuffled" or kind == "random" or kind == "vanilla":
         return kind
     source = str(gate.get("scores"))
     if source.lower() == "none":
@@ -85,16 +92,22 @@ def _gate_kind(gate: Mapping[str, Any]) -> Literal["scores", "random", "vanilla"
 def describe_gate(run: Run) -> str:
     """A run's gate in a few words, such as `lam=4.5, centered, post, scores of vicuna-7b-v1.5`."""
     gate = run.gate
+    offset = [f"yes_offset={gate['yes_offset']}"] if gate and gate.get("yes_offset") else []
     if not gate or "site" not in gate:
-        return ""
+        return ", ".join(offset)
     words = [f"lam={gate['lam']:g}", str(gate["norm"])] if "lam" in gate else []
+    if gate.get("action", "soft") != "soft":
+        names = ("top", "bottom", "in", "out", "per", "alpha", "direction")
+        words += [str(gate["action"]), *(f"{name}={gate[name]}" for name in names if name in gate)]
     words.append(str(gate["site"]))
+    if gate.get("positions", "all") != "all":
+        words.append(f"{gate['positions']} positions")
     if gate.get("layers"):
         words.append(f"{len(gate['layers'])} layers")
     probed = (gate.get("probed") or {}).get("model")
     if probed and not is_same_model(str(probed), run.model):
         words.append(f"scores of {model_name(str(probed))}")
-    return ", ".join(words)
+    return ", ".join([*words, *offset])
 
 
 def make_entries(runs: Sequence[tuple[str | None, Run]]) -> list[RunEntry]:
@@ -161,7 +174,8 @@ def _label_random_gates(entries: list[RunEntry]) -> list[RunEntry]:
     for entry in entries:
         if entry.method == "random":
             name = str((entry.run.gate or {}).get("scores", "random"))
-            suffix = "" if len(gates) == 1 else f" ({describe_gate(entry.run)})"
+            is_soft = (entry.run.gate or {}).get("action", "soft") == "soft"
+            suffix = "" if len(gates) == 1 and is_soft else f" ({describe_gate(entry.run)})"
             entry = replace(entry, label=f"random{suffix}", name=f"{name}{suffix}")
         labelled.append(entry)
     return labelled

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from truthgate_eval.errors import DataError
 from truthgate_eval.files import read_json_lines
 from truthgate_eval.metrics.clusters import IMAGE_FIELDS, QUESTION_FIELDS, ClusterKind, find_cluster
+from truthgate_eval.metrics.log_odds import LogOddsAnswer
 from truthgate_eval.metrics.yes_no import YES_NO, parse_yes_no
 
 # Where a task keeps a document's verdict: the first name that a sample has.
@@ -41,6 +43,7 @@ class SampleResult:
         correct: Whether the answer is right.
         prompt: A digest of the prompt.
         image: File of the document's image, or None.
+        log_odds: The entry of a task that reads log-odds of yes against no; None for every other task.
     """
 
     doc_id: int
@@ -57,6 +60,7 @@ class SampleResult:
     correct: bool
     prompt: str
     image: str | None
+    log_odds: LogOddsAnswer | None = None
 
 
 def read_samples(file: Path, task: Mapping[str, Any]) -> list[SampleResult]:
@@ -91,7 +95,7 @@ def read_samples(file: Path, task: Mapping[str, Any]) -> list[SampleResult]:
         try:
             make = _from_lm_eval if "doc" in sample else _from_lmms_eval
             results.append(make(sample, correct, task))
-        except (KeyError, TypeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{where} is not a sample of lm-eval or lmms-eval: {error!r}") from error
     return results
 
@@ -117,6 +121,7 @@ def _from_lm_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, A
     gold, parsed, is_yes_no = _gold_and_parsed(sample)
     first = next(iter(sample["resps"]), [""])
     answer = first[0] if isinstance(first, Sequence) and not isinstance(first, str) else first
+    log_odds = _log_odds(sample)
     return SampleResult(
         doc_id=sample["doc_id"],
         filter=str(sample.get("filter", "none")),
@@ -124,7 +129,7 @@ def _from_lm_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, A
         cluster=cluster.value if cluster else identity,
         cluster_kind=cluster.kind if cluster else "document",
         question=next((str(sample["doc"][name]) for name in QUESTION_FIELDS if name in sample["doc"]), ""),
-        answer=str(answer),
+        answer=str(answer) if log_odds is None else _log_odds_text(log_odds),
         gold=gold if is_yes_no else str(sample.get("target")),
         parsed=parsed,
         is_yes_no=is_yes_no,
@@ -132,16 +137,18 @@ def _from_lm_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, A
         correct=correct,
         prompt=str(sample.get("prompt_hash") or _digest(sample.get("arguments"))),
         image=None,
+        log_odds=log_odds,
     )
 
 
 def _from_lmms_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, Any]) -> SampleResult:
     """A sample without its document, whose doc_hash is the same for all: the question identifies it."""
-    texts = task.get("lmms_eval_specific_kwargs") or {}
+    kwargs = task.get("lmms_eval_specific_kwargs")
+    texts = kwargs if isinstance(kwargs, Mapping) else {}
     prompt = str(sample.get("input", ""))
     question = prompt.removeprefix(str(texts.get("pre_prompt") or ""))
     question = question.removesuffix(str(texts.get("post_prompt") or ""))
-    media = [name for name in sample.get("input_media", ()) if isinstance(name, str)]
+    media = [name for name in sample.get("input_media") or () if isinstance(name, str)]
     verdict = _verdict(sample)
     recorded = verdict if isinstance(verdict, Mapping) else {}
     # Of the document, the sample has only what the verdict has.
@@ -149,7 +156,10 @@ def _from_lmms_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str,
     identity = _digest(question, sample.get("target"), recorded.get("image"))
     gold, parsed, is_yes_no = _gold_and_parsed(sample)
     responses = sample["filtered_resps"]
+    log_odds = _log_odds(sample)
     answer = str(responses if isinstance(responses, str) else responses[0])
+    if log_odds is not None:
+        answer = _log_odds_text(log_odds)
     return SampleResult(
         doc_id=sample["doc_id"],
         filter="none",
@@ -165,7 +175,24 @@ def _from_lmms_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str,
         correct=correct,
         prompt=_digest(prompt),
         image=media[-1] if media else None,
+        log_odds=log_odds,
     )
+
+
+def _log_odds(sample: Mapping[str, Any]) -> LogOddsAnswer | None:
+    """The entry of a task that reads log-odds (`metrics.log_odds`), None for another task."""
+    entry = sample.get("auroc")
+    if not isinstance(entry, Mapping) or entry.get("gold") not in YES_NO:
+        return None
+    log_odds = entry.get("log_odds")
+    if isinstance(log_odds, bool) or not isinstance(log_odds, int | float) or not math.isfinite(log_odds):
+        raise TypeError(f"its log-odds are {log_odds!r}")
+    return {"log_odds": float(log_odds), "gold": entry["gold"], "cluster": str(entry.get("cluster"))}
+
+
+def _log_odds_text(answer: LogOddsAnswer) -> str:
+    """What stands for the answer of a task without one, such as `yes (log-odds +1.25)`."""
+    return f"{'yes' if answer['log_odds'] >= 0 else 'no'} (log-odds {answer['log_odds']:+.2f})"
 
 
 def _gold_and_parsed(sample: Mapping[str, Any]) -> tuple[str, str | None, bool]:

@@ -14,6 +14,7 @@ from truthgate_eval.analysis.runs.run import Run
 from truthgate_eval.metrics.pope import SOURCES
 
 MEAN = "mean"
+LOG_ODDS_SUFFIX = "_logodds"
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ def _make_group(name: str, groups: Mapping[str, tuple[str, ...]], run: Run) -> T
     members = [member for member in groups.get(name, ()) if _tasks_below(member, groups, run)]
     if not members:
         return TaskGroup(name, {task: (task,) for task in run.task_run_names(name)})
-    prefix = f"{name.removesuffix('_all')}_"
+    # Of a group whose tasks read log-odds, `scenes_logodds`, a member is `scenes_random_logodds`.
+    end = LOG_ODDS_SUFFIX if name.endswith(LOG_ODDS_SUFFIX) else ""
+    prefix = f"{name.removesuffix(end).removesuffix('_all')}_"
     parts: dict[str, tuple[str, ...]] = {}
     for member in members:
         tasks = _tasks_below(member, groups, run)
-        own = _parts(member.removeprefix(prefix), tasks, run)
+        own = _parts(member.removesuffix(end).removeprefix(prefix), tasks, run)
         # A subgroup whose tasks share no filter has no mean: its tasks are parts.
         parts |= own or {name: (name,) for task in tasks for name in run.task_run_names(task)}
     if len(members) > 1:
