@@ -72,7 +72,9 @@ def test_flags_in_the_reference_of_a_command_exist() -> None:
     program: Any = typer.main.get_command(cli.app)
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## truthgate (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
-    assert {name for name, _ in sections} == {"probe", "sweep", "correlate", "compare", "report"}
+    assert {name for name, _ in sections} == {
+        "probe", "study", "sweep", "correlate", "compare", "report",
+    }  # fmt: skip
     for name, section in sections:
         known = {flag for parameter in program.commands[name].params for flag in parameter.opts}
         for cell in re.findall(r"^\| ((?:`--[\w-]+`(?:, )?)+) \|", section, flags=re.MULTILINE):

@@ -62,6 +62,9 @@ def compare(
     )
     for table in terminal_tables(leaderboard):
         console.print(table)
+    for task in leaderboard.task_leaderboards:
+        for one in task.log_odds:
+            print_line(one.conclusion)
     print_line(footnote(leaderboard))
     for warning in leaderboard.warnings:
         print_line(f"warning: {warning}")

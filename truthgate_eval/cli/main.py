@@ -15,6 +15,7 @@ from truthgate_eval.cli.correlate import correlate
 from truthgate_eval.cli.data import data_app
 from truthgate_eval.cli.probe import probe
 from truthgate_eval.cli.report import report
+from truthgate_eval.cli.study import study
 from truthgate_eval.cli.sweep import sweep
 from truthgate_eval.errors import TruthGateError, one_line
 
@@ -36,6 +37,7 @@ app.command()(compare)
 app.command()(correlate)
 app.command()(probe)
 app.command()(report)
+app.command()(study)
 app.command()(sweep)
 
 
@@ -132,7 +134,7 @@ def _seed_deviation(seed_scores: np.ndarray[Any, Any]) -> str:
 
 @app.command("import")
 def import_scores(
-    file: Annotated[Path, typer.Argument(help="A bare .npy [layers, heads], or a cv5_head_metrics.csv.")],
+    file: Annotated[Path, typer.Argument(help="A .npy, a cv5_head_metrics.csv, or a head map.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     model: Annotated[str, typer.Option(help="Hub id of the model that was probed.")],
     task: Annotated[str, typer.Option(help="What it was probed on, such as 'HaluEval-QA, 292'.")],
@@ -141,16 +143,20 @@ def import_scores(
     lam: Annotated[float | None, typer.Option(help="The recommended lam, if there is one.")] = None,
     norm: Annotated[str | None, typer.Option(help="The recommended norm, needed with --lam.")] = None,
     gate_site: Annotated[str, typer.Option("--gate_site", help="Where --lam and --norm gate.")] = "post",
+    shape: Annotated[
+        str | None, typer.Option(help="Layers x heads of the model, such as 32x32, for a list of heads.")
+    ] = None,
 ) -> None:
     """Make a full artifact of published scores, with the provenance that you state."""
     from truthgate_eval.errors import GateError
     from truthgate_eval.gating.attention_layout import check_site
     from truthgate_eval.gating.gate import check_norm, make_gate
+    from truthgate_eval.gating.head_maps import parse_shape
     from truthgate_eval.gating.scores import TruthScores, check_output
 
     check_output(output)
     check_site(site)
-    source = TruthScores.load(file)
+    source = TruthScores.load(file, shape=None if shape is None else parse_shape(shape))
     metadata: dict[str, Any] = {**source.metadata, "model": model, "task": task, "site": site}
     metadata |= {"layers": source.shape[0], "heads": source.shape[1], "probed_by": "stated by the user"}
     if note:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
+from truthgate_eval.attribution.config import ATTRIBUTION_KINDS
 from truthgate_eval.cli.console import console, print_line, progress_bar
-from truthgate_eval.errors import TaskError, TruthGateError
+from truthgate_eval.errors import ProbeError, TaskError, TruthGateError, check_choice
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 from truthgate_eval.limits import check_limit
 from truthgate_eval.probing.config import (
@@ -19,7 +20,6 @@ from truthgate_eval.probing.config import (
     ControlName,
     ImageCondition,
     ProbeConfig,
-    ScoreName,
     SolverName,
     SplitUnit,
     check_condition,
@@ -27,8 +27,14 @@ from truthgate_eval.probing.config import (
 )
 
 if TYPE_CHECKING:
+    from truthgate_eval.cli.attribution_jobs import AttributionJob
     from truthgate_eval.cli.probe_jobs import ProbeJob
     from truthgate_eval.gating.scores import TruthScores
+
+
+ScoreKind = Literal[
+    "accuracy", "auroc", "context-gain", "gradient", "learned", "divergence", "direct-effect", "copy"
+]
 
 
 def _choice(choices: Any, text: str, *names: str) -> Any:
@@ -93,7 +99,11 @@ def probe(
     ] = "question",
     seeds: Annotated[int, typer.Option(min=1, help="Fit on this many assignments of folds; their mean.")] = 1,
     score: Annotated[
-        ScoreName, _choice(ScoreName, "What is saved; context-gain: accuracy minus that without context.")
+        str,
+        _choice(
+            ScoreKind,
+            "What is saved. The first three are a probe's; the others are in docs/method.md, Kinds of score.",
+        ),
     ] = "accuracy",
     control: Annotated[
         list[str] | None, _choice(ControlName, "What else to probe; repeat for several.", "--control")
@@ -114,18 +124,26 @@ def probe(
     ] = False,
 ) -> None:
     """Probe every attention head of a model and save the truth scores."""
-    from truthgate_eval.cli.probe_jobs import AuthorsFile, DataOptions, make_lm_job, make_vlm_job
+    from truthgate_eval.cli.attribution_jobs import make_lm_attribution, make_vlm_attribution
+    from truthgate_eval.cli.probe_data import AuthorsFile, DataOptions
+    from truthgate_eval.cli.probe_jobs import make_lm_job, make_vlm_job
     from truthgate_eval.gating.scores import check_output
     from truthgate_eval.harness.model_args import parse_model_args
 
     # What a typo can break is checked before a model is loaded.
     check_output(output)
     check_limit(limit, "--limit")
-    config = ProbeConfig(solver=solver, folds=folds, split=split, seed=seed, seeds=seeds, score=score)
+    kind = check_choice("score", score, get_args(ScoreKind), ProbeError)
+    config = ProbeConfig(
+        solver=solver, folds=folds, split=split, seed=seed, seeds=seeds,
+        score="accuracy" if kind in ATTRIBUTION_KINDS else kind,
+    )  # fmt: skip
     capture_config = CaptureConfig(site=site, batch_size=batch_size, memory=memory, scratch=output.parent)
     check_condition(image)
     controls = list(map(check_control, control or []))
-    if score == CONTEXT_GAIN:
+    if kind in ATTRIBUTION_KINDS and controls:
+        raise ProbeError(f"--control {controls[0]} is for probes: --score {kind} fits none")
+    if kind == CONTEXT_GAIN:
         controls.append(NO_CONTEXT)
     takes_images = model == "vlm" or model in MODELS
     if not takes_images and (image != "document" or sequences or images or allow_missing):
@@ -144,8 +162,17 @@ def probe(
         include_path=include_path,
         surface_matched=surface_matched,
     )
+    source = AuthorsFile(sequences, tuple(images or ()), allow_missing) if sequences else None
+    if kind in ATTRIBUTION_KINDS:
+        own: dict[str, Any] = {"site": site, "seeds": seeds, "device": device, "batch_size": batch_size}
+        attribution = (
+            make_vlm_attribution(kind, model, arguments, options, image=image, file=source, **own)
+            if takes_images
+            else make_lm_attribution(kind, model, arguments, options, **own)
+        )
+        _save_attribution(attribution, kind, output)
+        return
     if takes_images:
-        source = AuthorsFile(sequences, tuple(images or ()), allow_missing) if sequences else None
         job = make_vlm_job(model, arguments, options, controls, image=image, file=source, device=device)
     else:
         job = make_lm_job(model, arguments, options, controls, device=device, batch_size=batch_size)
@@ -163,6 +190,20 @@ def _run(job: ProbeJob, config: ProbeConfig, capture_config: CaptureConfig) -> T
             capture_config=capture_config,
             capture_progress=lambda done: bars.advance(activations, done),
             probe_progress=lambda done: bars.advance(probes, done),
+        )
+
+
+def _save_attribution(job: AttributionJob, kind: str, output: Path) -> None:
+    with progress_bar() as bars:
+        documents = bars.add_task(kind, total=job.total)
+        scores = job.run(lambda done: bars.advance(documents, done))
+    scores.save(output)
+    print_line(f"{scores.shape[0]} x {scores.shape[1]} scores ({kind}) of {scores.model} -> {output}")
+    reliability = scores.metadata.get("reliability")
+    if reliability:
+        print_line(
+            f"split-half reliability {reliability['all']:.2f}, within layers {reliability['within']:.2f}; "
+            f"show them with: truthgate show {output}"
         )
 
 

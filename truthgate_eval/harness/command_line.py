@@ -68,7 +68,7 @@ def exit_with_error(error: TruthGateError) -> NoReturn:
         TruthGateError: The error itself, everywhere else.
     """
     if is_command_line("lmms_eval") and os.environ.get("VERBOSITY") != "DEBUG":
-        raise SystemExit(f"error: {one_line(error)}") from None
+        raise SystemExit(f"error: {one_line(error)}") from error
     raise error
 
 

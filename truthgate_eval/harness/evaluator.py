@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from truthgate_eval.data.splits import Split
-from truthgate_eval.errors import TaskError
+from truthgate_eval.errors import GateError, TaskError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate_config import GateConfig, Modality
 from truthgate_eval.gating.scores import TruthScores
@@ -93,7 +93,8 @@ class Evaluator(ABC):
         self._model, self._name = model, name
         layout = find_attention_layout(model)
         artifact.check_fits(layout.shape, name)
-        lower_layers = layout.layers[: lowest_gated_layer(config.layers, layout.num_layers)]
+        lowest = lowest_gated_layer(config.layers, layout.num_layers)
+        lower_layers = layout.layers[: layout.layer_numbers[lowest]]
         self._cache: LowerLayerCache | None = cache_lower_layers(self._shared_prefix_model(), lower_layers)
         self._cached_split: Split | None = None
 
@@ -107,7 +108,13 @@ class Evaluator(ABC):
 
         Raises:
             TaskError: The tasks do not have the metric.
+            GateError: The gate does not act on all tokens alike, so that gates cannot share prefixes.
         """
+        if gate.positions != "all":
+            raise GateError(
+                f"positions={gate.positions} cannot be evaluated with shared prefixes: run lm_eval or "
+                "lmms_eval with it"
+            )
         if split != self._cached_split and self._cache is not None:
             self._cache.clear()
         self._cached_split = split

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import logging
 import re
+from importlib.metadata import version
 from typing import Any, Literal
 
+from lm_eval.api.instance import Instance
+from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel
 
 from truthgate_eval.devices import find_device
 from truthgate_eval.errors import GateError, ModelError, first_line
-from truthgate_eval.gating.gate_config import GATE_ARGUMENTS, GateConfig
+from truthgate_eval.gating.gate_arguments import ACTION_ARGUMENTS, GATE_ARGUMENTS
+from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF
+from truthgate_eval.gating.yes_offset import add_yes_offset
+from truthgate_eval.harness.cache_keys import digest, gate_state, model_fingerprint
+from truthgate_eval.harness.lm_eval import patches
+from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF, TokenizedRequest
 from truthgate_eval.harness.quiet import quiet_harness_run
+from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
 log = logging.getLogger(__name__)
@@ -63,12 +71,14 @@ class GatedHF(SharedPrefixHF):
             mode: `live` or `folded`.
             device: As in `hf`; by default CUDA if there is one, else the CPU.
             engine: `auto` computes shared prefixes once, `off` computes as `hf` does.
-            **options: Every other argument of `hf`.
+            **options: Every other argument of `hf`, and the gate's other ones, `ACTION_ARGUMENTS` (see
+                `GateConfig.parse`).
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why.
         """
         quiet_harness_run("lm_eval")
+        patches.install_evaluate_patch()
         if scores is None:
             if pretrained != SMOLLM2:
                 raise GateError(
@@ -77,10 +87,16 @@ class GatedHF(SharedPrefixHF):
                 )
             scores = SMOLLM2_SCORES
         # The gate is parsed before the model is loaded: a mistake should not cost the minutes of a load.
+        action = {name: options.pop(name) for name in ACTION_ARGUMENTS if name in options}
         self.gate_settings = GateConfig.parse(
-            scores, lam=lam, norm=norm, site=site, layers=layers, mode=mode, modality="text"
+            scores, lam=lam, norm=norm, site=site, layers=layers, mode=mode, modality="text", **action
         )
         self.set_engine(engine)
+        if self.gate_settings.positions != "all":
+            log.info("positions=%s: no prefixes are shared (engine=off)", self.gate_settings.positions)
+            self.set_engine("off")
+        # What may decide an answer besides the weights, for the keys of lm-eval's answer cache.
+        self._hf_options = {k: v for k, v in options.items() if k not in ("batch_size", "max_batch_size")}
         self.model_name = _name(pretrained)
         if isinstance(pretrained, str):
             # lm-eval's command line passes cuda:0 where the user names no device.
@@ -89,6 +105,7 @@ class GatedHF(SharedPrefixHF):
         else:
             super().__init__(pretrained=pretrained, **options)
         self.gate_handle = self.gate_settings.apply(self.model, self.model_name)
+        add_yes_offset(self.model, self.tokenizer, self.gate_settings.yes_offset)
 
     def _load(self, pretrained: str, device: str, options: dict[str, Any]) -> None:
         """Run `hf`'s constructor, with users' mistakes as our own errors."""
@@ -109,14 +126,84 @@ class GatedHF(SharedPrefixHF):
             what = f"adapter {peft!r} of {model}" if peft and names_adapter else model
             raise ModelError(f"{what} cannot be loaded: {first_line(error)}") from error
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Warn where lm-eval's answer cache is used: it does not tell gates apart.
+    def _create_model(
+        self, *args: Any, dtype: Any = "auto", quantization_config: Any = None, **options: Any
+    ) -> None:
+        """Load the weights as `hf` does, with bitsandbytes' options as transformers 5 takes them.
 
-        See lm-eval's issue #4063 and `docs/harnesses.md#caches`.
+        Raises:
+            ModelError: An option is not usable.
         """
+        chosen = {name: options.pop(name) for name in BITSANDBYTES_OPTIONS & options.keys()}
+        bitsandbytes = bitsandbytes_config(chosen, get_dtype(dtype))
+        if bitsandbytes is not None:
+            other = next((name for name in ("autogptq", "gptqmodel") if options.get(name)), None)
+            if other is not None:
+                raise ModelError(f"{other} and bitsandbytes' load_in_4bit or load_in_8bit exclude each other")
+            quantization_config = bitsandbytes
+        super()._create_model(*args, dtype=dtype, quantization_config=quantization_config, **options)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """See `HFLM.loglikelihood_rolling`.
+
+        Raises:
+            GateError: The gate acts on the tokens of an answer only, which a whole document does not have.
+        """
+        if self.gate_settings.positions != "all":
+            raise GateError(
+                f"positions={self.gate_settings.positions} gates the tokens of an answer, and this task "
+                "scores whole documents: use positions=all"
+            )
+        return super().loglikelihood_rolling(requests, disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: list[TokenizedRequest], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        """See `HFLM._loglikelihood_tokens`; a gate of an answer's tokens is told where the answer begins."""
+        handle = self.gate_handle
+        if handle is None or handle.gate.positions == "all":
+            return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+        # Rows of one length have no padding: the answers of a group begin at the same token.
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, (_, context, answer) in enumerate(requests):
+            groups.setdefault((len(context), len(answer)), []).append(i)
+        answers: dict[int, tuple[float, bool]] = {}
+        with self._progress_bar(len(requests), disable_tqdm, "loglikelihood") as bar:
+            for (_, length), indices in groups.items():
+                with handle.scoring(length - 1):  # `hf` does not run an answer's last token
+                    group = [requests[i] for i in indices]
+                    found = super()._loglikelihood_tokens(group, True, override_bs)
+                answers.update(zip(indices, found, strict=True))
+                bar.update(len(indices))
+        return [answers[i] for i in range(len(requests))]
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Let lm-eval's answer cache (`--use_cache`), which keys on the request alone, see model and gate.
+
+        Its keys get the fingerprint of the model as it is now, and of the gate as it is at each request.
+        See lm-eval's issue #4063 and `docs/harnesses.md#caches`.
+
+        Raises:
+            ModelError: The model has no fingerprint, or lm-eval's cache takes no other keys.
+        """
+        answers = getattr(cache_hook, "dbdict", None)
+        if answers is not None:
+            if not callable(getattr(answers, "encode_key", None)):
+                raise ModelError(
+                    "--use_cache of this version of lm-eval cannot tell gates apart: leave --use_cache out"
+                )
+            settings = {"engine": self.engine, "versions": version("lm_eval"), **self._hf_options}
+            fingerprint = model_fingerprint(self.model, self.tokenizer, settings)
+            answers.encode_key = lambda key: digest(
+                [fingerprint, gate_state(self.gate_settings, self.gate_handle), key]
+            )
         super().set_cache_hook(cache_hook)
-        if getattr(cache_hook, "dbdict", None) is not None:
-            log.warning("--use_cache does not tell gates apart: give every setting a cache file of its own")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name of the chat template in lm-eval's cache of prompts (`--cache_requests`), with its hash."""
+        template = [self.tokenizer.chat_template, self.chat_template_args]
+        return f"{super().tokenizer_name}-{digest(template)[:16]}"
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into `config` of the results file, with the gate added."""

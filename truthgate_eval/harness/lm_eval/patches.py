@@ -5,8 +5,12 @@ Nothing heavy is imported here: the hooks run whenever lm-eval is imported.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Iterator, Mapping
 from types import TracebackType
+from typing import Any
 
 from truthgate_eval.errors import TruthGateError, one_line
 from truthgate_eval.harness.command_line import is_command_line
@@ -57,3 +61,40 @@ def install_one_line_errors() -> None:
             previous(kind, error, trace)
 
     sys.excepthook = hook
+
+
+def install_evaluate_patch() -> None:
+    """Wrap `lm_eval.evaluator.evaluate`, once, so that a gated model gets its own cached prompts.
+
+    lm-eval 0.4.13 keys its cache of prompts (`--cache_requests`) on the task's name and little else, and
+    gives a model no say in it. The tasks of a gated model's run get the keys that our own tasks have by their
+    class (`request_cache`); other models' runs are left as they are. This can go when lm-eval's key has the
+    documents and the generation settings.
+    """
+    from lm_eval import evaluator
+
+    original = evaluator.evaluate
+    if hasattr(original, "_truthgate"):
+        return
+
+    @functools.wraps(original)
+    def evaluate(*args: Any, **options: Any) -> Any:
+        call = inspect.signature(original).bind(*args, **options).arguments
+        if call.get("cache_requests") and hasattr(call.get("lm"), "gate_settings"):
+            from truthgate_eval.harness.lm_eval import request_cache
+
+            for task in _leaf_tasks(call["task_dict"]):
+                request_cache.install_keys(task)
+        return original(*args, **options)
+
+    evaluate._truthgate = True  # type: ignore[attr-defined]
+    evaluator.evaluate = evaluate
+
+
+def _leaf_tasks(task_dict: Mapping[Any, Any]) -> Iterator[Any]:
+    """The tasks in what `evaluate` takes, at any depth."""
+    for value in task_dict.values():
+        if isinstance(value, Mapping):
+            yield from _leaf_tasks(value)
+        elif hasattr(value, "build_all_requests"):
+            yield value

@@ -6,6 +6,7 @@ options that it knows.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,11 +17,29 @@ from datasets import Dataset
 from truthgate_eval.data import halueval, phd
 from truthgate_eval.data.store import read_rows
 from truthgate_eval.errors import TaskError
+from truthgate_eval.metrics.clusters import find_cluster
+from truthgate_eval.metrics.log_odds import (
+    LogOddsAnswer,
+    acc_at_threshold,
+    auroc,
+    document_values,
+    log_loss_offset,
+    log_odds_of_spellings,
+)
 from truthgate_eval.metrics.yes_no import Prediction, f1, parse_yes_no, precision, recall, unparsed, yes_ratio
 from truthgate_eval.packaged.scenes_dataset import scenes_file
 
 # The aggregations that the YAML files name in this module.
-__all__ = ["f1", "precision", "recall", "unparsed", "yes_ratio"]
+__all__ = [
+    "acc_at_threshold",
+    "auroc",
+    "f1",
+    "log_loss_offset",
+    "precision",
+    "recall",
+    "unparsed",
+    "yes_ratio",
+]
 
 _FIELD = re.compile(r"\{(knowledge|question|answer)\}")
 _OPTIONS = ("halueval_path", "exclude_rows_of", "subset")
@@ -87,6 +106,30 @@ def score_answer(doc: dict[str, Any], results: Sequence[str | None]) -> dict[str
     prediction: Prediction = (doc["hallucinated"], results[0])
     names = ("f1", "precision", "recall", "yes_ratio", "unparsed")
     return {"acc": float(prediction[0] == prediction[1]), **dict.fromkeys(names, prediction)}
+
+
+def score_log_odds(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """`process_results` of the tasks that read log-odds: what one document contributes to every metric.
+
+    Args:
+        doc: The document.
+        results: Log-likelihood of Yes and of No, each with whether it is the greedy answer.
+    """
+    (yes, _), (no, _) = results
+    cluster = find_cluster(doc)
+    # The document is beside it in the file of samples, so that a digest is enough.
+    name = hashlib.sha256(str(cluster.name if cluster else doc).encode("utf-8", "surrogatepass")).hexdigest()
+    answer: LogOddsAnswer = {
+        "log_odds": log_odds_of_spellings([yes], [no]),
+        "gold": doc["hallucinated"],
+        "cluster": name[:16],
+    }
+    values = document_values([answer])
+    return {
+        **{metric: float(values[metric][0]) for metric in ("acc", "log_loss", "yes_ratio")},
+        "f1": (answer["gold"], "yes" if values["yes_ratio"][0] else "no"),
+        **dict.fromkeys(("auroc", "acc_at_threshold", "log_loss_offset"), answer),
+    }
 
 
 def _read_instruction(given: Any) -> str:

@@ -7,6 +7,7 @@ is `truthgate_eval.harness.quiet.quiet_harness_run`.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import sys
 from collections.abc import Iterator
@@ -32,15 +33,23 @@ def include_tasks() -> None:
 
 
 def install_evaluate_patch() -> None:
-    """Wrap `lmms_eval.evaluator.evaluate`, once, so that results carry what a gated model says of itself.
+    """Wrap `lmms_eval.evaluator.evaluate`, once, for what lmms-eval 0.7.3 asks no model about.
 
-    lmms-eval 0.7.3 has no place for that: `config` of its results holds the command line's text only (a
-    comment in its source says that `get_model_info` is still to come). `evaluate` is the one function that
-    has a model and its results together. A gated model's results get its `gate` and `model_info` at their
-    top level, and thereby the results file does; the runs of other models are left as they are. This can go
-    when lmms-eval writes `get_model_info` into its results.
+    A gated model's run is changed in three ways, the runs of other models in none:
+
+    * Its results get its `gate` and `model_info` at their top level, and thereby the results file does:
+      lmms-eval records the command line's text only (a comment in its source says that `get_model_info` is
+      still to come).
+    * The response cache (`--use_cache`) is asked with keys that see model, gate and images.
+    * The cache of prompts (`--cache_requests`) is not used: it keeps no functions, so that a request from it
+      has lost its images, and its key is the task's name.
+
+    `evaluate` is the one function that has all of these together. Each change can go when lmms-eval does it:
+    writes `get_model_info`, asks the model for a fingerprint, keys on documents and keeps their images.
     """
     from lmms_eval import evaluator
+
+    from truthgate_eval.harness.lmms_eval.requests import leaf_tasks
 
     original = evaluator.evaluate
     if hasattr(original, "_truthgate"):
@@ -48,17 +57,21 @@ def install_evaluate_patch() -> None:
 
     @functools.wraps(original)
     def evaluate(*args: Any, **options: Any) -> Any:
-        model: Any = options.get("lm", args[0] if args else None)
-        settings = getattr(model, "gate_settings", None)
-        if settings is None:
+        call = inspect.signature(original).bind(*args, **options)
+        given: dict[str, Any] = call.arguments
+        model: Any = given.get("lm")
+        if getattr(model, "gate_settings", None) is None:
             return original(*args, **options)
-        if settings.scores is not None and options.get("response_cache") is not None:
-            log.warning(
-                "--use_cache keys on the text of model_args: once scores=%s is rewritten, use another cache",
-                settings.source,
-            )
-        with keep_loss_pairs(evaluator):
-            results = original(*args, **options)
+        if given.get("cache_requests"):
+            log.warning("--cache_requests of lmms-eval loses a request's images: all requests are built anew")
+            given["cache_requests"] = False
+        if given.get("response_cache") is not None:
+            from truthgate_eval.harness.lmms_eval.response_cache import KeyedResponseCache
+
+            given["response_cache"] = KeyedResponseCache(given["response_cache"], model)
+        tasks = [task for _, task in leaf_tasks(given["task_dict"])]
+        with keep_loss_pairs(evaluator), model.check_images_of_run(tasks):
+            results = original(*call.args, **call.kwargs)
         if results is not None:
             results.update(model.get_model_info())
         return results

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -103,8 +104,9 @@ class SharedPrefixLmms(lmms):
         losses: list[tuple[float, bool] | None] = [None] * len(questions)
         with self.progress(questions) as progress:
             if self.question_engine is not None:
-                score_shared = functools.partial(self._score_shared, progress=progress.update)
-                losses = self._try_sharing(questions, score_shared)
+                losses = self._try_sharing(
+                    questions, lambda prompts: self._score_shared(questions, prompts, progress.update)
+                )
             unanswered = self._unanswered(losses)
             texts = [questions[i].text + questions[i].answer for i in unanswered]
             for batch in batches([None] * len(unanswered), texts, self._own_path_batch_size):
@@ -154,9 +156,11 @@ class SharedPrefixLmms(lmms):
         )
 
     def _score_shared(
-        self, prompts: list[ImagePrompt], progress: Callable[[int], object]
+        self, questions: list[ImageRequest], prompts: list[ImagePrompt], progress: Callable[[int], object]
     ) -> list[tuple[float, bool] | None]:
         assert self.question_engine is not None
+        for question, prompt in zip(questions, prompts, strict=True):
+            self._check_answer(question, prompt.prompt)
         return self.question_engine.losses(prompts, batch_size=self.batch_size, progress=progress)
 
     def _unanswered(self, answers: Sequence[object]) -> list[int]:
@@ -204,7 +208,26 @@ class SharedPrefixLmms(lmms):
 
     def _losses(self, questions: Sequence[ImageRequest]) -> list[tuple[float, bool]]:
         prompts, images = self._prompts(questions)
-        return self.vlm.losses(prompts, [question.answer for question in questions], images)
+        for question, prompt in zip(questions, prompts, strict=True):
+            self._check_answer(question, prompt)
+        answers = [question.answer for question in questions]
+        return self.vlm.losses(prompts, answers, images, scoring=self.scoring)
+
+    def scoring(self, after_first: list[int]) -> AbstractContextManager[None]:
+        """The context of a pass that scores answers: a gate of an answer's tokens must know where it begins.
+
+        Args:
+            after_first: For each row how many tokens it has from the answer's first one on, with padding.
+        """
+        del after_first  # without such a gate
+        return nullcontext()
+
+    def _check_answer(self, question: ImageRequest, prompt: str) -> None:
+        """Raise `DataError` with the document's name where its answer has no token to score."""
+        try:
+            self.vlm.new_tokens(prompt, question.answer)
+        except TruthGateError as error:
+            raise type(error)(f"{question.where}: {error}") from error
 
     def _prompts(self, questions: Sequence[ImageRequest]) -> tuple[list[str], list[list[Image.Image]]]:
         images = [question.load_images() for question in questions]

@@ -12,7 +12,7 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.harness.lm_eval.probing import matched_documents, right_choices
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
-from truthgate_eval.harness.lmms_eval.requests import ImageRequest
+from truthgate_eval.harness.lmms_eval.requests import ImageRequest, leaf_tasks
 from truthgate_eval.limits import apply_limit, check_limit
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, next_group
 from truthgate_eval.probing.surface import without_final_punctuation
@@ -104,16 +104,7 @@ def load_tasks(names: list[str], include_path: str | None = None) -> Iterator[tu
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {', '.join(near)}?" if near else "`lmms_eval --tasks list` lists them all"
             raise TaskError(f"lmms-eval has no task {name!r}: {hint}")
-    yield from _leaves(get_task_dict(names, manager))
-
-
-def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
-    """Task objects of the nested groups that lmms-eval returns."""
-    for name, task in tasks.items():
-        if isinstance(task, Mapping):
-            yield from _leaves(task)
-        else:
-            yield str(name), task[1] if isinstance(task, tuple) else task
+    yield from leaf_tasks(get_task_dict(names, manager))
 
 
 def _collect(
@@ -138,12 +129,19 @@ def _collect(
         text = task.doc_to_text(doc)
         load_document = functools.partial(_load_document, task, split, doc_id)
         request = ImageRequest(text, task.doc_to_visual, load_document, name, doc_id)
-        image_key = doc["image"] if isinstance(doc.get("image"), str) else (name, doc_id)
+        image_key = _image_key(name, doc, doc_id)
         group = first_group + groups.setdefault((image_key, text), len(groups))
         rows.setdefault(data, []).append(int(doc.get("row", doc_id)))
         for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc), strict=True):
             answer = f" {without_final_punctuation(choice) if matched else choice}"
             examples.append(ProbeExample(text, answer, bool(truthful), group, request.load_images, image_key))
+
+
+def _image_key(task: str, doc: Mapping[str, Any], doc_id: int) -> Hashable:
+    """Identifies a document's image by its file, or by its name, which other tasks may have as well."""
+    if isinstance(doc.get("image_path"), str):
+        return doc["image_path"]
+    return task, doc["image"] if isinstance(doc.get("image"), str) else doc_id
 
 
 def _load_document(task: Any, split: str, doc_id: int) -> Any:

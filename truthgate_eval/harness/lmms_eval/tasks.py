@@ -6,14 +6,25 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from truthgate_eval.data.images import open_image
 from truthgate_eval.data.poll import PROBE
-from truthgate_eval.data.store import PREPARE_COMMANDS, prepared_file
+from truthgate_eval.data.store import PREPARE_COMMANDS, iterate_rows, prepared_file
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
+from truthgate_eval.files import sha256
+from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.harness.command_line import exit_with_error
 from truthgate_eval.metrics import pope
+from truthgate_eval.metrics.log_odds import (
+    LogOddsAnswer,
+    acc_at_threshold,
+    auroc,
+    document_values,
+    log_loss_offset,
+    log_odds_of_spellings,
+)
 from truthgate_eval.metrics.yes_no import f1, precision, recall, yes_ratio
 from truthgate_eval.packaged.scenes_dataset import scenes_file
 from truthgate_eval.paths import data_dir
@@ -21,7 +32,7 @@ from truthgate_eval.paths import data_dir
 log = logging.getLogger(__name__)
 
 # The aggregations that the YAML files name in this module.
-__all__ = ["f1", "precision", "recall", "yes_ratio"]
+__all__ = ["acc_at_threshold", "auroc", "f1", "log_loss_offset", "precision", "recall", "yes_ratio"]
 
 PARSER_VARIABLE = "TRUTHGATE_POPE_PARSER"
 
@@ -47,13 +58,13 @@ def on_load(name: str) -> Any:
     """
     try:
         if name.startswith("data_scenes_"):
-            return {"data_files": {"test": str(scenes_file(name.removeprefix("data_scenes_")))}}
+            return _dataset_kwargs(scenes_file(name.removeprefix("data_scenes_")))
         if name == "data_poll_probe":
-            return _dataset_kwargs(_poll_for_probing())
+            return _dataset_kwargs(prepared_file(_poll_for_probing()))
         if name == "poll_probe_metadata":
             return {"version": 1.0, "data": _poll_for_probing()}
         if name.startswith("data_"):
-            return _dataset_kwargs(_dataset_name(name.removeprefix("data_")))
+            return _dataset_kwargs(prepared_file(_dataset_name(name.removeprefix("data_"))))
         if name == "score_answer":
             return scorer(chosen_parser())
         if name == "pope_metadata":
@@ -112,13 +123,72 @@ def score_answer(doc: Doc, results: Sequence[str], parser: pope.Parser = "offici
     return {"acc": accuracy_entry, **predictions, "unparsed": float(answer.unparsed)}
 
 
+def score_log_odds(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """`process_results` of the tasks that read log-odds: what one document contributes to every metric.
+
+    Args:
+        doc: The document.
+        results: For each choice, those of yes before those of no, -log P(choice) and whether it is the greedy
+            answer.
+
+    Raises:
+        TaskError: The model gives texts, as every model of lmms-eval but the gated ones does
+            (`patches.keep_loss_pairs`).
+    """
+    if not all(isinstance(result, tuple | list) and len(result) == 2 for result in results):
+        exit_with_error(
+            TaskError(
+                "tasks that read log-odds need a gated model: --model gated_vlm --model_args scores=none,... "
+                "is the model without a gate"
+            )
+        )
+    log_probabilities = [-loss for loss, _ in results]
+    half = len(results) // 2
+    answer: LogOddsAnswer = {
+        "log_odds": log_odds_of_spellings(log_probabilities[:half], log_probabilities[half:]),
+        "gold": doc["answer"],
+        "cluster": doc["image"],
+    }
+    values = document_values([answer])
+    parsed = "yes" if values["yes_ratio"][0] else "no"
+    accuracy_entry = {
+        "score": float(values["acc"][0]),
+        "parsed": parsed,
+        "gold": answer["gold"],
+        "image": doc["image"],
+        "question_id": doc["question_id"],
+    }
+    return {
+        "acc": accuracy_entry,
+        "f1": (answer["gold"], parsed),
+        **{metric: float(values[metric][0]) for metric in ("log_loss", "yes_ratio")},
+        **dict.fromkeys(("auroc", "acc_at_threshold", "log_loss_offset"), answer),
+    }
+
+
 def mean_accuracy(entries: Sequence[Mapping[str, Any]]) -> float:
     """Share of right answers, from the `acc` entries of `score_answer`."""
     return sum(entry["score"] for entry in entries) / len(entries)
 
 
-def _dataset_kwargs(data: str) -> dict[str, Any]:
-    return {"data_files": {"test": str(prepared_file(data))}}
+def _dataset_kwargs(file: Path) -> dict[str, Any]:
+    """`dataset_kwargs` of a Parquet file, with a hash of its content and of its images' sizes and dates.
+
+    datasets takes a file that it has read before by path and date, and other models' answers come from
+    lmms-eval's response cache by the task's settings. The description is part of both keys.
+    """
+    images = sorted({row["image_path"] for row in iterate_rows(file) if row.get("image_path")})
+    content = digest([sha256(file), [_size_and_date(image) for image in images]])
+    return {"data_files": {"test": str(file)}, "description": f"sha256 {content}"}
+
+
+def _size_and_date(image: str) -> tuple[int, int] | None:
+    """Size and date of change of an image's file; None where it is missing, which opening it will say."""
+    try:
+        found = os.stat(image)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def _poll_for_probing() -> str:

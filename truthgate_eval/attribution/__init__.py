@@ -1,0 +1,1 @@
+"""Which heads matter for an answer: measures other than a linear probe."""

@@ -1,0 +1,147 @@
+"""What `truthgate probe` probes: tasks of either harness, or the authors' file, as one data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval.errors import TaskError
+from truthgate_eval.probing.config import DOCUMENT, ImageCondition
+from truthgate_eval.probing.controls import ContextChange
+from truthgate_eval.probing.dataset import ProbeDataset, load_author_dataset
+from truthgate_eval.probing.image_conditions import apply_image_condition
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What to probe on, as lm-eval's `load_dataset` takes it. lmms-eval's tasks take some of these only.
+
+    Attributes:
+        tasks: Names of tasks, groups and tags.
+        limit: Documents per task, as a number or as a fraction below 1.
+        seed: Chooses the few-shot examples, and what the controls swap and shuffle.
+        num_fewshot: As in lm-eval.
+        apply_chat_template: As in lm-eval.
+        system_instruction: As in lm-eval.
+        metadata: Passed to the tasks.
+        include_path: A folder with the user's own tasks.
+        surface_matched: Keep only documents whose answers are about equally long.
+    """
+
+    tasks: tuple[str, ...]
+    limit: float | None
+    seed: int
+    num_fewshot: int | None
+    apply_chat_template: bool
+    system_instruction: str | None
+    metadata: dict[str, Any]
+    include_path: str | None
+    surface_matched: bool
+
+
+@dataclass(frozen=True)
+class AuthorsFile:
+    """The authors' JSON lines, the folders of their images, and whether images may be missing."""
+
+    path: Path
+    images: tuple[Path, ...]
+    allow_missing: bool
+
+
+def load_vlm_dataset(
+    options: DataOptions, *, image: ImageCondition, file: AuthorsFile | None
+) -> ProbeDataset:
+    """What a vision-language model is probed on, with the images of a condition.
+
+    Args:
+        options: The tasks.
+        image: Which image the model gets.
+        file: Instead of tasks.
+    """
+    if file is not None:
+        dataset = _load_authors_file(file, options)
+    elif are_text_tasks(options, image):
+        dataset = load_text_for_vlm(options)
+    else:
+        dataset = _load_image_tasks(options)
+    return apply_image_condition(dataset, image)
+
+
+def are_text_tasks(options: DataOptions, image: ImageCondition) -> bool:
+    """Whether the tasks are taken from lm-eval: where it has them and their own images are not needed."""
+    from truthgate_eval.harness.lm_eval.probing import has_tasks
+
+    return image != DOCUMENT and has_tasks(
+        list(options.tasks), options.metadata, include_path=options.include_path
+    )
+
+
+def load_text(
+    options: DataOptions,
+    *,
+    lm: Any = None,
+    change: ContextChange | None = None,
+    apply_chat_template: bool | None = None,
+) -> ProbeDataset:
+    """The answers of lm-eval's tasks.
+
+    Args:
+        options: The tasks.
+        lm: Renders the chat template.
+        change: Replaces the documents' knowledge.
+        apply_chat_template: In place of the option of that name.
+    """
+    from truthgate_eval.harness.lm_eval.probing import load_dataset
+
+    return load_dataset(
+        list(options.tasks),
+        limit=options.limit,
+        seed=options.seed,
+        num_fewshot=options.num_fewshot,
+        lm=lm,
+        apply_chat_template=(
+            options.apply_chat_template if apply_chat_template is None else apply_chat_template
+        ),
+        system_instruction=options.system_instruction,
+        metadata=options.metadata,
+        include_path=options.include_path,
+        surface_matched=options.surface_matched,
+        change=change,
+    )
+
+
+def load_text_for_vlm(options: DataOptions, *, change: ContextChange | None = None) -> ProbeDataset:
+    """The answers of lm-eval's tasks for a vision-language model, which applies its own template."""
+    if options.apply_chat_template and options.system_instruction:
+        raise TaskError("--system_instruction with --apply_chat_template is for text models only")
+    return load_text(options, change=change, apply_chat_template=False)
+
+
+def _load_image_tasks(options: DataOptions) -> ProbeDataset:
+    from truthgate_eval.harness.lmms_eval.probing import load_dataset
+
+    for name in ("num_fewshot", "system_instruction"):
+        if getattr(options, name):
+            raise TaskError(
+                f"--{name} is for lm-eval's text tasks: lmms-eval's take none when they are probed"
+            )
+    return load_dataset(
+        list(options.tasks),
+        limit=options.limit,
+        include_path=options.include_path,
+        surface_matched=options.surface_matched,
+    )
+
+
+def _load_authors_file(file: AuthorsFile, options: DataOptions) -> ProbeDataset:
+    from truthgate_eval.data.images import ImageFolders
+
+    if options.tasks:
+        raise TaskError(f"--sequences {file.path} and --tasks {','.join(options.tasks)} exclude each other")
+    if not file.images:
+        raise TaskError("--sequences names images: say where they are with --images DIR")
+    if options.surface_matched:
+        raise TaskError("--surface-matched is for tasks, whose documents have several answers each")
+    folders = ImageFolders(file.images)
+    return load_author_dataset(file.path, folders, limit=options.limit, allow_missing=file.allow_missing)
