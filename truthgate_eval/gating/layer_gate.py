@@ -96,7 +96,13 @@ def check_foldable(name: str, module: nn.Module) -> None:
     """
     plain = linear_shape(module) is not None and not hasattr(module, "base_layer")
     weight = getattr(module, "weight", None)
-    if not plain or not isinstance(weight, nn.Parameter) or not weight.is_floating_point():
+    # torchao keeps quantized weights in subclasses of Tensor that say they are floating-point.
+    if (
+        not plain
+        or not isinstance(weight, nn.Parameter)
+        or type(weight.data) is not torch.Tensor
+        or not weight.is_floating_point()
+    ):
         raise GateError(
             f"{name} is a {type(module).__name__}: a gate folds only into plain floating-point weights; "
             "merge the adapter first, or use mode=live"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from truthgate_eval.probing.config import CONTEXT_GAIN, NO_CONTEXT, SHUFFLED, Ca
 from truthgate_eval.probing.controls import Control, shuffled_labels
 from truthgate_eval.probing.cross_validation import Progress
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
+from truthgate_eval.probing.directions import class_mean_difference, deviation_along
 from truthgate_eval.probing.image_capture import capture_with_images
 from truthgate_eval.probing.repeated_cv import RepeatedCV, repeat_cross_validation
 from truthgate_eval.vision.model import VisionLanguageModel
@@ -173,8 +175,22 @@ def score_activations(
     config = config or ProbeConfig()
     if config.score == CONTEXT_GAIN and NO_CONTEXT not in {control.name for control in controls}:
         raise ProbeError(f"score={CONTEXT_GAIN} is measured against the control {NO_CONTEXT}: add it")
-    own, of_controls = _cross_validate(run, dataset, controls, config, progress)
-    return make_artifact(own, of_controls, dataset, controls, config, model_metadata=model_metadata)
+    own, of_controls, activations = _cross_validate(run, dataset, controls, config, progress)
+    artifact = make_artifact(own, of_controls, dataset, controls, config, model_metadata=model_metadata)
+    # Only what enters W_o can be shifted head by head.
+    return _with_directions(artifact, activations, dataset) if model_metadata["site"] == "pre" else artifact
+
+
+def _with_directions(artifact: TruthScores, activations: NDArray[Any], dataset: Dataset) -> TruthScores:
+    """The artifact with what `action=shift` needs."""
+    assert artifact.probe_weight is not None
+    means = class_mean_difference(activations, dataset.labels)
+    return dataclasses.replace(
+        artifact,
+        activation_std=deviation_along(activations, artifact.probe_weight),
+        mean_difference=means,
+        mean_difference_std=deviation_along(activations, means),
+    )
 
 
 def _cross_validate(
@@ -183,8 +199,8 @@ def _cross_validate(
     controls: Sequence[Control],
     config: ProbeConfig,
     progress: Progress | None,
-) -> tuple[RepeatedCV, dict[str, RepeatedCV]]:
-    """The results of the sequences themselves, and of each control by its name."""
+) -> tuple[RepeatedCV, dict[str, RepeatedCV], NDArray[Any]]:
+    """The results of the sequences themselves, of each control by its name, and the activations."""
 
     def fit(activations: NDArray[Any], *label_sets: list[NDArray[np.int64]]) -> list[RepeatedCV]:
         return repeat_cross_validation(
@@ -196,11 +212,12 @@ def _cross_validate(
     shuffled = [control.name for control in controls if control.name == SHUFFLED]
     seeds = range(config.seed, config.seed + config.seeds)
     shuffles = [shuffled_labels(dataset.labels, dataset.groups, seed) for seed in seeds]
-    own, *others = fit(run(dataset), labels, *(shuffles for _ in shuffled))
+    activations = run(dataset)
+    own, *others = fit(activations, labels, *(shuffles for _ in shuffled))
     results = dict(zip(shuffled, others, strict=True))
     for control in controls:
         if control.features is not None:  # as one layer with one head
             (results[control.name],) = fit(control.features[:, None, None, :], labels)
         elif control.sequences is not None:
             (results[control.name],) = fit(run(control.sequences), labels)  # type: ignore[arg-type]
-    return own, {control.name: results[control.name] for control in controls}
+    return own, {control.name: results[control.name] for control in controls}, activations

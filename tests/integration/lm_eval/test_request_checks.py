@@ -101,7 +101,11 @@ def test_requests_that_hf_answers_are_answered(ours: GatedHF, theirs: HFLM) -> N
     assert ours.loglikelihood([], disable_tqdm=True) == []
 
 
-def test_a_context_that_is_cut_is_said(ours: GatedHF, theirs: HFLM, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_context_that_is_cut_is_said(
+    ours: GatedHF, theirs: HFLM, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # lm-eval's command line, run in this process by other tests, takes its log away from pytest.
+    monkeypatch.setattr(logging.getLogger("lm_eval"), "propagate", True)
     at_the_limit, longer = ("a" * 27, " hello"), ("a" * 40, " hello")
     for requests, is_cut in ((pairs(at_the_limit, GOOD), False), (pairs(longer, at_the_limit), True)):
         for lm in (ours, theirs):
@@ -154,6 +158,7 @@ def test_a_model_that_answers_with_more_than_its_transformers_model_is_not_probe
     assert "SteeredModel._model_call" in line and "use --model hf" in line
 
 
+@pytest.mark.slow
 def test_mixed_precision_is_probed_as_it_answers_and_recorded(
     checkpoint: str, halueval_folder: str, tmp_path: Path
 ) -> None:

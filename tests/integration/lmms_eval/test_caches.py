@@ -90,6 +90,7 @@ def run(
     return run
 
 
+@pytest.mark.slow
 def test_two_gates_in_one_folder_give_their_own_answers(run: Run, scores: str) -> None:
     settings: list[dict[str, Any]] = [{"scores": "none"}, {"scores": scores, "lam": 3}]
     expected = [run(cached=False, **gate)[0] for gate in settings]
@@ -111,6 +112,7 @@ def test_scores_that_changed_under_one_path(run: Run, scores: str) -> None:
     assert run("tiny_choice", **gate) == (first, 0)
 
 
+@pytest.mark.slow
 def test_images_that_changed_under_one_path(run: Run, tasks: Path) -> None:
     first, _ = run(scores="none")
     for path in tasks.glob("*.png"):
@@ -173,6 +175,7 @@ def test_every_setting_that_decides_an_answer_is_in_the_fingerprint(
     assert fingerprint(batch_size=4) == found[0]
 
 
+@pytest.mark.slow
 def test_two_generation_settings_give_their_own_answers(run: Run) -> None:
     """`min_new_tokens` is in no key of lmms-eval's own, but in the task's settings."""
     for value in (2, 5):

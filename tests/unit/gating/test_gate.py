@@ -191,6 +191,20 @@ def test_the_gate_works_over_a_lora_adapter_and_does_not_fold_into_it() -> None:
         fold(lora(), gate)
 
 
+class QuantizedTensor(torch.Tensor):
+    """As torchao's: a subclass that says it is floating-point, and cannot be multiplied in place."""
+
+
+def test_a_weight_in_a_subclass_of_tensor_is_not_folded_into() -> None:
+    model = factories.tiny_model("llama")
+    projection = model.model.layers[1].self_attn.o_proj
+    projection.weight = torch.nn.Parameter(projection.weight.detach().as_subclass(QuantizedTensor))
+    before = model.model.layers[0].self_attn.o_proj.weight.clone()
+    with pytest.raises(GateError, match=r"layers\.1.*folds only into plain floating-point weights"):
+        fold(model, some_gate("post"))
+    assert torch.equal(model.model.layers[0].self_attn.o_proj.weight, before)
+
+
 def test_a_dispatched_model_with_offloaded_layers_is_gated_live() -> None:
     from accelerate import dispatch_model
 
