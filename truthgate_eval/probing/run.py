@@ -178,7 +178,9 @@ def score_activations(
     own, of_controls, activations = _cross_validate(run, dataset, controls, config, progress)
     artifact = make_artifact(own, of_controls, dataset, controls, config, model_metadata=model_metadata)
     # Only what enters W_o can be shifted head by head.
-    return _with_directions(artifact, activations, dataset) if model_metadata["site"] == "pre" else artifact
+    if model_metadata.get("site") != "pre":
+        return artifact
+    return _with_directions(artifact, activations, dataset)
 
 
 def _with_directions(artifact: TruthScores, activations: NDArray[Any], dataset: Dataset) -> TruthScores:
