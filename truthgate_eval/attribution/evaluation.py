@@ -154,7 +154,8 @@ def conclusion(
     Args:
         difference: Its log-loss less the vanilla model's.
         with_offset: The same with the best yes/no offset for both; None where answers are free text.
-        controls: Its log-loss less that of each control (shuffled, random) of equal strength.
+        controls: Its log-loss less that of each control (shuffled, random) of equal strength; none for a
+            control itself.
     """
     if difference.low > 0:
         return "makes the answers worse"
@@ -162,7 +163,9 @@ def conclusion(
         return "no difference from the vanilla model is seen"
     if with_offset is not None and not with_offset.high < 0:
         return "better only as far as a constant on yes would be"
-    if controls and all(control.high < 0 for control in controls):
+    if not controls:
+        return "better than the vanilla model"
+    if all(control.high < 0 for control in controls):
         return "better than the vanilla model and than every control of equal strength"
     return "better than the vanilla model, but not than every control of equal strength"
 

@@ -275,9 +275,10 @@ def _conclude(rows: list[dict[str, Any]], vanilla: GateEvaluation) -> None:
         controls = [
             other["_evaluation"]
             for other in rows
-            if other["action"] == row["action"]
+            if not is_control(row)
+            and other["action"] == row["action"]
             and other["target"] == row["target"]
-            and (other["control_of"] == row["source"] or other["source"].startswith("random"))
+            and (other["control_of"] == row["source"] or other["source"].startswith("random "))
             and other is not row
         ]
         clusters = evaluation.clusters
@@ -293,6 +294,11 @@ def _conclude(rows: list[dict[str, Any]], vanilla: GateEvaluation) -> None:
         )
     for row in rows:
         del row["_evaluation"]
+
+
+def is_control(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a shuffled or a random gate."""
+    return row["control_of"] is not None or row["source"].startswith("random ")
 
 
 def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, dict[str, float]]:

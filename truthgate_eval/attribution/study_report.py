@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.attribution.study import StudyResult
+from truthgate_eval.attribution.study import StudyResult, is_control
 from truthgate_eval.files import write_atomic
 
 HEAD = ("gate", "KL", "strength", "log-loss", "vs vanilla [95 %]", "p", "accuracy", "AUROC", "conclusion")
@@ -117,11 +117,10 @@ def figure(result: StudyResult) -> bytes:
     colours = {target: f"C{i}" for i, target in enumerate(targets)}
     for position, row in enumerate(rows):
         own = row["difference"]["log_loss"]
-        is_control = row["control_of"] or row["source"].startswith("random")
         axes.errorbar(
             own["mean"], position, xerr=[[own["mean"] - own["low"]], [own["high"] - own["mean"]]],
             marker="o", markersize=4, capsize=2, color=colours[row["target"]],
-            alpha=0.4 if is_control else 1.0,
+            alpha=0.4 if is_control(row) else 1.0,
         )  # fmt: skip
     axes.axvline(0, color="0.45", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"{row['source']}, {row['action']}" for row in rows], fontsize=7)

@@ -70,4 +70,5 @@ def test_conclusions_need_both_ends_of_the_interval() -> None:
     assert conclusion(better, better, [better, unclear]).endswith(
         "but not than every control of equal strength"
     )
+    assert conclusion(better, better, []) == "better than the vanilla model"
     assert conclusion(better, better, [better]).endswith("than every control of equal strength")
