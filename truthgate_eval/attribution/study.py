@@ -30,6 +30,7 @@ from truthgate_eval.files import read_json, write_atomic
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
 from truthgate_eval.gating.gate import Gate, Norm, attach, normalize
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.gating.shuffle import shuffle_within_layers
 from truthgate_eval.gating.strength import find_strength
 from truthgate_eval.inference.next_token_divergence import NextTokenDivergence
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
@@ -127,7 +128,9 @@ def make_directions(
         scores.check_fits(shape, "the model")
         array = scores.scores.astype(np.float64)
         norm = _NORMS.get(str(scores.metadata.get("kind")), "centered")
-        shuffled = [shuffle_within_layers(array, seed) for seed in range(config.shuffles)]
+        shuffled = [
+            shuffle_within_layers(scores, seed).scores.astype(np.float64) for seed in range(config.shuffles)
+        ]
         for action in actions:
             make = (lambda x, norm=norm: normalize(x, norm)) if action == "soft" else _selector(config.select)
             directions.append(Direction(name, action, make(array)))
@@ -144,11 +147,6 @@ def make_directions(
             for action in actions
         ]
     return directions
-
-
-def shuffle_within_layers(scores: NDArray[Any], seed: int) -> NDArray[Any]:
-    """The same scores with the heads of each layer in a random order, [layers, heads]."""
-    return np.random.default_rng(seed).permuted(scores, axis=1)
 
 
 def _selector(count: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
