@@ -6,6 +6,7 @@ An image is encoded once, and its tokens have ids of their own beyond the vocabu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Sequence
 
 from PIL.Image import Image
@@ -54,6 +55,14 @@ def tokenize_with_images(
         except ImageMismatchError as error:
             raise ModelError(f"{model.vlm.name}: {error}") from error
     return with_images, sequences
+
+
+def features_digest(model: SharedPrefixVLM) -> str:
+    """SHA-256 of the features of a model's images, in order: of their pixels and of the vision tower."""
+    found = hashlib.sha256()
+    for image in model.images:
+        found.update(image.features.detach().float().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def _encode(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from truthgate_eval.attribution.evaluation import (
     GateEvaluation,
@@ -25,18 +24,16 @@ from truthgate_eval.attribution.evaluation import (
     paired_difference,
 )
 from truthgate_eval.attribution.run import AnswerSet
-from truthgate_eval.errors import GateError, ProbeError
+from truthgate_eval.attribution.study_gates import Direction, make_directions
+from truthgate_eval.errors import ProbeError
 from truthgate_eval.files import read_json, write_atomic
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
-from truthgate_eval.gating.gate import Gate, Norm, attach, normalize
+from truthgate_eval.gating.gate import Gate, attach
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.shuffle import shuffle_within_layers
 from truthgate_eval.gating.strength import find_strength
 from truthgate_eval.inference.next_token_divergence import NextTokenDivergence
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
-# Directions of g - 1 whose zero means something keep it; a probe's scores are centered in each layer.
-_NORMS: dict[str, Norm] = {"gradient": "none", "learned": "none", "direct-effect": "none"}
 _PROMPTS = 64
 
 
@@ -70,28 +67,6 @@ class StudyConfig:
             raise ProbeError("a number of heads, controls or documents is negative")
 
 
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """A gate up to its strength: g = 1 + strength * values.
-
-    Attributes:
-        source: The kind of score or the control.
-        action: `soft` or `select`.
-        values: float64 [layers, heads].
-        control_of: For a shuffled control, the source that was shuffled.
-    """
-
-    source: str
-    action: str
-    values: NDArray[np.float64]
-    control_of: str | None = None
-
-    @property
-    def name(self) -> str:
-        """For a table's row."""
-        return f"{self.source} ({self.action})"
-
-
 @dataclass(eq=False)
 class StudyResult:
     """The rows of a study.
@@ -107,60 +82,6 @@ class StudyResult:
     rows: list[dict[str, Any]] = field(default_factory=list)
     reliability: dict[str, Any] = field(default_factory=dict)
     correlations: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def make_directions(
-    sources: Mapping[str, TruthScores], shape: tuple[int, int], config: StudyConfig
-) -> list[Direction]:
-    """Every gate of a study up to its strength, controls included.
-
-    Args:
-        sources: Scores by name.
-        shape: (layers, heads) of the model.
-        config: What is compared.
-
-    Raises:
-        ScoresError: Scores do not fit the model.
-    """
-    directions: list[Direction] = []
-    actions = ["soft", "select"] if config.select else ["soft"]
-    for name, scores in sources.items():
-        scores.check_fits(shape, "the model")
-        array = scores.scores.astype(np.float64)
-        norm = _NORMS.get(str(scores.metadata.get("kind")), "centered")
-        shuffled = [
-            shuffle_within_layers(scores, seed).scores.astype(np.float64) for seed in range(config.shuffles)
-        ]
-        for action in actions:
-            make = (lambda x, norm=norm: normalize(x, norm)) if action == "soft" else _selector(config.select)
-            directions.append(Direction(name, action, make(array)))
-            directions += [
-                Direction(f"{name}, shuffled {seed}", action, make(own), control_of=name)
-                for seed, own in enumerate(shuffled)
-            ]
-    for seed in range(config.randoms):
-        array = np.random.default_rng(seed).uniform(-1, 1, shape)
-        directions += [
-            Direction(
-                f"random {seed}", action, array if action == "soft" else _selector(config.select)(array)
-            )
-            for action in actions
-        ]
-    return directions
-
-
-def _selector(count: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """+1 for the `count` heads with the highest scores, -1 for those with the lowest."""
-
-    def select(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        if 2 * count > scores.size:
-            raise GateError(f"select={count}: this model has {scores.size} heads")
-        order = np.argsort(-scores, axis=None, kind="stable")
-        values = np.zeros(scores.size)
-        values[order[:count]], values[order[scores.size - count :]] = 1.0, -1.0
-        return values.reshape(scores.shape)
-
-    return select
 
 
 def run_study(
@@ -185,17 +106,20 @@ def run_study(
         test: Fresh documents.
         config: What is compared.
         folder: Where each row is kept as soon as it is done.
-        key: Everything else that decides the result: model, tasks, limits.
+        key: Everything else that decides the result: the model's fingerprint, tasks, limits.
         progress: Called with 1 after each row.
 
     Raises:
         GateError: A gate changes nothing, whatever its strength.
     """
-    directions = make_directions(sources, layout.shape, config)
+    directions = make_directions(
+        sources, layout.shape, select=config.select, shuffles=config.shuffles, randoms=config.randoms
+    )
     strata, clusters = test.strata, test.clusters
     base_key = {
         **key,
         "site": config.site,
+        "scoring": _digest([document.sequences for document in scoring.documents]),
         "test": _digest([document.sequences for document in test.documents]),
     }
 
@@ -334,8 +258,3 @@ def split_documents(answers: AnswerSet, share: float, seed: int) -> tuple[Answer
         raise ProbeError(f"{len(distinct)} documents that share nothing cannot be split: raise --limit")
     first = np.isin(names, distinct[order[:count]])
     return answers.subset(first), answers.subset(~first)
-
-
-def sources_in(paths: Sequence[tuple[str, Path]]) -> dict[str, TruthScores]:
-    """Score files by the names that they were given."""
-    return {name: TruthScores.load(path) for name, path in paths}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from truthgate_eval import __version__
 from truthgate_eval.cli.console import console, print_line, progress_bar
 from truthgate_eval.errors import TaskError, TruthGateError
 from truthgate_eval.harness.lmms_eval.registry import MODELS
@@ -79,6 +80,7 @@ def study(
     key = {
         "model": loaded.metadata["model"], "tasks": tasks, "limit": limit, "seed": seed, "seeds": seeds,
         "chat template": apply_chat_template, "model_args": model_args, "site": site,
+        "model and images": loaded.fingerprint, "truthgate_eval": __version__,
     }  # fmt: skip
     sources = {**_make_scores(loaded, kinds, key, output), **files}
     per_action = sum(1 + controls for _ in sources) + controls

@@ -9,13 +9,14 @@ from typing import Any
 
 from truthgate_eval.attribution import run
 from truthgate_eval.attribution.config import ATTRIBUTION_KINDS
-from truthgate_eval.attribution.image_answers import tokenize_with_images
+from truthgate_eval.attribution.image_answers import features_digest, tokenize_with_images
 from truthgate_eval.attribution.study import split_documents
 from truthgate_eval.cli.attribution_jobs import answer_set
 from truthgate_eval.cli.probe_data import DataOptions, load_text, load_vlm_dataset
 from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness.cache_keys import digest, model_fingerprint
 from truthgate_eval.inference import self_check
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.artifact import describe_data, describe_model
@@ -37,6 +38,7 @@ class Study:
         scoring: The documents that scores are made on.
         test: The documents of the test.
         metadata: Provenance of scores that are made here.
+        fingerprint: SHA-256 of the model and of the images' features: what a finished row depends on.
         make_scores: Makes the scores of a kind, on the scoring documents.
     """
 
@@ -45,6 +47,7 @@ class Study:
     scoring: run.AnswerSet
     test: run.AnswerSet
     metadata: dict[str, Any]
+    fingerprint: str
     make_scores: Callable[[str, Callable[[int], object]], TruthScores]
 
 
@@ -72,8 +75,9 @@ def load_lm_study(
             capture_config=CaptureConfig(site=site, batch_size=batch_size),
         )  # fmt: skip
 
+    fingerprint = model_fingerprint(lm.model, lm.tokenizer, {"chat": options.apply_chat_template})
     return _study(
-        self_check.load(lm.model, layout.decoder), layout, tokenize(lm, dataset).tokens, dataset,
+        fingerprint, self_check.load(lm.model, layout.decoder), layout, tokenize(lm, dataset).tokens, dataset,
         describe_model(lm.model, name, layout, site), probe, site, seeds, batch_size, options.seed,
     )  # fmt: skip
 
@@ -102,14 +106,17 @@ def load_vlm_study(
             vlm, chosen, config, capture_config=CaptureConfig(site=site, batch_size=batch_size)
         )
 
+    fingerprint = model_fingerprint(vlm.model, vlm.processor, {"chat": vlm.chat.template})
     shared, tokens = tokenize_with_images(vision_self_check.load(vlm, layout.decoder), dataset)
+    fingerprint = digest([fingerprint, features_digest(shared)])
     return _study(
-        shared, layout, tokens, dataset, describe_model(vlm.model, vlm.name, layout, site), probe, site,
-        seeds, batch_size, options.seed,
+        fingerprint, shared, layout, tokens, dataset, describe_model(vlm.model, vlm.name, layout, site),
+        probe, site, seeds, batch_size, options.seed,
     )  # fmt: skip
 
 
 def _study(
+    fingerprint: str,
     model: SharedPrefixModel,
     layout: AttentionLayout,
     tokens: Sequence[Sequence[int]],
@@ -145,10 +152,13 @@ def _study(
             )
         return probe(ProbeConfig(score="auroc" if kind == "auroc" else "accuracy", solver="newton"), chosen)
 
-    return Study(model, layout, scoring, test, described, make)
+    return Study(model, layout, scoring, test, described, fingerprint, make)
 
 
 def _with_groups(dataset: ProbeDataset, groups: set[int]) -> ProbeDataset:
-    """The answers to some questions."""
+    """The answers to some questions.
+
+    Its rows stay those of all documents: what a study has seen, `exclude_rows_of` leaves out of evaluations.
+    """
     examples = [example for example in dataset.examples if example.group in groups]
     return dataclasses.replace(dataset, examples=examples)

@@ -8,7 +8,7 @@ import pytest
 from helpers import tiny_vision_models as factories
 
 from truthgate_eval.attribution.gradient import gate_gradients
-from truthgate_eval.attribution.image_answers import tokenize_with_images
+from truthgate_eval.attribution.image_answers import features_digest, tokenize_with_images
 from truthgate_eval.attribution.log_odds import answer_documents
 from truthgate_eval.gating.attention_layout import Site, find_attention_layout
 from truthgate_eval.gating.gate import Gate, attach
@@ -85,3 +85,5 @@ def test_an_image_of_several_answers_is_encoded_once(tmp_path: Path) -> None:
     first_ids = [min(token for token in own if token >= model.first_image_id) for own in tokens]
     assert first_ids[:4] == [first_ids[0]] * 4 and first_ids[4:] == [first_ids[4]] * 2
     assert first_ids[0] != first_ids[4]
+    assert features_digest(model) == features_digest(model)
+    assert features_digest(model) != features_digest(model.with_images(model.images[::-1]))

@@ -11,12 +11,8 @@ from truthgate_eval.attribution import study
 from truthgate_eval.attribution.evaluation import measure_log_odds
 from truthgate_eval.attribution.log_odds import AnswerDocument
 from truthgate_eval.attribution.run import AnswerSet, run_gradient
-from truthgate_eval.attribution.study import (
-    StudyConfig,
-    make_directions,
-    run_study,
-    split_documents,
-)
+from truthgate_eval.attribution.study import StudyConfig, run_study, split_documents
+from truthgate_eval.attribution.study_gates import make_directions
 from truthgate_eval.attribution.study_report import markdown, save
 from truthgate_eval.errors import GateError, ProbeError
 from truthgate_eval.gating.attention_layout import find_attention_layout
@@ -100,8 +96,8 @@ def test_a_gate_along_the_gradient_raises_the_log_odds_of_its_own_documents() ->
 
 
 def test_controls_keep_each_layers_scores() -> None:
-    config = StudyConfig(select=2, shuffles=2, randoms=1)
-    directions = make_directions({"probe": scores()}, (3, 4), config)
+    counts = {"select": 2, "shuffles": 2, "randoms": 1}
+    directions = make_directions({"probe": scores()}, (3, 4), **counts)
     assert [one.name for one in directions if one.control_of is None] == [
         "probe (soft)", "probe (select)", "random 0 (soft)", "random 0 (select)",
     ]  # fmt: skip
@@ -110,7 +106,7 @@ def test_controls_keep_each_layers_scores() -> None:
     assert np.allclose(soft.mean(axis=1), 0)  # a probe's scores are centered
     (gradient,) = [
         one
-        for one in make_directions({"g": scores(kind="gradient")}, (3, 4), config)
+        for one in make_directions({"g": scores(kind="gradient")}, (3, 4), **counts)
         if one.name == "g (soft)"
     ]
     assert np.allclose(gradient.values, scores().scores)  # a gradient's zero means something
@@ -119,7 +115,7 @@ def test_controls_keep_each_layers_scores() -> None:
     assert (select.ravel()[best[:2]] == 1).all() and (select.ravel()[best[-2:]] == -1).all()
     assert np.abs(select).sum() == 4
     with pytest.raises(GateError, match="12 heads"):
-        make_directions({"probe": scores()}, (3, 4), StudyConfig(select=7))
+        make_directions({"probe": scores()}, (3, 4), select=7, shuffles=0, randoms=0)
 
 
 def test_the_parts_of_a_split_share_no_cluster() -> None:
