@@ -46,6 +46,8 @@ MORE_CONFIGS: dict[str, Any] = {
     "mpt": lambda: hf.MptConfig(d_model=32, n_heads=4, n_layers=3, vocab_size=VOCABULARY, max_seq_len=128),
     "gptj": lambda: hf.GPTJConfig(**_GPT2, rotary_dim=4, **_TOKENS),
     "mixtral": lambda: hf.MixtralConfig(**_GQA, num_local_experts=2),
+    "gemma2": lambda: hf.Gemma2Config(**_GQA, head_dim=16),
+    "gemma3": lambda: hf.Gemma3TextConfig(**_GQA, head_dim=16),
 }  # fmt: skip
 
 
@@ -102,7 +104,7 @@ def save_tiny_checkpoint(folder: Any, name: str = "llama") -> str:
     """Save a tiny model with its tokenizer, as a folder that both harnesses load; its path."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
-    config = CONFIGS[name]()
+    config = {**CONFIGS, **MORE_CONFIGS}[name]()
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 4096
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from truthgate_eval.cli.compare import compare
 from truthgate_eval.cli.console import console, print_line, set_up_logging
 from truthgate_eval.cli.correlate import correlate
 from truthgate_eval.cli.data import data_app
+from truthgate_eval.cli.export import export
 from truthgate_eval.cli.probe import probe
 from truthgate_eval.cli.report import report
 from truthgate_eval.cli.study import study
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command()(compare)
 app.command()(correlate)
+app.command()(export)
 app.command()(probe)
 app.command()(report)
 app.command()(study)
@@ -134,11 +136,21 @@ def _seed_deviation(seed_scores: np.ndarray[Any, Any]) -> str:
 
 @app.command("import")
 def import_scores(
-    file: Annotated[Path, typer.Argument(help="A .npy, a cv5_head_metrics.csv, or a head map.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="A .npy, a cv5_head_metrics.csv, a head map, or an exported adapter's folder."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
-    model: Annotated[str, typer.Option(help="Hub id of the model that was probed.")],
-    task: Annotated[str, typer.Option(help="What it was probed on, such as 'HaluEval-QA, 292'.")],
-    site: Annotated[str, typer.Option(help="Where it was probed: pre for the released code.")] = "pre",
+    model: Annotated[
+        str | None, typer.Option(help="Hub id of the model that was probed; an exported adapter says it.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What it was probed on, such as 'HaluEval-QA, 292'; likewise.")
+    ] = None,
+    site: Annotated[
+        str | None,
+        typer.Option(help="Where it was probed: pre (default) for the released code; an adapter says it."),
+    ] = None,
     note: Annotated[str | None, typer.Option(help="Anything else a reader should know.")] = None,
     lam: Annotated[float | None, typer.Option(help="The recommended lam, if there is one.")] = None,
     norm: Annotated[str | None, typer.Option(help="The recommended norm, needed with --lam.")] = None,
@@ -147,18 +159,19 @@ def import_scores(
         str | None, typer.Option(help="Layers x heads of the model, such as 32x32, for a list of heads.")
     ] = None,
 ) -> None:
-    """Make a full artifact of published scores, with the provenance that you state."""
+    """Make a full artifact of published scores, with the provenance that you state, or of an adapter."""
     from truthgate_eval.errors import GateError
     from truthgate_eval.gating.attention_layout import check_site
-    from truthgate_eval.gating.gate import check_norm, make_gate
+    from truthgate_eval.gating.gate import make_gate
     from truthgate_eval.gating.head_maps import parse_shape
+    from truthgate_eval.gating.normalization import check_norm
     from truthgate_eval.gating.scores import TruthScores, check_output
 
     check_output(output)
-    check_site(site)
+    if site is not None:
+        check_site(site)
     source = TruthScores.load(file, shape=None if shape is None else parse_shape(shape))
-    metadata: dict[str, Any] = {**source.metadata, "model": model, "task": task, "site": site}
-    metadata |= {"layers": source.shape[0], "heads": source.shape[1], "probed_by": "stated by the user"}
+    metadata = _stated_metadata(source, {"model": model, "task": task, "site": site})
     if note:
         metadata["note"] = note
     if (lam is None) != (norm is None):
@@ -168,7 +181,25 @@ def import_scores(
         make_gate(source, lam=lam, norm=check_norm(norm), site=check_site(gate_site))
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     TruthScores(source.scores, metadata=metadata).save(output)
-    print_line(f"{source.shape[0]} x {source.shape[1]} truth scores of {model} -> {output}")
+    print_line(f"{source.shape[0]} x {source.shape[1]} scores of {metadata['model']} -> {output}")
+
+
+def _stated_metadata(source: TruthScores, stated: dict[str, str | None]) -> dict[str, Any]:
+    """The metadata of imported scores: what the user states, else what the source says of itself.
+
+    Raises:
+        ScoresError: Nobody says which model was probed, or on what.
+    """
+    from truthgate_eval.errors import ScoresError
+
+    given = {name: value for name, value in stated.items() if value is not None}
+    metadata: dict[str, Any] = {"site": "pre", **source.metadata, **given}
+    is_gate = source.metadata.get("kind") == "gate"
+    for name in ("model", "task"):
+        if name not in metadata and not (is_gate and name == "task"):  # a random gate was made on no task
+            raise ScoresError(f"the file does not say it: give --{name}")
+    metadata |= {"layers": source.shape[0], "heads": source.shape[1]}
+    return metadata if is_gate and not given else {**metadata, "probed_by": "stated by the user"}
 
 
 @app.command()

@@ -12,13 +12,13 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from truthgate_eval.errors import GateError, check_choice
+from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import (
     AttentionLayout,
     Site,
@@ -26,15 +26,9 @@ from truthgate_eval.gating.attention_layout import (
     find_attention_layout,
 )
 from truthgate_eval.gating.layer_gate import LayerGate, LayerGateHook, check_foldable
+from truthgate_eval.gating.normalization import Norm, normalize
 from truthgate_eval.gating.positions import GatedPositions, Positions, check_positions
 from truthgate_eval.gating.scores import TruthScores
-
-Norm = Literal["minmax", "centered", "zscore", "none"]
-NORMS: tuple[Norm, ...] = get_args(Norm)
-# The released code divides by (max - min + 1e-6), which makes the norm of a layer of equal scores 0.
-_MINMAX_EPS = 1e-6
-# Scores are float32: a standard deviation below their rounding error means a layer of equal scores.
-_ZSCORE_MIN_STD = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,54 +78,6 @@ class Gate:
         if self.shift is not None:
             found.update(f"{self.shift.shape}".encode() + self.shift.tobytes())
         return found.hexdigest()
-
-
-def check_norm(norm: str) -> Norm:
-    """The norm of that name.
-
-    Raises:
-        GateError: There is none.
-    """
-    return check_choice("norm", norm, NORMS, GateError)
-
-
-def normalize(scores: NDArray[Any], norm: Norm) -> NDArray[np.float64]:
-    """norm(S) of `docs/method.md#soft-gate`, within each layer.
-
-    * `minmax`: (S - min) / (max - min + 1e-6)
-    * `centered`: S - mean
-    * `zscore`: (S - mean) / standard deviation
-    * `none`: S
-
-    A layer of equal scores is normalized to 0 by every norm except `none`.
-
-    Args:
-        scores: [layers, heads].
-        norm: One of `NORMS`.
-
-    Returns:
-        [layers, heads].
-
-    Raises:
-        GateError: There is no such norm.
-
-    Example:
-        >>> normalize(np.array([[0.5, 0.625, 0.75]]), "centered").tolist()
-        [[-0.125, 0.0, 0.125]]
-    """
-    norm = check_norm(norm)
-    scores = np.asarray(scores, dtype=np.float64)
-    if norm == "none":
-        return scores
-    if norm == "minmax":
-        low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
-        return (scores - low) / (high - low + _MINMAX_EPS)
-    centered = scores - scores.mean(axis=1, keepdims=True)
-    if norm == "centered":
-        return centered
-    std = centered.std(axis=1, keepdims=True)
-    constant = std < _ZSCORE_MIN_STD
-    return np.where(constant, 0.0, centered / np.where(constant, 1.0, std))
 
 
 def make_gate(
@@ -228,12 +174,12 @@ class GateHandle:
         Raises:
             GateError: The gate's shape is not the model's; the gate before it stays.
         """
-        layer_gates = _layer_gates(self.layout, gate)
+        of_layers = layer_gates(self.layout, gate)
         self.remove()
         self.gate = gate
         if gate.positions != "all":
             self._positions = GatedPositions(self.layout.decoder, gate.positions)
-        for projection, layer_gate in zip(self.layout.projections, layer_gates, strict=True):
+        for projection, layer_gate in zip(self.layout.projections, of_layers, strict=True):
             self._hooks.append(LayerGateHook(projection.module, layer_gate, self._positions))
 
     def scoring(self, after_first: int | Sequence[int]) -> AbstractContextManager[None]:
@@ -301,15 +247,19 @@ def fold(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> No
     if gate.positions != "all":
         raise GateError(f"positions={gate.positions} cannot be folded into weights: use mode=live")
     layout = layout or find_attention_layout(model)
-    layer_gates = _layer_gates(layout, gate)
+    of_layers = layer_gates(layout, gate)
     for projection in layout.projections:
         check_foldable(projection.name, projection.module)
-    for projection, layer_gate in zip(layout.projections, layer_gates, strict=True):
+    for projection, layer_gate in zip(layout.projections, of_layers, strict=True):
         layer_gate.fold(projection.module)
 
 
-def _layer_gates(layout: AttentionLayout, gate: Gate) -> list[LayerGate]:
-    """Each layer's part of a gate.
+def layer_gates(layout: AttentionLayout, gate: Gate) -> list[LayerGate]:
+    """Each layer's part of a gate, in the order of `layout.projections`.
+
+    Args:
+        layout: The model's attention heads.
+        gate: The gate.
 
     Raises:
         GateError: The gate's shape is not the model's.

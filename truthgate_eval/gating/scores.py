@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from truthgate_eval.errors import ScoresError, first_line, one_line, shorten
 from truthgate_eval.files import check_json_depth, write_atomic
 from truthgate_eval.gating.head_maps import read_head_map
+from truthgate_eval.gating.ia3_adapter import is_adapter, read_adapter
 from truthgate_eval.paths import shipped
 
 SCHEMA_VERSION = 1
@@ -162,17 +163,17 @@ class TruthScores:
 
     @classmethod
     def load(cls, path: str | Path, *, shape: tuple[int, int] | None = None) -> TruthScores:
-        """Read an `.npz` artifact, a bare `.npy` array, a `cv5_head_metrics.csv` or a published head map.
+        """Read an artifact, a bare `.npy`, a `cv5_head_metrics.csv`, a head map or an exported adapter.
 
         Args:
-            path: The file.
-            shape: (layers, heads) of the model, which a list of heads does not say.
+            path: The file, or the folder of an IA3 adapter that `truthgate export` wrote.
+            shape: (layers, heads) of the model, which a list of heads and a foreign adapter do not say.
 
         Raises:
             ScoresError: The file is missing, damaged, pickled, or not [layers, heads].
         """
         path = Path(path)
-        if not path.is_file():
+        if not path.is_file() and not is_adapter(path):
             raise ScoresError(f"no score file at {path}")
         readers: dict[str, Callable[[Path], dict[str, Any]]]
         readers = {
@@ -182,7 +183,7 @@ class TruthScores:
             ".json": partial(read_head_map, shape=shape),
             ".jsonl": partial(read_head_map, shape=shape),
         }
-        reader = readers.get(path.suffix.lower())
+        reader = partial(read_adapter, shape=shape) if path.is_dir() else readers.get(path.suffix.lower())
         if reader is None:
             raise ScoresError(f"{path.name} is not a score file: expected {', '.join(readers)}")
         try:
@@ -204,7 +205,7 @@ class TruthScores:
         """
         if name.startswith("hf://"):
             return cls.load(_from_hub(name))
-        if Path(name).is_file():
+        if Path(name).is_file() or is_adapter(Path(name)):
             return cls.load(name)
         folder = shipped("score_artifacts")
         for candidate in (folder / name, folder / f"{name}.npz"):
@@ -212,7 +213,8 @@ class TruthScores:
                 return cls.load(candidate)
         known = ", ".join(sorted(p.stem for p in folder.glob("*.npz"))) or "none"
         raise ScoresError(
-            f"no scores {name!r}: expected a file, hf://owner/repo/file.npz, or a shipped artifact ({known})"
+            f"no scores {name!r}: expected a file, an exported adapter, hf://owner/repo/file.npz, or a "
+            f"shipped artifact ({known})"
         )
 
 

@@ -36,6 +36,7 @@ class LoadOptions:
         max_pixels: The most pixels of an image, for processors that have such a limit (Qwen's).
         min_pixels: The fewest pixels of an image, as well.
         chat_template: File with a Jinja template, or `plain`; None takes the model's own.
+        system_instruction: Text of a system message before each question, or None.
     """
 
     pretrained: str
@@ -50,6 +51,7 @@ class LoadOptions:
     max_pixels: int | None = None
     min_pixels: int | None = None
     chat_template: str | None = None
+    system_instruction: str | None = None
 
     def __post_init__(self) -> None:
         if self.load_in_4bit and self.load_in_8bit:
@@ -87,11 +89,13 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     quantization = bitsandbytes_config(
         {"load_in_4bit": options.load_in_4bit, "load_in_8bit": options.load_in_8bit}, dtype
     )
-    config = _load_config(options)
+    config = load_config(options)
     processor = _load_processor(options, config)
     chat = find_chat_template(processor, options.chat_template, options.pretrained)
     if puts_image_tokens_itself(processor, chat.prompt("a text", 1), options.pretrained):
         chat = replace(chat, has_placeholders=False)
+    if options.system_instruction:
+        chat = chat.with_system(options.system_instruction, name)
     if options.peft:
         _check_adapter(options)
     device_map = options.device_map or ({"": device} if quantization else None)
@@ -108,7 +112,12 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     return VisionLanguageModel(model.eval(), processor, chat, name)
 
 
-def _load_config(options: LoadOptions) -> Any:
+def load_config(options: LoadOptions) -> Any:
+    """The config of a model that takes images and text; of an Omni checkpoint, the thinker's.
+
+    Raises:
+        ModelError: There is no such model, or it takes no images.
+    """
     name = options.pretrained
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
         raise ModelError(f"there is no model folder {name}")

@@ -1,0 +1,116 @@
+"""The folder that an export writes, and the model card in it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval import __version__
+from truthgate_eval.errors import TruthGateError
+from truthgate_eval.files import replace_folder
+
+CARD = "README.md"
+# Every export has one of these; --overwrite replaces no other folder.
+_MARKS = ("adapter_config.json", "config.json")
+_PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
+
+
+@contextmanager
+def new_folder(folder: Path, *, overwrite: bool, source: Path | None = None) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` when the block ends without an error.
+
+    Args:
+        folder: Must not exist, or be empty.
+        overwrite: It may also be an earlier export or another model, which is replaced.
+        source: The model's own folder, which is never replaced.
+
+    Raises:
+        TruthGateError: The folder is in use, or cannot be written.
+    """
+    check_output_folder(folder, overwrite=overwrite, source=source)
+    try:
+        with replace_folder(folder) as partial:
+            yield partial
+    except OSError as error:
+        raise TruthGateError(f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def check_output_folder(folder: Path, *, overwrite: bool, source: Path | None = None) -> None:
+    """Raise `TruthGateError` unless an export may be written to `folder`; see `new_folder`."""
+    if folder.exists() and not folder.is_dir():
+        raise TruthGateError(f"{folder} is a file, expected a folder to write")
+    inside = folder.resolve()
+    if source is not None and inside in (source.resolve(), *source.resolve().parents):
+        raise TruthGateError(f"{folder} is the folder of the model itself: choose another --output")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not overwrite:
+        raise TruthGateError(
+            f"{folder} is not empty: choose another --output, or replace it with --overwrite"
+        )
+    if not any((folder / mark).is_file() for mark in _MARKS):
+        raise TruthGateError(f"{folder} holds neither a model nor an adapter, so --overwrite leaves it alone")
+
+
+def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """What an export records of itself.
+
+    Args:
+        model: The model's name as the user gave it.
+        revision: Its commit on the hub, if it is from there.
+        gate: `GateConfig.describe()`, which has the scores' SHA-256.
+        task: What the scores were measured on.
+    """
+    return {
+        "model": model,
+        "revision": revision,
+        "gate": dict(gate),
+        "task": task,
+        "versions": {
+            "truthgate_eval": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in _PACKAGES},
+        },
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def write_card(folder: Path, title: str, use: str, record: Mapping[str, Any], *, library: str) -> None:
+    """Write the model card.
+
+    Args:
+        folder: The export's folder.
+        title: What it holds.
+        use: How it is used, in Markdown.
+        record: `provenance`.
+        library: The hub's word for what loads it: `peft` or `transformers`.
+    """
+    model, gate = str(record["model"]), record["gate"]
+    settings = ", ".join(
+        f"{name}={gate[name]}"
+        for name in (
+            "scores",
+            "action",
+            "lam",
+            "norm",
+            "site",
+            "layers",
+            "top",
+            "bottom",
+            "in",
+            "out",
+            "alpha",
+        )
+        if gate.get(name) is not None
+    )
+    front = {"base_model": model, "library_name": library, "tags": ["truthgate", "attention-heads"]}
+    text = "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items()) + "---\n\n"
+    text += f"# {title}\n\nThe attention heads of `{model}` under a gate of `truthgate_eval`: {settings}.\n"
+    text += f"\n## Use\n\n{use}\n\n## Provenance\n\n```json\n{json.dumps(record, indent=2)}\n```\n"
+    (folder / CARD).write_text(text, encoding="utf-8")
