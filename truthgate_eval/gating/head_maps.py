@@ -62,6 +62,15 @@ def read_head_map(path: Path, shape: Shape | None = None) -> dict[str, Any]:
     return {"scores": scores, "metadata": {"imported_from": path.name, "kind": kind}}
 
 
+def is_head_list(path: Path) -> bool:
+    """Whether a file is a list of heads, which does not say how many the model has.
+
+    Raises:
+        ScoresError: A `.json` file is not JSON.
+    """
+    return path.suffix == ".json" and _is_list(read_json(path))
+
+
 def parse_shape(text: str) -> Shape:
     """(layers, heads) out of `32x32`.
 
@@ -92,15 +101,23 @@ def _read_allpath(path: Path) -> dict[Shape, float]:
     return values
 
 
+def _is_list(content: Any) -> bool:
+    return isinstance(content, list) or bool(
+        isinstance(content, dict) and content.keys() & _SIGNED_LISTS.keys()
+    )
+
+
 def _read_json_map(path: Path) -> tuple[dict[Shape, float], str]:
     content = read_json(path)
     values: dict[Shape, float] = {}
-    if isinstance(content, list):
-        _add_list(values, content, 1.0)
-        return values, "head list"
-    if isinstance(content, dict) and content.keys() & _SIGNED_LISTS.keys():
-        for name, sign in _SIGNED_LISTS.items():
-            _add_list(values, content.get(name, []), sign)
+    if _is_list(content):
+        lists = (
+            [(content, 1.0)]
+            if isinstance(content, list)
+            else [(content.get(name, []), sign) for name, sign in _SIGNED_LISTS.items()]
+        )
+        for heads, sign in lists:
+            _add_list(values, heads, sign)
         return values, "head list"
     if isinstance(content, dict) and content:
         for name, scores in content.items():

@@ -1,7 +1,7 @@
 """Correlations between the truth scores of models, head by head, with intervals and p-values.
 
-Every statistic is Pearson's r of transformed scores (ranked for Spearman's rho, each layer's mean removed
-within layers), so the same code computes all four of them for all pairs.
+Every statistic is Pearson's r of transformed scores (ranked for Spearman's rho, within layers in each layer;
+each layer's mean removed within layers), so the same code computes all four of them for all pairs.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def correlate(
     """Correlate every pair of score arrays, by both measures in both scopes.
 
     *Over all heads*, a profile over layers that two models share counts as agreement. *Within layers* it
-    does not: each layer's mean (for Spearman: mean rank) is removed first, which makes the coefficient a
-    partial correlation given the layer.
+    does not: for Pearson each layer's mean is removed first, which makes the coefficient a partial
+    correlation given the layer; for Spearman the heads of each layer are ranked by themselves, so that a
+    layer counts the same however much its scores differ.
 
     **p-values.** The heads of one array are permuted, over all heads or within each layer. These
     transformations leave the scope's null hypothesis true, and each layer's mean at zero where it was
@@ -140,7 +141,8 @@ def standardize_rows(stack: Array, measure: Measure, scope: Scope) -> Array:
     """
     values = stack
     if measure == "spearman":
-        values = rankdata(stack.reshape(len(stack), -1), axis=1).reshape(stack.shape)
+        ranked_together = stack if scope == "within layers" else stack.reshape(len(stack), -1)
+        values = rankdata(ranked_together, axis=-1).reshape(stack.shape)
     axis = 2 if scope == "within layers" else (1, 2)
     centred = (values - values.mean(axis=axis, keepdims=True)).reshape(len(stack), -1)
     length = np.sqrt((centred**2).sum(axis=1, keepdims=True))

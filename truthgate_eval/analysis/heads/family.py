@@ -29,9 +29,13 @@ from truthgate_eval.analysis.heads.correlation import (
 )
 from truthgate_eval.analysis.named_path import split_named_path
 from truthgate_eval.errors import ScoresError
+from truthgate_eval.gating.head_maps import is_head_list
 from truthgate_eval.gating.scores import TruthScores
 
 SCORE_SUFFIXES = (".npz", ".npy", ".csv")
+_MAP_SUFFIXES = (".json", ".jsonl")  # a run of a harness may end in them, too
+# A map in which more heads than these share one score says little about the order of heads.
+_MOST_TIED = 0.5
 _COLUMNS = ("first", "second", "same_family", "scope", "measure", "r", "low", "high", "p", "p_holm")
 _WHERE: dict[Scope, str] = {"all heads": "between heads", "within layers": "between the heads of any layer"}
 
@@ -108,33 +112,55 @@ def correlate_family(
     return FamilyMatrix(ordered, found, settings)
 
 
-def read_member(argument: str) -> FamilyMember:
+def read_member(argument: str, *, list_shape: tuple[int, int] | None = None) -> FamilyMember:
     """Read an artifact as the command line names it.
 
     Args:
         argument: `FILE`, `NAME=FILE` or `FAMILY/NAME=FILE`. FILE is what `TruthScores.resolve` takes.
             The label is NAME, else the file's own name. The family is FAMILY, else the metadata's `family`.
+        list_shape: (layers, heads) of the model that a list of heads belongs to.
 
     Raises:
         TruthGateError: There are no such scores.
     """
     label, source = split_named_path(argument, "FILE, NAME=FILE or FAMILY/NAME=FILE")
-    scores = TruthScores.resolve(source)
+    path = Path(source)
+    if list_shape is not None and path.is_file() and is_head_list(path):
+        scores = TruthScores.load(path, shape=list_shape)
+    else:
+        scores = TruthScores.resolve(source)
     family, _, name = (label or "").rpartition("/")
     if not name:
-        path = Path(source)
-        name = path.stem if path.suffix.lower() in SCORE_SUFFIXES else path.name
+        name = path.stem if path.suffix.lower() in (*SCORE_SUFFIXES, *_MAP_SUFFIXES) else path.name
     stated = scores.metadata.get("family")
     return FamilyMember(name, family or (stated if isinstance(stated, str) else "") or None, source, scores)
 
 
+def split_by_geometry(members: Sequence[FamilyMember]) -> tuple[list[list[FamilyMember]], list[FamilyMember]]:
+    """Members that can be correlated with each other, and those that can be with no other.
+
+    Args:
+        members: Artifacts of any numbers of layers and heads.
+
+    Returns:
+        The members of each geometry that two or more have, in the order given, and the others.
+
+    Raises:
+        ScoresError: No two members have one geometry, or two have one label.
+    """
+    _check_labels(members)
+    groups: dict[tuple[int, int], list[FamilyMember]] = {}
+    for member in members:
+        groups.setdefault(member.scores.shape, []).append(member)
+    found = [group for group in groups.values() if len(group) > 1]
+    if not found:
+        check_members(members)
+    return found, [member for group in groups.values() if len(group) == 1 for member in group]
+
+
 def check_members(members: Sequence[FamilyMember]) -> None:
     """Raise `ScoresError` unless the members can be correlated head by head."""
-    if len(members) < 2:
-        raise ScoresError(f"a correlation needs two artifacts or more, got {len(members)}")
-    label, times = Counter(member.label for member in members).most_common(1)[0]
-    if times > 1:
-        raise ScoresError(f"{times} artifacts are called {label!r}: tell them apart with NAME=FILE")
+    _check_labels(members)
     first, *others = members
     for member in others:
         if member.scores.shape != first.scores.shape:
@@ -151,6 +177,40 @@ def check_members(members: Sequence[FamilyMember]) -> None:
                 )
 
 
+def _check_labels(members: Sequence[FamilyMember]) -> None:
+    if len(members) < 2:
+        raise ScoresError(f"a correlation needs two artifacts or more, got {len(members)}")
+    label, times = Counter(member.label for member in members).most_common(1)[0]
+    if times > 1:
+        raise ScoresError(f"{times} artifacts are called {label!r}: tell them apart with NAME=FILE")
+
+
+def left_out_pairs(groups: Sequence[Sequence[FamilyMember]], alone: Sequence[FamilyMember]) -> str | None:
+    """A warning that names the geometries between which there are no pairs; None if there is only one."""
+    if len(groups) + len(alone) < 2:
+        return None
+    named = [f"{_geometry(group[0])}: {len(group)} artifacts" for group in groups]
+    named += [f"{_geometry(member)}: only {member.label}" for member in alone]
+    return (
+        "heads of different architectures cannot be paired, so each is compared by itself "
+        f"({'; '.join(named)})"
+    )
+
+
+def tied_scores(members: Sequence[FamilyMember]) -> list[str]:
+    """A warning for each member most of whose heads have one score, whose order is therefore unknown."""
+    warnings = []
+    for member in members:
+        values, counts = np.unique(member.scores.scores, return_counts=True)
+        share = counts.max() / counts.sum()
+        if share > _MOST_TIED:
+            warnings.append(
+                f"{share:.0%} of the heads of {member.label} have one score, {values[counts.argmax()]:g}: "
+                "nothing is known of their order"
+            )
+    return warnings
+
+
 def different_settings(members: Sequence[FamilyMember]) -> str | None:
     """A warning if the members were probed at different sites; None otherwise."""
     sites = [(member.label, member.scores.metadata.get("site")) for member in members]
@@ -164,17 +224,22 @@ def _geometry(member: FamilyMember) -> str:
     return "{} layers x {} heads".format(*member.scores.shape)
 
 
-def as_csv(family: FamilyMatrix) -> str:
+def as_csv(families: Sequence[FamilyMatrix]) -> str:
     """CSV with one line per pair, scope and measure."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(family))
+    for family in families:
+        writer.writerows(_rows(family))
     return text.getvalue()
 
 
-def as_json(family: FamilyMatrix) -> str:
-    """JSON with the members' provenance, the settings and all correlations."""
+def as_json(families: Sequence[FamilyMatrix]) -> str:
+    """JSON with the members' provenance, the settings and all correlations.
+
+    Args:
+        families: One for each geometry, all with the same settings.
+    """
     members = [
         {
             "label": member.label,
@@ -183,11 +248,13 @@ def as_json(family: FamilyMatrix) -> str:
             "sha256": member.scores.fingerprint,
             "layers": member.scores.shape[0],
             "heads": member.scores.shape[1],
-            **{key: member.scores.metadata.get(key) for key in ("model", "task", "site")},
+            **{key: member.scores.metadata.get(key) for key in ("model", "task", "site", "kind")},
         }
+        for family in families
         for member in family.members
     ]
-    content = {"settings": family.settings, "members": members, "correlations": _rows(family)}
+    correlations = [row for family in families for row in _rows(family)]
+    content = {"settings": families[0].settings, "members": members, "correlations": correlations}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 

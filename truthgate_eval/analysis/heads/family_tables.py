@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from truthgate_eval.analysis.formatting import format_interval, format_p_value
-from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Measure
+from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Measure, Scope
 from truthgate_eval.analysis.heads.family import FamilyMatrix
 from truthgate_eval.analysis.terminal_table import Column, TerminalTable
 
@@ -14,25 +14,44 @@ _MATRIX_COLUMNS = 8
 
 
 def members_table(family: FamilyMatrix) -> TerminalTable:
-    """The artifacts: label, family, model, probing task, site, and mean score."""
-    names = ("artifact", "family", "model", "task", "site")
-    columns = [Column(name, justify="left", is_name=True) for name in names]
+    """The artifacts: label, family, model, probing task, site, kind of score, and mean score.
+
+    A column in which no artifact states anything is left out.
+    """
+    stated = {
+        "family": [member.family for member in family.members],
+        **{
+            key: [member.scores.metadata.get(key) for member in family.members]
+            for key in ("model", "task", "site", "kind")
+        },
+    }
+    shown = {name: values for name, values in stated.items() if any(values)}
+    columns = [Column(name, justify="left", is_name=True) for name in ("artifact", *shown)]
     table = TerminalTable([*columns, Column("mean")])
-    for member in family.members:
-        metadata = member.scores.metadata
-        stated = (member.family, *(metadata.get(key) for key in ("model", "task", "site")))
-        mean = f"{member.scores.scores.mean():.3f}"
-        table.add_row(member.label, *(str(value or "-") for value in stated), mean)
+    for row, member in enumerate(family.members):
+        cells = (str(values[row] or "-") for values in shown.values())
+        table.add_row(member.label, *cells, f"{member.scores.scores.mean():.3f}")
     return table
 
 
-def matrix_tables(family: FamilyMatrix, measure: Measure) -> Iterator[TerminalTable]:
+def matrix_tables(
+    family: FamilyMatrix, measure: Measure, scope: Scope | None = None
+) -> Iterator[TerminalTable]:
     """The matrix: over all heads above the diagonal, within layers below it.
 
     A large matrix is more than one table, each with some of the columns.
+
+    Args:
+        family: The correlations.
+        measure: Which of them are shown.
+        scope: Show both measures of this scope instead: Pearson above the diagonal, Spearman below it.
     """
-    title = f"{measure.capitalize()}: over all heads above the diagonal, within layers below"
-    above, below = (family.coefficients(measure, scope) for scope in SCOPES)
+    if scope is None:
+        title = f"{measure.capitalize()}: over all heads above the diagonal, within layers below"
+        above, below = (family.coefficients(measure, one) for one in SCOPES)
+    else:
+        title = f"{scope.capitalize()}: Pearson above the diagonal, Spearman below"
+        above, below = (family.coefficients(one, scope) for one in MEASURES)
     size = len(family.members)
     for start in range(0, size, _MATRIX_COLUMNS):
         columns = range(start, min(start + _MATRIX_COLUMNS, size))
@@ -49,23 +68,28 @@ def matrix_tables(family: FamilyMatrix, measure: Measure) -> Iterator[TerminalTa
         yield table
 
 
-def pairs_table(family: FamilyMatrix) -> TerminalTable:
-    """Every coefficient with its interval, its p-value and, if there is more than one pair, Holm's."""
+def pairs_table(family: FamilyMatrix, scope: Scope | None = None) -> TerminalTable:
+    """Every coefficient with its interval, its p-value and, if there is more than one pair, Holm's.
+
+    Args:
+        family: The correlations.
+        scope: Show those of this scope only.
+    """
     has_holm = len(family.members) > 2
     interval = f"{100 * family.settings['confidence']:g} % interval"
     table = TerminalTable([
         Column("pair", justify="left", is_name=True),
-        Column("heads", justify="left"),
+        *([Column("heads", justify="left")] if scope is None else []),
         Column("measure", justify="left"),
         *(Column(title) for title in ("r", interval, "p", *(["Holm p"] if has_holm else []))),
     ])  # fmt: skip
     size = len(SCOPES) * len(MEASURES)
     for start in range(0, len(family.correlations), size):
         # One row of several lines per pair, so that a long label folds beside the numbers.
-        own = family.correlations[start : start + size]
+        own = [one for one in family.correlations[start : start + size] if scope in (None, one.scope)]
         columns: list[list[str]] = [
             [family.members[index].label for index in (own[0].first, own[0].second)],
-            [one.scope for one in own],
+            *([[str(one.scope) for one in own]] if scope is None else []),
             [one.measure.capitalize() for one in own],
             [f"{one.r:.3f}" for one in own],
             [format_interval(one.low, one.high) for one in own],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,6 +27,11 @@ def pair(
     return np.moveaxis(noise + profile * shared[:, None], -1, 0)
 
 
+def expected_rho(r: float, n: int) -> float:
+    """Mean of Spearman's rho of n draws from a bivariate normal with correlation r."""
+    return 6 / (np.pi * (n + 1)) * (np.arcsin(r) + (n - 2) * np.arcsin(r / 2))
+
+
 def by_name(results: list[Correlation]) -> dict[tuple[str, str], Correlation]:
     """The results of a single pair, by (scope, measure)."""
     return {(one.scope, one.measure): one for one in results}
@@ -40,11 +46,12 @@ def test_coefficients_over_all_heads_are_scipys() -> None:
 
 
 def test_coefficients_within_layers_are_partial_correlations_given_the_layer() -> None:
-    """Residuals of an ordinary regression on layer dummies, of scores or of their ranks."""
+    """Residuals of an ordinary regression on layer dummies, of scores or of their ranks in each layer."""
     a, b = pair(7, 5, r=0.4, profile=2)
     dummies = np.repeat(np.eye(7), 5, axis=0)
     found = by_name(correlate([a, b], permutations=9))
-    for measure, transform in (("pearson", np.ravel), ("spearman", lambda x: stats.rankdata(x.ravel()))):
+    ranks = partial(stats.rankdata, axis=1)
+    for measure, transform in (("pearson", np.ravel), ("spearman", lambda x: ranks(x).ravel())):
         residuals = [sm.OLS(transform(x), dummies).fit().resid for x in (a, b)]
         assert found["within layers", measure].r == pytest.approx(stats.pearsonr(*residuals)[0])
 
@@ -75,8 +82,8 @@ def test_permutation_p_is_scipys_and_the_exact_one() -> None:
         )  # fmt: skip
         # Five standard errors of a share that 20,000 permutations estimate: at most 0.018.
         assert found["all heads", measure].p == pytest.approx(exact.pvalue, abs=0.018)
-        transform = stats.rankdata if measure == "spearman" else np.asarray
-        x, y = (transform(z.ravel()).reshape(2, 3) for z in (a, b))
+        transform = partial(stats.rankdata, axis=1) if measure == "spearman" else np.asarray
+        x, y = (transform(z) for z in (a, b))
         x, y = (z - z.mean(axis=1, keepdims=True) for z in (x, y))
         orders = [list(order) for order in itertools.permutations(range(3))]
         products = [abs((x[0][i] @ y[0]) + (x[1][j] @ y[1])) for i in orders for j in orders]
@@ -121,8 +128,8 @@ def test_a_planted_correlation_is_found_under_profiles_that_disagree() -> None:
         within = found["within layers", measure]
         assert within.p == 0.001 and within.low > 0
         assert found["all heads", measure].r < 0
-    # Spearman's ranks run over the profile too, so only Pearson's estimates the planted number.
     assert found["within layers", "pearson"].r == pytest.approx(0.3, abs=3 / 31)
+    assert found["within layers", "spearman"].r == pytest.approx(expected_rho(0.3, 32), abs=3 / 31)
 
 
 def test_a_null_correlation_is_not_found() -> None:
@@ -174,14 +181,14 @@ def test_intervals_cover(layers: int, heads: int, r: float, profile: float) -> N
     The share's standard error is sqrt(0.95 x 0.05 / 600) = 0.009. Four of them and 1.5 % for what
     the jackknife's normal theory leaves make 0.05.
     """
-    rank_r = 6 / np.pi * np.arcsin(r / 2)  # Spearman's rho of a bivariate normal
     # The profile is shared, with variance profile^2.
     truth = {
         ("all heads", "pearson"): (r + profile**2) / (1 + profile**2),
         ("within layers", "pearson"): r,
+        ("within layers", "spearman"): expected_rho(r, heads),
     }
     if profile == 0:
-        truth |= {(scope, "spearman"): rank_r for scope in SCOPES}
+        truth["all heads", "spearman"] = expected_rho(r, layers * heads)
     covered = dict.fromkeys(truth, 0)
     for seed in range(600):
         found = by_name(correlate(pair(layers, heads, r=r, profile=profile, seed=seed), permutations=1))

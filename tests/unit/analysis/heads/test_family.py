@@ -279,6 +279,18 @@ def test_the_terminals_matrix_is_over_all_heads_above_the_diagonal_and_within_la
     assert [row[0] for row in rows] == ["1 a", "2 b", "3 c"] and rows[1][2] == ""
 
 
+def test_the_tables_of_one_scope_have_both_measures() -> None:
+    family = correlate_family([member(name, seed) for seed, name in enumerate("abc")], permutations=9)
+    [matrix] = matrix_tables(family, "pearson", "within layers")
+    rows = matrix.rows(80)
+    assert rows[0][3] == f"{family.pair('pearson', 'within layers', 0, 2).r:.3f}"
+    assert rows[2][1] == f"{family.pair('spearman', 'within layers', 0, 2).r:.3f}"
+    pairs = pairs_table(family, "within layers")
+    assert [column.header for column in pairs.columns][:3] == ["pair", "measure", "r"]
+    values = [f"{one.r:.3f}" for one in family.correlations if one.scope == "within layers"]
+    assert [value for row in pairs.rows(80) for value in row[2].split("\n")] == values
+
+
 def test_in_80_columns_no_name_is_broken_inside_a_word() -> None:
     names = [f"{model}-{task}-{half}" for model in ("base", "child", "permuted") for task in ("halueval", "picture")
              for half in ("a", "b-shuffled_within_layers")]  # fmt: skip
