@@ -205,5 +205,8 @@ def answer_set(tokens: Sequence[Sequence[int]], dataset: ProbeDataset) -> run.An
 
 
 def _clusters(dataset: ProbeDataset) -> list[object]:
-    """For each answer, its image, or its question where it has none."""
-    return [example.group if example.image_key is None else example.image_key for example in dataset.examples]
+    """For each answer what it shares with others: a named cluster, its image, or its question."""
+    return [
+        next(name for name in (example.cluster, example.image_key, example.group) if name is not None)
+        for example in dataset.examples
+    ]

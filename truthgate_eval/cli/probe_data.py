@@ -70,7 +70,7 @@ def load_vlm_dataset(
 
 def are_text_tasks(options: DataOptions, image: ImageCondition) -> bool:
     """Whether the tasks are taken from lm-eval: where it has them and their own images are not needed."""
-    from truthgate_eval.harness.lm_eval.probing import has_tasks
+    from truthgate_eval.harness.lm_eval.task_index import has_tasks
 
     return image != DOCUMENT and has_tasks(
         list(options.tasks), options.metadata, include_path=options.include_path

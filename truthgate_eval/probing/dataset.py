@@ -35,6 +35,8 @@ class ProbeExample:
             (`next_group`).
         load_images: Decodes the document's images; None where it has none.
         image_key: Equal for documents about the same images, different for all others.
+        cluster: What the document shares with others that are not independent of it, such as the name of an
+            image or a question; None for nothing but `image_key` and `group`. It tells no images apart.
     """
 
     context: str
@@ -43,6 +45,7 @@ class ProbeExample:
     group: int
     load_images: ImageLoader | None = None
     image_key: Hashable = None
+    cluster: Hashable = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""lm-eval's multiple-choice tasks as probing data (`docs/method.md#probing-data`).
+"""lm-eval's multiple-choice and yes/no tasks as probing data (`docs/method.md#probing-data`).
 
 Every choice of a document makes one sequence, context + choice, built and tokenized by lm-eval itself. Its
 label is 1 where the choice is the task's target.
@@ -6,30 +6,27 @@ label is 1 where the choice is the task's target.
 
 from __future__ import annotations
 
-import difflib
-import functools
-import json
 import logging
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from lm_eval.api.registry import get_model
 from lm_eval.api.task import Task
 from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
-from numpy.typing import NDArray
 
 from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
+from truthgate_eval.harness.lm_eval.context_field import change_context
 from truthgate_eval.harness.lm_eval.model import GatedHF
+from truthgate_eval.harness.lm_eval.task_index import load_tasks
 from truthgate_eval.inference.answer_tokens import drop_added_tokens
 from truthgate_eval.inference.loglikelihood import check_request
 from truthgate_eval.limits import apply_limit, check_limit
+from truthgate_eval.metrics.clusters import find_cluster
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 from truthgate_eval.probing.controls import ContextChange
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, next_group
-from truthgate_eval.probing.surface import equally_long, without_final_punctuation
+from truthgate_eval.probing.surface import without_final_punctuation
 
 log = logging.getLogger(__name__)
 
@@ -70,41 +67,6 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     return found(batch_size=batch_size, device=device, **arguments)
 
 
-def task_manager(metadata: dict[str, Any] | None, include_path: str | None = None) -> TaskManager:
-    """lm-eval's tasks, ours and those of `include_path`, with this metadata.
-
-    Cached for the process, since lm-eval reads thousands of task files, which takes seconds.
-    """
-    return _task_manager(json.dumps(metadata or {}, sort_keys=True, default=str), include_path)
-
-
-@functools.lru_cache(maxsize=4)
-def _task_manager(metadata: str, include_path: str | None) -> TaskManager:
-    return TaskManager(metadata=json.loads(metadata), include_path=include_path)
-
-
-def has_tasks(names: list[str], metadata: dict[str, Any] | None, *, include_path: str | None = None) -> bool:
-    """Whether lm-eval has a task, group or tag of each name, with our tasks and those of `include_path`."""
-    return set(names) <= set(task_manager(metadata, include_path).all_tasks)
-
-
-def load_tasks(
-    names: list[str], metadata: dict[str, Any], *, include_path: str | None = None
-) -> dict[str, Task]:
-    """The leaf tasks of these names, as lm-eval loads them.
-
-    Raises:
-        TaskError: A name is unknown; the message offers the nearest ones.
-    """
-    manager = task_manager(metadata, include_path)
-    for name in names:
-        if name not in manager.all_tasks:
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else "`lm_eval ls tasks` lists them all"
-            raise TaskError(f"lm-eval has no task {name!r}: {hint}")
-    return dict(manager.load(names)["tasks"])
-
-
 def load_dataset(
     names: list[str],
     *,
@@ -119,7 +81,7 @@ def load_dataset(
     surface_matched: bool = False,
     change: ContextChange | None = None,
 ) -> ProbeDataset:
-    """All answers of some multiple-choice tasks, built by lm-eval.
+    """All answers of some multiple-choice or yes/no tasks, built by lm-eval.
 
     Args:
         names: Task names; groups and tags are expanded.
@@ -136,19 +98,19 @@ def load_dataset(
         change: Replaces the documents' knowledge, for the controls of the context.
 
     Raises:
-        TaskError: A task is unknown, is not multiple-choice, has an empty answer or no matched ones, or does
-            not say which field of a document is the knowledge that is to be changed.
+        TaskError: A task is unknown, has no choices and not only yes or no as right answers, has an empty
+            answer or no matched ones, or does not say which field of a document is the knowledge that is to
+            be changed.
         TruthGateError: The limit leaves no document.
     """
     check_limit(limit)
     examples: list[ProbeExample] = []
     rows: dict[str, list[int]] = {}
+    yes_no_answers: dict[str, list[str]] = {}
     for name, task in load_tasks(names, metadata or {}, include_path=include_path).items():
-        if task.OUTPUT_TYPE != "multiple_choice":
-            raise TaskError(
-                f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
-                "whose choices are right or wrong answers"
-            )
+        given = give_choices(name, task, task.eval_docs)
+        if given is not None:
+            yes_no_answers[name] = given
         if num_fewshot is not None and task.get_config("num_fewshot") != 0:
             task.set_config(key="num_fewshot", value=num_fewshot)
         task.set_fewshot_seed(seed=seed)
@@ -172,12 +134,13 @@ def load_dataset(
         "chat_template": apply_chat_template,
         "system_instruction": system_instruction,
         "surface_matched": surface_matched,
+        **({"yes_no_answers": yes_no_answers} if yes_no_answers else {}),
     }
     return ProbeDataset(examples, rows, settings)
 
 
 def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDataset:
-    """All sequences of some multiple-choice tasks, as tokens of a text model.
+    """All sequences of some multiple-choice or yes/no tasks, as tokens of a text model.
 
     Args:
         lm: The model whose tokenizer and chat template are used.
@@ -185,7 +148,7 @@ def load_tokenized(lm: HFLM, names: list[str], **options: Any) -> TokenizedDatas
         **options: Those of `load_dataset`.
 
     Raises:
-        TaskError: A task is unknown, or is not multiple-choice.
+        TaskError: As `load_dataset`.
     """
     return tokenize(lm, load_dataset(names, lm=lm, **options))
 
@@ -210,58 +173,9 @@ def tokenize(lm: HFLM, dataset: ProbeDataset) -> TokenizedDataset:
     )
 
 
-def matched_documents(name: str, task: Any, documents: Sequence[Any]) -> list[int]:
-    """Indices of the documents whose answers differ by at most one word in length.
-
-    Raises:
-        TaskError: There is none.
-    """
-    found = [index for index, doc in enumerate(documents) if equally_long(task.doc_to_choice(doc))]
-    if not found:
-        raise TaskError(
-            f"--surface-matched leaves nothing of {name}: in all {len(documents)} documents the answers "
-            "differ by more than one word"
-        )
-    return found
-
-
 def _chosen(name: str, task: Task, limit: float | None) -> list[int]:
     found = matched_documents(name, task, task.eval_docs)
     return found[: apply_limit(limit, len(found))]
-
-
-def change_context(name: str, task: Any, change: ContextChange, chosen: Sequence[int]) -> None:
-    """Make a task render its documents with other knowledge. Choices and targets stay as they are.
-
-    Few-shot examples are rendered the same way. lm-eval still leaves out the probed document.
-
-    Args:
-        name: The task's name.
-        task: Changed in place. `context_field` in its metadata names the field that is the knowledge.
-        change: Replaces the knowledge.
-        chosen: Indices of the documents that are probed.
-
-    Raises:
-        TaskError: The task does not name the field, or does not render it.
-    """
-    field = (task.config.metadata or {}).get("context_field")
-    if not field:
-        raise TaskError(
-            f"task {name!r} does not say which field of its documents is the knowledge: name it with "
-            '--metadata \'{"context_field": "FIELD"}\', or leave the controls of the context out'
-        )
-    documents = [task.eval_docs[index] for index in chosen]
-    if field not in documents[0]:
-        raise TaskError(f"context_field={field}: the documents of {name} have {', '.join(documents[0])}")
-    replace = change(str(doc[field]) for doc in documents)
-    render = task.doc_to_text
-
-    def changed(doc: dict[str, Any], *args: Any) -> Any:
-        return render({**doc, field: replace(str(doc[field]))}, *args)
-
-    if all(changed(doc) == render(doc) for doc in documents):
-        raise TaskError(f"context_field={field}: {name} does not show it, so nothing would change without it")
-    task.doc_to_text = changed
 
 
 def _collect(
@@ -290,20 +204,12 @@ def _collect(
                 f"task {name!r}, document {instance.doc_id}: answer {instance.idx} is empty, with no token "
                 "to read activations at"
             )
-        examples.append(ProbeExample(context, choice, bool(right[instance.idx]), groups[instance.doc_id]))
-
-
-def right_choices(task: Any, doc: dict[str, Any]) -> NDArray[np.bool_]:
-    """Which choices are targets, bool [choices], for each way that lm-eval and lmms-eval write a target."""
-    if task.multiple_input:  # the choices are contexts, and doc_to_text returns the right one
-        choices, target = task.doc_to_choice(doc), task.doc_to_text(doc)
-    else:
-        choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
-    if isinstance(target, str):
-        target = choices.index(target) if target in choices else int(target)
-    right = np.zeros(len(choices), dtype=bool)
-    right[target] = True
-    return right
+        group, cluster = groups[instance.doc_id], find_cluster(instance.doc)
+        examples.append(
+            ProbeExample(
+                context, choice, bool(right[instance.idx]), group, cluster=cluster.name if cluster else None
+            )
+        )
 
 
 def _encode(lm: HFLM, context: str, choice: str, max_length: int) -> list[int]:

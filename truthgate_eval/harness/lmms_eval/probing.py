@@ -1,4 +1,4 @@
-"""Vision-language models and lmms-eval's multiple-choice tasks, for probing."""
+"""Vision-language models and lmms-eval's multiple-choice and yes/no tasks, for probing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from truthgate_eval.errors import ModelError, TaskError
-from truthgate_eval.harness.lm_eval.probing import matched_documents, right_choices
+from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, leaf_tasks
 from truthgate_eval.limits import apply_limit, check_limit
+from truthgate_eval.metrics.clusters import find_cluster
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, next_group
 from truthgate_eval.probing.surface import without_final_punctuation
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
@@ -59,7 +60,7 @@ def load_dataset(
     include_path: str | None = None,
     surface_matched: bool = False,
 ) -> ProbeDataset:
-    """All answers of some multiple-choice tasks, with their documents' images.
+    """All answers of some multiple-choice or yes/no tasks, with their documents' images.
 
     Args:
         names: Task names; groups and tags are expanded.
@@ -68,21 +69,27 @@ def load_dataset(
         surface_matched: As in lm-eval's `load_dataset`.
 
     Raises:
-        TaskError: A task is unknown, is not multiple-choice, or has no matched answers.
+        TaskError: A task is unknown, has no choices and not only yes or no as right answers, or has no
+            matched answers.
         DataError: Its data is not prepared.
         TruthGateError: The limit leaves no document.
     """
     check_limit(limit)
     examples: list[ProbeExample] = []
     rows: dict[str, list[int]] = {}
+    yes_no_answers: dict[str, list[str]] = {}
     for name, task in load_tasks(names, include_path):
-        if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
-            raise TaskError(
-                f"task {name!r} is of type {task.OUTPUT_TYPE}: probing needs a multiple-choice task, "
-                "whose choices are right or wrong answers to one question"
-            )
+        given = give_choices(name, task, task.eval_docs_no_media)
+        if given is not None:
+            yes_no_answers[name] = given
+        if task.multiple_input:
+            raise TaskError(f"task {name!r} has several questions to one answer: probing needs the opposite")
         _collect(name, task, limit, examples, rows, matched=surface_matched)
-    settings = {"task": ",".join(names), "surface_matched": surface_matched}
+    settings = {
+        "task": ",".join(names),
+        "surface_matched": surface_matched,
+        **({"yes_no_answers": yes_no_answers} if yes_no_answers else {}),
+    }
     return ProbeDataset(examples, rows, settings, bare_questions=True)
 
 
@@ -132,9 +139,30 @@ def _collect(
         image_key = _image_key(name, doc, doc_id)
         group = first_group + groups.setdefault((image_key, text), len(groups))
         rows.setdefault(data, []).append(int(doc.get("row", doc_id)))
-        for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc), strict=True):
+        cluster = _cluster(doc, image_key)
+        for choice, truthful in _distinct_answers(task, doc):
             answer = f" {without_final_punctuation(choice) if matched else choice}"
-            examples.append(ProbeExample(text, answer, bool(truthful), group, request.load_images, image_key))
+            examples.append(
+                ProbeExample(text, answer, truthful, group, request.load_images, image_key, cluster)
+            )
+
+
+def _distinct_answers(task: Any, doc: Mapping[str, Any]) -> Iterator[tuple[str, bool]]:
+    """The choices and whether each is right, without those that differ from one before in a space only."""
+    seen: set[tuple[str, bool]] = set()
+    for choice, truthful in zip(task.doc_to_choice(doc), right_choices(task, doc).tolist(), strict=True):
+        if (choice.strip(), truthful) not in seen:
+            seen.add((choice.strip(), truthful))
+            yield choice, truthful
+
+
+def _cluster(doc: Mapping[str, Any], image_key: Hashable) -> Hashable:
+    """The image that a document shares with others, by the name that the task gives it.
+
+    Not every task's name of an image tells images apart well enough to show one in place of another.
+    """
+    cluster = None if isinstance(doc.get("image_path"), str) else find_cluster(doc)
+    return image_key if cluster is None or cluster.kind != "image" else cluster.name
 
 
 def _image_key(task: str, doc: Mapping[str, Any], doc_id: int) -> Hashable:
