@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from truthgate_eval.analysis.leaderboard.comparison import LeaderboardPart
-from truthgate_eval.analysis.runs.methods import RunEntry
+from truthgate_eval.analysis.runs.methods import RunEntry, system_instruction_of
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.run import Run
 from truthgate_eval.analysis.runs.samples import SampleResult
@@ -49,15 +49,24 @@ def _check_documents(baseline: Run, run: Run, task: str) -> None:
 
 
 def differences(baseline: RunEntry, others: Sequence[RunEntry]) -> list[str]:
-    """What differs between the baseline and the other runs besides the gate, one line each."""
+    """What differs between the baseline and the other runs besides the method, one line each.
+
+    The prompt is the method of a run with a system instruction (`prompt`): beside a run without one it is no
+    reason to warn. Two runs that are gated, or otherwise changed, differ by their prompts as well.
+    """
     lines = []
     for entry in others:
         ours, theirs = baseline.run.environment, entry.run.environment
+        compares_prompts = _compares_prompts(baseline, entry)
         for name in dict.fromkeys([*ours, *theirs]):
+            if compares_prompts and name == "system instruction":
+                continue
             lines += _difference(f"different {name}", ours.get(name), theirs.get(name), baseline, entry)
         for task in baseline.run.tasks:
             if task in entry.run.tasks:
                 lines += _task_differences(task, baseline, entry)
+                if not compares_prompts:
+                    lines += _prompt_difference(task, baseline, entry)
     return lines
 
 
@@ -110,17 +119,30 @@ def _task_differences(task: str, baseline: RunEntry, entry: RunEntry) -> list[st
         lines += _difference(
             f"{task}: different {name}", ours.settings[name], theirs.settings.get(name), baseline, entry
         )
+    return lines
+
+
+def _compares_prompts(baseline: RunEntry, entry: RunEntry) -> bool:
+    """Whether a system instruction is what one of two runs stands for, and the other has none of its own."""
+    pair = (baseline, entry)
+    return any(one.method == "prompt" for one in pair) and all(
+        one.method == "prompt" or system_instruction_of(one.run) is None for one in pair
+    )
+
+
+def _prompt_difference(task: str, baseline: RunEntry, entry: RunEntry) -> list[str]:
+    ours, theirs = baseline.run.tasks[task], entry.run.tasks[task]
     other = sum(
         sample.prompt != theirs.samples[key].prompt
         for key, sample in ours.samples.items()
         if key in theirs.samples
     )
-    if other:
-        lines.append(
-            f"{task}: the prompt differs in {other} of {len(ours.samples)} documents between {baseline.name} "
-            f"and {entry.name}"
-        )
-    return lines
+    if not other:
+        return []
+    return [
+        f"{task}: the prompt differs in {other} of {len(ours.samples)} documents between {baseline.name} "
+        f"and {entry.name}"
+    ]
 
 
 def _difference(what: str, ours: object, theirs: object, baseline: RunEntry, entry: RunEntry) -> list[str]:

@@ -30,7 +30,14 @@ from truthgate_eval.analysis.leaderboard.log_odds import (
 from truthgate_eval.analysis.leaderboard.paired import mean_metrics
 from truthgate_eval.analysis.leaderboard.published import PublishedRow, data_set_of, published_rows
 from truthgate_eval.analysis.multiple_testing import check_correction
-from truthgate_eval.analysis.runs.methods import LABELS, Method, RunEntry, choose_baseline, describe_gate
+from truthgate_eval.analysis.runs.methods import (
+    LABELS,
+    METHODS,
+    Method,
+    RunEntry,
+    choose_baseline,
+    describe_gate,
+)
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
 from truthgate_eval.metrics import log_odds
@@ -219,9 +226,9 @@ def _measured_rows(
             values = [measured[entry.name][part.name] for entry in own if part.name in measured[entry.name]]
             if values:
                 cells[part.name] = {m: _cell(np.array([own[m] for own in values])) for m in part.metrics}
-        rows.append(LeaderboardRow(label, own[0].method, "measured", describe_gate(own[0].run), cells))
-    order = [*LABELS, "other"]
-    return sorted(rows, key=lambda row: order.index(row.method))
+        gate = describe_gate(own[0].run, found=len(own) == 1)
+        rows.append(LeaderboardRow(label, own[0].method, "measured", gate, cells))
+    return sorted(rows, key=lambda row: METHODS.index(row.method))
 
 
 def _cell(values: NDArray[np.float64]) -> LeaderboardCell:

@@ -104,7 +104,8 @@ def _sweep(member: FamilyMember) -> dict[str, Any] | None:
             {
                 **{name: getattr(one, name) for name in ("lam", "norm", "site", "value", "stderr")},
                 "documents": one.documents,
-                "chosen": one.label == setting,
+                **({} if one.target is None else {"target": one.target}),
+                "chosen": (one.lam, one.norm, one.site) == setting,
             }
             for one in candidates
         ],

@@ -74,7 +74,7 @@ def sweep_chart(sweep: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mark(one: Candidate, x: Axis, y: Axis, metric: str, *, is_chosen: bool) -> dict[str, Any]:
     error = one.stderr or 0
-    gate = "vanilla" if one.lam == 0 else f"lam {one.lam:g}, {one.norm}, {one.site}"
+    gate = "vanilla" if one.lam == 0 else f"lam {one.strength}, {one.norm}, {one.site}"
     stderr = f" ± {error:.4f}" if error else ""
     return {
         "x": x(one.lam),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,12 +140,33 @@ def recorded_gate(results: dict[str, Any], file: Path) -> dict[str, Any] | None:
     for name, kind in (("probed", dict), ("layers", list)):
         if gate.get(name) and not isinstance(gate[name], kind):
             raise DataError(f"{file}: {name} of the recorded gate is {shorten(gate[name])}")
+    contrast = gate.get("contrast")
+    if contrast and not (isinstance(contrast, dict) and _is_number(contrast.get("alpha"))):
+        raise DataError(f"{file}: contrast of the recorded gate is {shorten(contrast)}, expected an alpha")
+    _check_strength(gate, file)
     if "lam" in gate:
+        # A multiple of a random gate or of a selection has no norm.
+        is_soft = gate.get("kind", "scores") != "random" and gate.get("action", "soft") == "soft"
+        has_norm = is_soft or "norm" in gate
         lam, norm = gate["lam"], gate.get("norm")
-        is_number = isinstance(lam, int | float) and abs(lam) <= sys.float_info.max
-        if not is_number or not isinstance(norm, str):
+        if not _is_number(lam) or (has_norm and not isinstance(norm, str)):
             raise DataError(f"{file}: the recorded gate has lam={shorten(lam)}, norm={shorten(norm)}")
     return gate
+
+
+def _check_strength(gate: Mapping[str, Any], file: Path) -> None:
+    """Check what is recorded of a strength that was found."""
+    strength = gate.get("strength")
+    if not strength:
+        return
+    argument = strength.get("argument") if isinstance(strength, dict) else None
+    names = [name for name in ("lam", "alpha", "yes_offset") if name == argument]
+    if not names or not _is_number(strength.get("target")) or not _is_number(gate.get(names[0], 0.0)):
+        raise DataError(f"{file}: strength of the recorded gate is {shorten(strength)}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def harness_of(results: dict[str, Any]) -> Harness:

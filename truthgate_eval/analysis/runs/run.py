@@ -126,7 +126,7 @@ def _read_task(
     path = samples_file(file, harness, name)
     if not path.is_file():
         raise RunError(f"there is no {path.name} beside {file}: run again with --log_samples")
-    samples = read_samples(path, config)
+    samples = read_samples(path, config, system_instruction=str(results.get("system_instruction") or ""))
     expected = ((results.get("n-samples") or {}).get(name) or {}).get("effective")
     metadata = config.get("metadata")
     settings = {
@@ -189,7 +189,7 @@ def _environment(results: Mapping[str, Any], harness: Harness) -> dict[str, Any]
         "dtype": config.get("model_dtype") or info.get("dtype"),
         "batch size": info.get("batch_size") or config.get("batch_size"),
         "chat template": results.get("chat_template_sha") or template,
-        "system instruction": results.get("system_instruction"),
+        "system instruction": results.get("system_instruction") or info.get("system_instruction"),
         "few-shot as a conversation": bool(results.get("fewshot_as_multiturn")),
         # In a git checkout, lmms-eval writes that checkout's branch@commit instead of its version.
         f"{harness} version": version if version and "@" not in version else versions.get("lmms_eval"),

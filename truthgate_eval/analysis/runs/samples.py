@@ -21,6 +21,8 @@ from truthgate_eval.metrics.yes_no import YES_NO, parse_yes_no
 
 # Where a task keeps a document's verdict: the first name that a sample has.
 _VERDICTS = ("acc", "pope_accuracy", "accuracy", "exact_match")
+# What lmms-eval writes between a system instruction and the task's description, unless the task says so.
+_FEWSHOT_DELIMITER = "\n\n"
 _GOLD, _PARSED = ("gold", "ground_truth"), ("parsed", "prediction")
 
 
@@ -63,12 +65,13 @@ class SampleResult:
     log_odds: LogOddsAnswer | None = None
 
 
-def read_samples(file: Path, task: Mapping[str, Any]) -> list[SampleResult]:
+def read_samples(file: Path, task: Mapping[str, Any], *, system_instruction: str = "") -> list[SampleResult]:
     """The samples of a file, in its order.
 
     Args:
         file: A `.jsonl` that lm-eval or lmms-eval wrote.
         task: The task's entry in `configs` of the results file.
+        system_instruction: Of the run. lmms-eval's own models have it in front of every question.
 
     Returns:
         One result per line; none if the task does not mark each document right or wrong.
@@ -93,8 +96,10 @@ def read_samples(file: Path, task: Mapping[str, Any]) -> list[SampleResult]:
         if correct is None:
             return []
         try:
-            make = _from_lm_eval if "doc" in sample else _from_lmms_eval
-            results.append(make(sample, correct, task))
+            if "doc" in sample:
+                results.append(_from_lm_eval(sample, correct))
+            else:
+                results.append(_from_lmms_eval(sample, correct, task, system_instruction))
         except (AttributeError, KeyError, TypeError, IndexError) as error:
             raise DataError(f"{where} is not a sample of lm-eval or lmms-eval: {error!r}") from error
     return results
@@ -112,8 +117,7 @@ def _is_correct(sample: Mapping[str, Any]) -> bool | None:
     return bool(score) if isinstance(score, bool | int | float) and score in (0, 1) else None
 
 
-def _from_lm_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, Any]) -> SampleResult:
-    del task
+def _from_lm_eval(sample: Mapping[str, Any], correct: bool) -> SampleResult:
     # The rendered prompt does not belong to the identity of the document.
     document = {name: value for name, value in sample["doc"].items() if name != "prompt"}
     identity = _digest(document, sample.get("target"))
@@ -141,12 +145,17 @@ def _from_lm_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, A
     )
 
 
-def _from_lmms_eval(sample: Mapping[str, Any], correct: bool, task: Mapping[str, Any]) -> SampleResult:
+def _from_lmms_eval(
+    sample: Mapping[str, Any], correct: bool, task: Mapping[str, Any], system_instruction: str
+) -> SampleResult:
     """A sample without its document, whose doc_hash is the same for all: the question identifies it."""
     kwargs = task.get("lmms_eval_specific_kwargs")
     texts = kwargs if isinstance(kwargs, Mapping) else {}
     prompt = str(sample.get("input", ""))
-    question = prompt.removeprefix(str(texts.get("pre_prompt") or ""))
+    question = prompt.removeprefix(system_instruction)
+    if question != prompt and task.get("description"):
+        question = question.removeprefix(str(task.get("fewshot_delimiter", _FEWSHOT_DELIMITER)))
+    question = question.removeprefix(str(texts.get("pre_prompt") or ""))
     question = question.removesuffix(str(texts.get("post_prompt") or ""))
     media = [name for name in sample.get("input_media") or () if isinstance(name, str)]
     verdict = _verdict(sample)
