@@ -20,6 +20,8 @@ NAMES = (
     "pope_duplicates",
     "pope_batch8",
     "scenes",
+    "gradient",
+    "study",
 )
 
 

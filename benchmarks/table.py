@@ -26,10 +26,12 @@ def write() -> Path:
 
 
 def tables(results: list[dict[str, Any]]) -> str:
-    """The comparisons, then the results by number of documents, then the machines."""
-    comparisons = [result for result in results if "points" not in result]
+    """The comparisons, the results by number of documents, the timed commands, and the machines."""
+    comparisons = [result for result in results if "baseline" in result]
     grown = [result for result in results if "points" in result]
-    return "\n\n".join([table(comparisons), *([growth(grown)] if grown else []), machines(results)])
+    timed = [result for result in results if "minutes" in result]
+    parts = [table(comparisons), *([growth(grown)] if grown else []), *([commands(timed)] if timed else [])]
+    return "\n\n".join([*parts, machines(results)])
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -75,6 +77,16 @@ def growth(results: list[dict[str, Any]]) -> str:
                 _memory(point["peak_mib"]),
             )
             lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def commands(results: list[dict[str, Any]]) -> str:
+    """One line a command that was timed alone, on all cores."""
+    lines = ["| command | cores | gates | minutes |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| `{result['command']}` | {result['cores']} | {result['gates']} | {result['minutes']:.1f} |"
+        for result in results
+    ]
     return "\n".join(lines)
 
 

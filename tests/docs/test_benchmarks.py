@@ -108,3 +108,10 @@ def test_the_gpu_variant_of_pope_saves_a_checkpoint_of_its_own(
     model = hf.AutoModelForImageTextToText.from_pretrained(tmp_path)
     assert type(model).__name__ == "LlavaForConditionalGeneration" and model.dtype == torch.bfloat16
     assert model.config.text_config.vocab_size == len(hf.AutoProcessor.from_pretrained(tmp_path).tokenizer)
+
+
+def test_a_command_that_was_timed_alone_has_a_table_of_its_own() -> None:
+    machine = {"processor": "x", "dtype": "float32", "torch": "2", "transformers": "5", "load_at_end": 1.0}
+    timed = {"name": "study", "command": "truthgate study", "cores": 2, "gates": 9, "minutes": 12.34}
+    text = table.tables([{**timed, "machine": machine}])
+    assert "| `truthgate study` | 2 | 9 | 12.3 |" in text

@@ -8,7 +8,7 @@ gains nothing then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ from scipy.stats import t as student_t
 from truthgate_eval.attribution.log_odds import AnswerDocument, log_odds, make_batches
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.statistics import auroc, influence_stderr
+
+# Of tests.
+_LEVEL = 0.05
 
 
 def measure_log_odds(
@@ -68,6 +71,10 @@ class GateEvaluation:
     @property
     def _signs(self) -> NDArray[np.float64]:
         return np.array([1.0 if stratum == "yes" else -1.0 for stratum in self.strata])
+
+    def with_offset(self, offset: float) -> GateEvaluation:
+        """The same answers with a constant on the log-odds of yes; for yes/no questions."""
+        return replace(self, odds=self.odds + self._signs * offset)
 
     def losses(self, *, with_offset: bool = False) -> NDArray[np.float64]:
         """Log-loss of each document, in nats; with the best constant on the log-odds of yes if asked."""
@@ -146,8 +153,29 @@ def paired_difference(
     return PairedDifference(mean, mean - reach, mean + reach, p)
 
 
+def mean_odds_difference(
+    evaluation: GateEvaluation, baseline: GateEvaluation, weights: NDArray[np.float64]
+) -> PairedDifference:
+    """By how much a gate raises the mean log-odds of the right answer.
+
+    With equal weight for yes and no documents, as `AnswerSet.weights` has it, a constant on yes changes
+    nothing. It is what `gradient` is the derivative of.
+
+    Args:
+        evaluation: With the gate.
+        baseline: Without it, on the same documents.
+        weights: [documents], adding up to 1.
+    """
+    scale = weights * len(weights)
+    return paired_difference(evaluation.odds * scale, baseline.odds * scale, evaluation.clusters)
+
+
 def conclusion(
-    difference: PairedDifference, with_offset: PairedDifference | None, controls: Sequence[PairedDifference]
+    difference: PairedDifference,
+    with_offset: PairedDifference | None,
+    controls: Sequence[PairedDifference],
+    *,
+    corrected_p: float | None = None,
 ) -> str:
     """What a row of the table allows to say about a gate, in one sentence.
 
@@ -156,10 +184,12 @@ def conclusion(
         with_offset: The same with the best yes/no offset for both; None where answers are free text.
         controls: Its log-loss less that of each control (shuffled, random) of equal strength; none for a
             control itself.
+        corrected_p: P-value of `difference`, corrected for the other rows; None for no correction.
     """
-    if difference.low > 0:
+    uncertain = corrected_p is not None and not corrected_p < _LEVEL
+    if difference.low > 0 and not uncertain:
         return "makes the answers worse"
-    if not difference.high < 0:
+    if not difference.high < 0 or uncertain:
         return "no difference from the vanilla model is seen"
     if with_offset is not None and not with_offset.high < 0:
         return "better only as far as a constant on yes would be"

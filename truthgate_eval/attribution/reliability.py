@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+_FEWEST_CLUSTERS = 4
 
 
 def split_half_reliability(
@@ -29,20 +33,46 @@ def split_half_reliability(
         seed: Of the splits.
 
     Returns:
-        `all` over all heads, and `within` for heads within their layers; NaN where all heads are equal.
+        `all` over all heads, and `within` for heads within their layers. A number is missing where all heads
+        are equal, and both are missing where there are fewer than four clusters.
     """
     rng = np.random.default_rng(seed)
     names, index = np.unique(clusters, return_inverse=True)
+    if len(names) < _FEWEST_CLUSTERS:
+        return {}
     correlations: dict[str, list[float]] = {"all": [], "within": []}
     for _ in range(splits):
         first = np.isin(index, rng.permutation(len(names))[: len(names) // 2])
-        halves = [
+        one, other = (
             np.tensordot(weights[half] / weights[half].sum(), values[half], 1) for half in (first, ~first)
-        ]
-        centered = [half - half.mean(axis=1, keepdims=True) for half in halves]
-        for scope, (one, other) in (("all", halves), ("within", centered)):
-            correlations[scope].append(_pearson(one, other))
-    return {scope: _stepped_up(float(np.mean(found))) for scope, found in correlations.items()}
+        )
+        for scope, r in _correlations(one, other).items():
+            correlations[scope].append(r)
+    return _reliability({scope: float(np.mean(found)) for scope, found in correlations.items()})
+
+
+def stepped_up_correlation(one: NDArray[Any], other: NDArray[Any]) -> dict[str, float]:
+    """The reliability of scores from all documents, from the scores of two halves of them.
+
+    Args:
+        one: [layers, heads].
+        other: [layers, heads].
+
+    Returns:
+        As `split_half_reliability`.
+
+    Example:
+        >>> half = np.array([[0.1, 0.3], [0.2, 0.8]])
+        >>> stepped_up_correlation(half, 2 * half)
+        {'all': 1.0, 'within': 1.0}
+    """
+    return _reliability(_correlations(one, other))
+
+
+def _correlations(one: NDArray[Any], other: NDArray[Any]) -> dict[str, float]:
+    """Over all heads, and over heads within their layers."""
+    centered = [half - half.mean(axis=1, keepdims=True) for half in (one, other)]
+    return {"all": _pearson(one, other), "within": _pearson(*centered)}
 
 
 def _pearson(one: NDArray[Any], other: NDArray[Any]) -> float:
@@ -50,5 +80,7 @@ def _pearson(one: NDArray[Any], other: NDArray[Any]) -> float:
         return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def _stepped_up(r: float) -> float:
-    return 2 * r / (1 + r)
+def _reliability(correlations: Mapping[str, float]) -> dict[str, float]:
+    """Spearman-Brown; halves that do not agree have nothing that more documents would step up."""
+    found = {scope: 2 * r / (1 + r) if r > 0 else r for scope, r in correlations.items()}
+    return {scope: round(r, 6) for scope, r in found.items() if math.isfinite(r)}

@@ -80,14 +80,13 @@ def summarize_documents(
     names = np.array([str(cluster) for cluster in clusters])
     scores = np.tensordot(weights, values, 1)
     influence = np.moveaxis(weights[:, None, None] * (values - scores), 0, -1)
-    reliability = split_half_reliability(values, weights, names)
     return TruthScores(
         scores,
         stderr=influence_stderr(influence, names).astype(np.float32),
         metadata={
             **metadata,
             "score": metadata["kind"],
-            "reliability": {scope: _rounded(value) for scope, value in reliability.items()},
+            "reliability": split_half_reliability(values, weights, names),
             "compared_documents": len(values),
             "clusters": len(set(names.tolist())),
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

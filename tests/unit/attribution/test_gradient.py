@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_models as factories
+from helpers.finite_differences import gate_derivatives
 
 from truthgate_eval.attribution.gradient import document_weights, gate_gradients
 from truthgate_eval.attribution.log_odds import AnswerDocument, answer_documents
 from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.attention_layout import Site, find_attention_layout
-from truthgate_eval.gating.gate import Gate, attach
 from truthgate_eval.inference import self_check
 
 DOCUMENTS = [
@@ -38,24 +41,29 @@ def plain_log_odds(model: object, document: AnswerDocument) -> float:
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gpt_neox"])
-def test_gradients_equal_finite_differences_of_a_gate(name: str, site: Site) -> None:
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [
+        ("llama", "model.layers.{}.self_attn.o_proj"),
+        ("qwen2", "model.layers.{}.self_attn.o_proj"),
+        ("gpt_neox", "gpt_neox.layers.{}.attention.dense"),
+    ],
+)
+def test_gradients_equal_finite_differences_of_the_scaled_weights(
+    name: str, projection: str, site: Site
+) -> None:
     model = factories.tiny_model(name)
     layout = find_attention_layout(model)
     shared = self_check.load(model, layout.decoder)
     assert shared.supports_sharing
     gradients, odds = gate_gradients(shared, layout, DOCUMENTS, site=site, batch_size=2)
+    exact = copy.deepcopy(model).double()
+    projections = [exact.get_submodule(projection.format(layer)) for layer in range(3)]
     for i, document in enumerate(DOCUMENTS):
-        assert odds[i] == pytest.approx(plain_log_odds(model, document), abs=1e-4)
-        for layer, head in [(0, 0), (1, 3), (2, 2)]:
-            values = []
-            for step in (1e-2, -1e-2):
-                gate = np.ones(layout.shape, dtype=np.float32)
-                gate[layer, head] += step
-                with attach(model, Gate(gate, site), layout=layout):
-                    values.append(plain_log_odds(model, document))
-            difference = (values[0] - values[1]) / 2e-2
-            assert gradients[i, layer, head] == pytest.approx(difference, rel=1e-2, abs=1e-3)
+        log_odds = partial(plain_log_odds, exact, document)
+        assert odds[i] == pytest.approx(log_odds(), abs=1e-4)
+        expected = gate_derivatives(log_odds, projections, heads=4, site=site)
+        assert np.abs(gradients[i] - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_parameters_stay_trainable_and_get_no_gradient() -> None:

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from helpers import tiny_vision_models as factories
+from helpers.finite_differences import gate_derivatives
 
 from truthgate_eval.attribution.gradient import gate_gradients
 from truthgate_eval.attribution.image_answers import features_digest, tokenize_with_images
 from truthgate_eval.attribution.log_odds import answer_documents
 from truthgate_eval.gating.attention_layout import Site, find_attention_layout
-from truthgate_eval.gating.gate import Gate, attach
 from truthgate_eval.harness.lmms_eval.probing import load_for_probing
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.probing.image_conditions import write_prompt
@@ -37,24 +40,35 @@ def dataset() -> tuple[ProbeDataset, dict[int, int]]:
     return ProbeDataset(examples, {}, {}, bare_questions=True), image_of
 
 
-def plain_log_odds(vlm: VisionLanguageModel, data: ProbeDataset, group: int) -> float:
-    """From the model's own forward pass, one sequence at a time."""
-    log_probs = {}
+def plain_inputs(vlm: VisionLanguageModel, data: ProbeDataset, group: int) -> dict[bool, dict[str, Any]]:
+    """The processor's own inputs of the right and of the wrong sequence, in float64."""
+    found = {}
     for example in data.examples:
         if example.group == group:
             images = list(example.load_images())
-            text = write_prompt(vlm, example, 1, bare_question=True)
-            prompt = text.removesuffix(example.answer.strip()).rstrip()  # " Y" may be one token
-            answer = text.removeprefix(prompt)
-            ((loss, _),) = vlm.losses([prompt], [answer], [images])
-            count = vlm.new_tokens(prompt, answer)
-            log_probs[example.truthful] = -loss * count
+            inputs = vlm.encode([write_prompt(vlm, example, 1, bare_question=True)], [images])
+            found[example.truthful] = {
+                name: value.double() if value.is_floating_point() else value for name, value in inputs.items()
+            }
+    return found
+
+
+def plain_log_odds(model: Any, inputs: dict[bool, dict[str, Any]]) -> float:
+    """From the model's own forward pass: the tokens after those that both sequences begin with."""
+    ids = {truthful: own["input_ids"][0].tolist() for truthful, own in inputs.items()}
+    start = next(i for i, (a, b) in enumerate(zip(ids[True], ids[False], strict=False)) if a != b)
+    log_probs = {}
+    for truthful, own in inputs.items():
+        with torch.no_grad():
+            predicted = torch.log_softmax(model(**own).logits[0].double(), dim=-1)
+        answer = range(start, len(ids[truthful]))
+        log_probs[truthful] = sum(float(predicted[i - 1, ids[truthful][i]]) for i in answer)
     return log_probs[True] - log_probs[False]
 
 
 @pytest.mark.parametrize("site", ["post", "pre"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
-def test_gradients_with_images_equal_finite_differences_of_a_gate(
+def test_gradients_with_images_equal_finite_differences_of_the_scaled_weights(
     name: str, site: Site, tmp_path: Path
 ) -> None:
     vlm = load(name, tmp_path)
@@ -63,18 +77,13 @@ def test_gradients_with_images_equal_finite_differences_of_a_gate(
     model, tokens = tokenize_with_images(self_check.load(vlm, layout.decoder), data)
     documents = answer_documents(tokens, data.labels, data.groups)
     gradients, odds = gate_gradients(model, layout, documents, site=site, batch_size=2)
+    exact = copy.deepcopy(vlm.model).double()
+    projections = [layer.self_attn.o_proj for layer in exact.model.language_model.layers]
     for i, document in enumerate(documents):
-        assert odds[i] == pytest.approx(plain_log_odds(vlm, data, document.group), abs=1e-3)
-    layer, head = 1, 2
-    for i, document in enumerate(documents):
-        values = []
-        for step in (1e-2, -1e-2):
-            gate = np.ones(layout.shape, dtype=np.float32)
-            gate[layer, head] += step
-            with attach(vlm.model, Gate(gate, site), layout=layout):
-                values.append(plain_log_odds(vlm, data, document.group))
-        difference = (values[0] - values[1]) / 2e-2
-        assert gradients[i, layer, head] == pytest.approx(difference, rel=1e-2, abs=1e-3)
+        log_odds = partial(plain_log_odds, exact, plain_inputs(vlm, data, document.group))
+        assert odds[i] == pytest.approx(log_odds(), abs=1e-3)
+        expected = gate_derivatives(log_odds, projections, heads=4, site=site)
+        assert np.abs(gradients[i] - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_an_image_of_several_answers_is_encoded_once(tmp_path: Path) -> None:

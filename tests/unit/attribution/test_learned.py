@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import tiny_models as factories
 
+from truthgate_eval.attribution.direct_effect import direct_effects
 from truthgate_eval.attribution.gradient import gate_gradients
 from truthgate_eval.attribution.learned import LearnedGateConfig, learn_gate
 from truthgate_eval.attribution.log_odds import AnswerDocument
@@ -42,14 +43,16 @@ def documents(count: int, seed: int = 0) -> list[AnswerDocument]:
     ]
 
 
-def test_the_head_that_decides_is_first_by_gradient_and_learned_factor() -> None:
+def test_the_head_that_decides_is_first_by_gradient_direct_effect_and_learned_factor() -> None:
     model = one_head_decides(1, 2)
     layout = find_attention_layout(model)
     shared = self_check.load(model, layout.decoder)
-    found, _ = gate_gradients(shared, layout, documents(12), site="pre")
-    effect = np.abs(found.mean(axis=0))
-    assert np.unravel_index(effect.argmax(), effect.shape) == (1, 2)
-    assert effect[1, 2] > 100 * np.sort(effect.ravel())[-2]
+    gradients, _ = gate_gradients(shared, layout, documents(12), site="pre")
+    written = direct_effects(shared, layout, documents(12), site="pre")
+    for found in (gradients, written):
+        effect = np.abs(found.mean(axis=0))
+        assert np.unravel_index(effect.argmax(), effect.shape) == (1, 2)
+        assert effect[1, 2] > 100 * np.sort(effect.ravel())[-2]
     gate = learn_gate(
         shared, layout, documents(12), documents(8, seed=1), site="pre",
         config=LearnedGateConfig(penalty=0.1, lr=0.05, epochs=4),

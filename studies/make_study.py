@@ -1,0 +1,127 @@
+"""Make docs/which-heads.md's figures: run `truthgate study`, write the tables and the plots.
+
+    python studies/make_study.py FOLDER
+
+Whatever a study's folder holds already is not computed again. The page's tables stand between two comments,
+and are replaced; the numbers behind them go into docs/study.json.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from make_controls import machine
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+BEGIN, END = "<!-- studies/make_study.py writes from here -->\n", "<!-- to here -->\n"
+PACKAGES = ("truthgate_eval", "torch", "transformers", "lm_eval", "lmms_eval")
+STUDIES = {
+    "children": [
+        "--model", "vlm", "--model_args", "pretrained=smollm2-135m-scenes-early",
+        "--model_args", "pretrained=smollm2-135m-scenes", "--tasks", "scenes_random", "--apply_chat_template",
+        "--limit", "450", "--score", "accuracy", "--score", "gradient", "--score", "learned",
+        "--score", "divergence", "--score", "direct-effect", "--base_args", "pretrained=smollm2-135m-instruct",
+        "--base_tasks", "probe_scenes_text", "--base_tasks", "probe_halueval_qa", "--action", "soft",
+        "--kl", "0.002,0.01", "--controls", "2",
+    ],
+    "text": [
+        "--model", "hf", "--model_args", "pretrained=smollm2-135m-instruct", "--tasks", "probe_halueval_qa",
+        "--limit", "100", "--score", "accuracy", "--score", "auroc", "--score", "context-gain",
+        "--score", "gradient", "--score", "learned", "--score", "divergence", "--score", "direct-effect",
+        "--score", "copy", "--action", "soft", "--kl", "0.01", "--controls", "1",
+    ],
+}  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    """Run the studies, then write everything."""
+    results: dict[str, Any] = {
+        "machine": machine(),
+        "versions": {name: version(name) for name in PACKAGES},
+        "studies": {},
+    }
+    for name, options in STUDIES.items():
+        command = ["study", *options, "--output", str(folder / name)]
+        subprocess.run([sys.executable, "-m", "truthgate_eval", *command], check=True)
+        found = json.loads((folder / name / "study.json").read_text(encoding="utf-8"))
+        shown = shlex.join(["truthgate", *command[:-1], name])
+        results["studies"][name] = {"command": shown, "models": found["models"]}
+        shutil.copy(folder / name / "study.png", DOCS / "images" / f"study-{name}.png")
+    (DOCS / "study.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page = DOCS / "which-heads.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(before + BEGIN + tables(results) + END + rest.split(END)[1], encoding="utf-8")
+
+
+def tables(results: Mapping[str, Any]) -> str:
+    """All studies as Markdown."""
+    parts = []
+    for name, study in results["studies"].items():
+        parts += [f"### Study: {name}", f"    {study['command']}", f"![Log-losses](images/study-{name}.png)"]
+        for model, found in study["models"].items():
+            vanilla = found["vanilla"]
+            auroc = "" if vanilla["auroc"] is None else f", AUROC {vanilla['auroc']:.4f}"
+            parts += [
+                f"**{model}**, {vanilla['documents']} test documents in {vanilla['clusters']} clusters: log-loss "
+                f"{vanilla['log_loss']:.4f}, accuracy {vanilla['accuracy']:.3f}{auroc} without a gate.",
+                gates(found["rows"]),
+                "Reliability within layers: " + reliabilities(found["reliability"]) + ".",
+                correlations(found["correlations"]),
+            ]
+    versions = ", ".join(f"{name} {number}" for name, number in results["versions"].items())
+    return "\n\n".join([*parts, f"{results['machine']}, {versions}."]) + "\n"
+
+
+def gates(rows: list[dict[str, Any]]) -> str:
+    """One line a gate."""
+    lines = [
+        "| gate | KL | log-odds, scoring | log-odds, test | log-loss | log-loss with offset | conclusion |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        offset = row["difference"].get("log_loss_offset")
+        cells = (
+            f"{row['source']}, {row['action']}",
+            f"{row['divergence']:.2g}",
+            interval(row["log_odds"]["scoring"], 3),
+            interval(row["log_odds"]["test"], 3),
+            interval(row["difference"]["log_loss"], 4),
+            "" if offset is None else interval(offset, 4),
+            row["conclusion"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def interval(own: Mapping[str, float], digits: int) -> str:
+    """A difference with its 95 % interval."""
+    return f"{own['mean']:+.{digits}f} [{own['low']:+.{digits}f}, {own['high']:+.{digits}f}]"
+
+
+def reliabilities(found: Mapping[str, Any]) -> str:
+    """Each kind with its split-half reliability."""
+    return ", ".join(
+        f"{name} {own['within']:.2f}" if own and "within" in own else f"{name} unknown"
+        for name, own in found.items()
+    )
+
+
+def correlations(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Pearson's r within layers between kinds."""
+    lines = [f"| r within layers | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
+    lines += [
+        f"| {name} | {' | '.join(f'{value:.2f}' for value in row.values())} |" for name, row in found.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

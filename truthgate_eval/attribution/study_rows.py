@@ -1,0 +1,202 @@
+"""One gate of a study: the strength that moves the model by a given divergence, and the answers under it.
+
+Everything that was computed is kept in a folder, under a key of all that decides it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from truthgate_eval.attribution.evaluation import GateEvaluation, measure_log_odds
+from truthgate_eval.attribution.run import AnswerSet
+from truthgate_eval.attribution.study_gates import Direction
+from truthgate_eval.errors import GateError
+from truthgate_eval.files import read_json, write_atomic
+from truthgate_eval.gating.attention_layout import AttentionLayout
+from truthgate_eval.gating.gate import attach
+from truthgate_eval.gating.strength import find_strength
+from truthgate_eval.gating.yes_offset import offset_divergence
+from truthgate_eval.inference.next_token_divergence import NextTokenDivergence
+from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+
+# Prompts that the divergence is measured on.
+_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class StudyDocuments:
+    """The documents of a study; its parts share no image and no question.
+
+    Attributes:
+        scoring: Scores are made on them, and strengths found.
+        test: Gates are judged on them.
+        choosing: Where several strengths are tried, the one with the lowest log-loss on these is judged.
+    """
+
+    scoring: AnswerSet
+    test: AnswerSet
+    choosing: AnswerSet | None = None
+
+    def part(self, name: str) -> AnswerSet:
+        """The part of that name."""
+        found: AnswerSet = getattr(self, name)
+        return found
+
+
+class StudyRows:
+    """The measurements of one model, computed once.
+
+    Attributes:
+        documents: The study's documents.
+    """
+
+    def __init__(
+        self,
+        model: SharedPrefixModel,
+        layout: AttentionLayout,
+        documents: StudyDocuments,
+        *,
+        folder: Path,
+        key: Mapping[str, Any],
+        batch_size: int = 8,
+    ) -> None:
+        """Measurements that the folder holds are read from it.
+
+        Args:
+            model: The model, without a gate.
+            layout: Its attention heads.
+            documents: The study's documents.
+            folder: Where each measurement is kept as soon as it is done.
+            key: Everything else that decides the result: the model's fingerprint, tasks, limits.
+            batch_size: Documents in a batch.
+        """
+        self.documents = documents
+        self._model, self._layout, self._folder, self._batch_size = model, layout, folder, batch_size
+        parts = {name: value for name, value in vars(documents).items() if value is not None}
+        self._key = {
+            **key,
+            **{
+                name: _digest([document.sequences for document in answers.documents])
+                for name, answers in parts.items()
+            },
+        }
+        self._divergence: NextTokenDivergence | None = None
+
+    def vanilla(self, part: str) -> GateEvaluation:
+        """The model's answers without a gate."""
+        return self._evaluation(part, ["vanilla", part], lambda: self._log_odds(part))
+
+    def strength(self, direction: Direction, target: float) -> tuple[float, float]:
+        """The strength at which a gate's divergence is the target, and what it is there.
+
+        The prompts are contexts of the scoring documents. For a direction with a strength of its own, the
+        target is not read.
+
+        Raises:
+            GateError: No strength reaches the target.
+        """
+
+        def compute() -> dict[str, Any]:
+            divergence = self._next_token_divergence()
+            with attach(self._model.model, direction.gate(0.0), layout=self._layout) as handle:
+
+                def at(strength: float) -> float:
+                    handle.set(direction.gate(strength))
+                    return divergence.mean()
+
+                if direction.strength is not None:
+                    found = direction.strength, at(direction.strength)
+                else:
+                    found = find_strength(at, target)
+            return {"strength": found[0], "divergence": found[1]}
+
+        chosen = direction.strength is None and target
+        kept = self._kept([_fingerprint(direction), "strength", chosen], compute)
+        return kept["strength"], kept["divergence"]
+
+    def gated(self, direction: Direction, strength: float, part: str) -> GateEvaluation:
+        """The model's answers under a gate."""
+        gate = direction.gate(strength)
+
+        def compute() -> NDArray[np.float64]:
+            with attach(self._model.model, gate, layout=self._layout):
+                return self._log_odds(part)
+
+        return self._evaluation(part, [gate.fingerprint, part], compute)
+
+    def offset(self, target: float, sign: int) -> tuple[float, float, GateEvaluation, GateEvaluation] | None:
+        """A constant on the logit of yes (or of no) with the divergence `target`, which needs no run.
+
+        Args:
+            target: Divergence from the vanilla model, in nats.
+            sign: 1 to say yes more often, -1 to say it less often.
+
+        Returns:
+            The constant, its divergence, and the answers to the scoring and the test documents; None where
+            answers are not yes and no, or no constant moves the model that far.
+        """
+        scoring, test = self.vanilla("scoring"), self.vanilla("test")
+        if not (scoring.is_yes_no and test.is_yes_no):
+            return None
+        kept = self._kept(["log p(yes)"], lambda: {"yes": self._log_probability_of_yes().tolist()})
+        yes = torch.tensor(kept["yes"])[:, None]
+        try:
+            offset, reached = find_strength(lambda size: offset_divergence(yes, [0], sign * size), target)
+        except GateError:  # a model that is certain of yes hardly moves
+            return None
+        return sign * offset, reached, scoring.with_offset(sign * offset), test.with_offset(sign * offset)
+
+    def _log_probability_of_yes(self) -> torch.Tensor:
+        """Of the first tokens of the answer yes, after each prompt of the divergence: float32 [prompts]."""
+        scoring = self.documents.scoring
+        tokens = {
+            sequence[document.context_length]
+            for document, stratum in zip(scoring.documents, scoring.strata, strict=True)
+            for sequence, truthful in zip(document.sequences, document.truthful, strict=True)
+            if truthful == (stratum == "yes")
+        }
+        return self._next_token_divergence().reference[:, sorted(tokens)].logsumexp(dim=-1)
+
+    def _next_token_divergence(self) -> NextTokenDivergence:
+        """From the model without a gate: call it before one is attached."""
+        if self._divergence is None:
+            documents = self.documents.scoring.documents[:_PROMPTS]
+            contexts = [document.sequences[0][: document.context_length] for document in documents]
+            self._divergence = NextTokenDivergence(self._model, contexts, batch_size=self._batch_size)
+        return self._divergence
+
+    def _log_odds(self, part: str) -> NDArray[np.float64]:
+        return measure_log_odds(self._model, self.documents.part(part).documents, batch_size=self._batch_size)
+
+    def _evaluation(
+        self, part: str, row_key: Any, compute: Callable[[], NDArray[np.float64]]
+    ) -> GateEvaluation:
+        answers = self.documents.part(part)
+        odds = self._kept(row_key, lambda: {"odds": compute().tolist()})["odds"]
+        return GateEvaluation(np.array(odds), answers.strata, answers.clusters)
+
+    def _kept(self, row_key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        file = self._folder / f"row-{_digest({**self._key, 'row': row_key})[:24]}.json"
+        if file.is_file():
+            found: dict[str, Any] = read_json(file)
+            return found
+        row = compute()
+        write_atomic(file, json.dumps(row).encode())
+        return row
+
+
+def _fingerprint(direction: Direction) -> str:
+    return direction.gate(1.0).fingerprint
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
