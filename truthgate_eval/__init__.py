@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from truthgate_eval.errors import TruthGateError
     from truthgate_eval.gating.attention_layout import AttentionLayout, find_attention_layout
-    from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, make_gate, normalize, random_gate
+    from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, make_gate, random_gate
     from truthgate_eval.gating.gate_config import GateConfig
+    from truthgate_eval.gating.normalization import normalize
     from truthgate_eval.gating.scores import TruthScores
     from truthgate_eval.probing.config import CaptureConfig, ProbeConfig
     from truthgate_eval.probing.cross_validation import ProbeResult, cross_validate_heads
@@ -61,7 +62,7 @@ _MODULES = {
     "find_attention_layout": "gating.attention_layout",
     "fold": "gating.gate",
     "make_gate": "gating.gate",
-    "normalize": "gating.gate",
+    "normalize": "gating.normalization",
     "random_gate": "gating.gate",
     "run_probing": "probing.run",
 }

@@ -12,7 +12,7 @@ import pytest
 import typer
 
 from truthgate_eval.cli import main as cli
-from truthgate_eval.gating.gate_config import GATE_ARGUMENTS
+from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.lm_eval.patches import MODELS as LM_EVAL_MODELS
 from truthgate_eval.harness.lmms_eval.registry import MODELS as LMMS_EVAL_MODELS
 from truthgate_eval.paths import shipped
@@ -73,7 +73,7 @@ def test_flags_in_the_reference_of_a_command_exist() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## truthgate (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
     assert {name for name, _ in sections} == {
-        "probe", "study", "sweep", "correlate", "compare", "report",
+        "probe", "study", "sweep", "correlate", "compare", "report", "export",
     }  # fmt: skip
     for name, section in sections:
         known = {flag for parameter in program.commands[name].params for flag in parameter.opts}

@@ -181,3 +181,51 @@ def test_every_mistake_is_one_line(text: list[str], tmp_path: Path) -> None:
     ]:
         done = truthgate(*text, *more, "--output", f"{more[1]}.sweep", cwd=tmp_path)
         assert done.returncode == 1 and message in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.parametrize("harness", ["text", "image"])
+def test_strengths_are_found_on_the_selection_split_and_kept(
+    harness: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = request.getfixturevalue(harness)
+    arguments[arguments.index("--lam") + 1] = "kl:0.003,kl:0.01"
+    searched: list[str] = []
+    search = evaluator.find_equal_strength
+
+    def find(gate: Any, *more: Any, **options: Any) -> Any:
+        searched.append(gate.source)
+        return search(gate, *more, **options)
+
+    original = evaluator.Evaluator.evaluate
+
+    def evaluate(self: Any, gate: Any, split: Any, output: Path | None = None) -> Any:
+        found = original(self, gate, split, output)
+        wins = gate.target is not None and gate.target.target == 0.01
+        return type(found)(float(wins), found.stderr, found.documents)
+
+    monkeypatch.setattr(evaluator, "find_equal_strength", find)
+    monkeypatch.setattr(evaluator.Evaluator, "evaluate", evaluate)
+    more = ("--rest_limit", "10", "--limit", "6")
+    done = truthgate(*arguments, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = str(tmp_path / "a.npz")
+    assert searched == [scores, scores, "random:1"]
+    points = [json.loads(line) for line in (tmp_path / "a.sweep" / "points.jsonl").read_text().splitlines()]
+    assert [point["target"] for point in points] == [None, 0.003, 0.01]
+    assert all(point["reached"] == pytest.approx(point["target"], rel=0.01) for point in points[1:])
+    assert 0 < points[1]["lam"] < points[2]["lam"] and points[2]["prompts"] > 0
+    recommended = TruthScores.load(tmp_path / "a.npz").metadata["recommended"]
+    assert recommended["lam"] == points[2]["lam"] and recommended["strength"]["target"] == 0.01
+    assert "(kl:0.01)" in done.stdout
+    gates = {
+        name: read_run(tmp_path / "a.sweep" / "rest" / name).gate or {} for name in ("chosen", "random-1")
+    }
+    assert {gate["strength"]["target"] for gate in gates.values()} == {0.01}
+    assert gates["chosen"]["lam"] == points[2]["lam"] != gates["random-1"]["lam"] > 0
+    # Again: nothing is looked for or evaluated.
+    (tmp_path / "a.sweep" / "rest" / "random-1" / "done.json").unlink()
+    again = truthgate(*arguments, *more, cwd=tmp_path)
+    assert again.returncode == 0 and len(searched) == 3, again.stderr
+    assert (read_run(tmp_path / "a.sweep" / "rest" / "random-1").gate or {})["lam"] == gates["random-1"][
+        "lam"
+    ]

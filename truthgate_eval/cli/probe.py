@@ -37,6 +37,10 @@ ScoreKind = Literal[
 ]
 
 
+# Where a reliability is of heads.
+_SCOPES = {"all": "over all heads", "within": "within layers"}
+
+
 def _choice(choices: Any, text: str, *names: str) -> Any:
     """An option whose choices `--help` shows. Our own checks report a wrong one, in one line."""
     return typer.Option(*names, help=f"{', '.join(get_args(choices))}. {text}", metavar="<name>", parser=str)
@@ -45,7 +49,8 @@ def _choice(choices: Any, text: str, *names: str) -> Any:
 def probe(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     tasks: Annotated[
-        str | None, typer.Option(help="Multiple-choice tasks of lm-eval or lmms-eval, comma-separated.")
+        str | None,
+        typer.Option(help="Multiple-choice or yes/no tasks of lm-eval or lmms-eval, comma-separated."),
     ] = None,
     model: Annotated[
         str,
@@ -201,10 +206,8 @@ def _save_attribution(job: AttributionJob, kind: str, output: Path) -> None:
     print_line(f"{scores.shape[0]} x {scores.shape[1]} scores ({kind}) of {scores.model} -> {output}")
     reliability = scores.metadata.get("reliability")
     if reliability:
-        print_line(
-            f"split-half reliability {reliability['all']:.2f}, within layers {reliability['within']:.2f}; "
-            f"show them with: truthgate show {output}"
-        )
+        figures = [f"{value:.2f} {_SCOPES[scope]}" for scope, value in reliability.items()]
+        print_line(f"split-half reliability {', '.join(figures)}; show them with: truthgate show {output}")
 
 
 def _print_summary(scores: TruthScores, output: Path) -> None:

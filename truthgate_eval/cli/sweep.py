@@ -31,7 +31,10 @@ def sweep(
         str,
         typer.Option("--model_args", "-a", help="As in the harness; hf's default: the small packaged model."),
     ] = "",
-    lam: Annotated[str, typer.Option(help="Strengths to try, comma-separated.")] = "0.5,1,2,4",
+    lam: Annotated[
+        str,
+        typer.Option(help="Strengths to try, comma-separated; kl:0.05 finds the one of that divergence."),
+    ] = "0.5,1,2,4",
     norm: Annotated[str, typer.Option(help="Norms to try, comma-separated.")] = "centered,minmax",
     site: Annotated[str, typer.Option(help="Sites to gate, comma-separated.")] = "post",
     layers: Annotated[
@@ -62,7 +65,7 @@ def sweep(
     An interrupted sweep continues where it was when the same command is given again.
     """
     from truthgate_eval.data.splits import SELECTION, TEST
-    from truthgate_eval.gating.gate_config import parse_layers
+    from truthgate_eval.gating.gate_arguments import parse_layers
     from truthgate_eval.gating.scores import TruthScores
     from truthgate_eval.gating.sweep import candidate_gate, make_grid
     from truthgate_eval.gating.sweep_store import SweepStore
@@ -127,12 +130,14 @@ def _evaluate_grid(
     for number, (candidate, gate) in enumerate(zip(grid, gates, strict=True), start=1):
         from_before = candidate.label in done
         if not from_before:
+            if gate.is_pending:
+                gate = evaluator.find_strength(gate)
+                candidate = candidate.with_strength(gate)
             done[candidate.label] = candidate.with_result(evaluator.evaluate(gate, SELECTION))
             store.add(done[candidate.label])
         # The harness has a progress bar of documents for each candidate; a second bar would collide with it.
         value = f"{done[candidate.label].value:.4f}{' (from before)' if from_before else ''}"
-        setting = f"lam={candidate.lam:g},norm={candidate.norm},site={candidate.site}"
-        _print_progress(f"[{number}/{len(grid)}] {setting}: {value}")
+        _print_progress(f"[{number}/{len(grid)}] {_setting(done[candidate.label])}: {value}")
     return [done[candidate.label] for candidate in grid]
 
 
@@ -159,22 +164,32 @@ def _recommend(
         layers=config.layers,
     )
     recommended.save(scores)
-    print_line(f"chosen: lam={chosen.lam:g},norm={chosen.norm},site={chosen.site} -> {scores}")
+    print_line(f"chosen: {_setting(chosen)} -> {scores}")
     print_line(f"plot -> {store.plot_file}")
     return chosen
+
+
+def _setting(candidate: Candidate) -> str:
+    """A candidate as model arguments, with the divergence by which its lam was found."""
+    found = "" if candidate.target is None else f" (kl:{candidate.target:g})"
+    return f"lam={candidate.lam:g},norm={candidate.norm},site={candidate.site}{found}"
 
 
 def _test_gates(
     chosen_gate: GateConfig, chosen: Candidate, num_random: int, layers: str | None
 ) -> dict[str, GateConfig]:
-    """The gates to evaluate on the test split, by the names of their runs."""
+    """The gates to evaluate on the test split, by the names of their runs.
+
+    Where the choice has a strength of a given divergence, random gates are to have it as well.
+    """
     from truthgate_eval.gating.gate_config import GateConfig
 
     gates = {"vanilla": GateConfig.parse("none")}
     if chosen.lam != 0:
         gates["chosen"] = chosen_gate
     for seed in range(1, num_random + 1):
-        gates[f"random-{seed}"] = GateConfig.parse(f"random:{seed}", site=chosen.site, layers=layers)
+        lam = None if chosen.target is None else f"kl:{chosen.target!r}"
+        gates[f"random-{seed}"] = GateConfig.parse(f"random:{seed}", lam=lam, site=chosen.site, layers=layers)
     return gates
 
 
@@ -182,6 +197,9 @@ def _evaluate_on_test_split(evaluator: Evaluator, gates: dict[str, GateConfig], 
     """Evaluate the vanilla model, the choice and random gates on documents that nothing was chosen on."""
     from truthgate_eval.data.splits import TEST
 
+    for name, gate in gates.items():  # before the test split: the strengths are found on the other one
+        if gate.is_pending:
+            gates[name] = store.found_strength(name, gate, functools.partial(evaluator.find_strength, gate))
     folders = []
     for number, (name, gate) in enumerate(gates.items(), start=1):
         evaluate = functools.partial(evaluator.evaluate, gate, TEST)

@@ -8,51 +8,29 @@ from __future__ import annotations
 
 import logging
 import math
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from truthgate_eval import __version__
 from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, check_site, find_attention_layout
-from truthgate_eval.gating.gate import (
-    Gate,
-    GateHandle,
-    Norm,
-    attach,
-    check_norm,
-    fold,
-    make_gate,
-    random_gate,
-)
-from truthgate_eval.gating.gate_arguments import (
-    GATE_ARGUMENTS,
-    Action,
-    Modality,
-    choose_action,
-    is_missing,
-    parse_number,
-    parse_selection,
-    parse_shift,
-    recommended_settings,
-)
+from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold
+from truthgate_eval.gating.gate_arguments import MODES, Action, Modality, Mode, parse_layers, read_arguments
+from truthgate_eval.gating.gate_source import load_source, source_name
+from truthgate_eval.gating.gates_by_strength import selected_gates, shifted_gates, soft_gates
+from truthgate_eval.gating.layer_gate import check_foldable
+from truthgate_eval.gating.normalization import Norm, check_norm
 from truthgate_eval.gating.positions import Positions, check_positions
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.selection import HeadSelection, random_selection_gate, select_gate
-from truthgate_eval.gating.shift import HeadShift, shift_gate
-from truthgate_eval.gating.shuffle import parse_shuffled, shuffle_within_layers
-from truthgate_eval.gating.yes_offset import parse_yes_offset
+from truthgate_eval.gating.selection import HeadSelection
+from truthgate_eval.gating.shift import HeadShift
+from truthgate_eval.gating.strength import StrengthTarget
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["live", "folded"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 # `kind` in results files: a gate of truth scores or of shuffled ones, a random gate, or no gate.
 GateKind = Literal["scores", "shuffled", "random", "vanilla"]
-
-# The paper's norms for language models and for multimodal ones (`docs/method.md#soft-gate`).
-_PAPER_NORM: dict[Modality, Norm] = {"text": "centered", "image": "minmax"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class GateConfig:
         source: The `scores=` argument as given, for results files.
         scores: The truth scores; None for a random gate and the vanilla model.
         seed: Seed of a random gate; None for every other gate.
-        lam: Strength of a soft gate.
+        lam: Strength of a gate that multiplies heads: of a soft one, and of `select` (`gates_by_strength`).
         norm: Normalization of a soft gate's scores within each layer.
         site: Where the gate acts.
         layers: The layers to gate (0-based), or None for all.
@@ -72,6 +50,7 @@ class GateConfig:
         shift: Shifts heads instead of a soft gate.
         positions: The tokens that are gated.
         yes_offset: Added to the logits of yes, also without a gate; see `yes_offset.add_yes_offset`.
+        target: A strength that was given as a divergence; it is 0 until it is found (`is_pending`).
 
     Raises:
         GateError: A value is not one that exists, or two exclude each other.
@@ -88,7 +67,7 @@ class GateConfig:
     source: str
     scores: TruthScores | None = None
     seed: int | None = None
-    lam: float = 0.0
+    lam: float = 1.0
     norm: Norm = "centered"
     site: Site = "post"
     layers: tuple[int, ...] | None = None
@@ -97,6 +76,7 @@ class GateConfig:
     shift: HeadShift | None = None
     positions: Positions = "all"
     yes_offset: float = 0.0
+    target: StrengthTarget | None = None
 
     def __post_init__(self) -> None:
         if self.scores is not None and self.seed is not None:
@@ -110,6 +90,8 @@ class GateConfig:
         if self.layers is not None:
             parse_layers(self.layers)
         self._check_action()
+        if self.target is not None:
+            self._check_target(self.target)
 
     def _check_action(self) -> None:
         if self.selection is not None and self.shift is not None:
@@ -126,6 +108,22 @@ class GateConfig:
                 "scores=shuffled:FILE:SEED, which shifts random heads along their own directions"
             )
 
+    def _check_target(self, target: StrengthTarget) -> None:
+        is_offset = target.argument == "yes_offset"
+        if is_offset and not self.is_vanilla:
+            raise GateError(f"{target.text} is the strength of an offset alone: use it with scores=none")
+        if not is_offset and self.is_vanilla:
+            raise GateError(f"scores={self.source} has no gate whose strength {target.text} could be found")
+        if not is_offset and self.yes_offset:
+            raise GateError(
+                f"{target.text} and yes_offset={self.yes_offset:g} both change the model: leave one out"
+            )
+        if self.positions == "generated":
+            raise GateError(
+                f"{target.text}: positions=generated changes nothing at a prompt's last token, where the "
+                "divergence is measured; use positions=all or last, or give a number"
+            )
+
     @classmethod
     def parse(cls, scores: object, *, modality: Modality = "text", **arguments: object) -> GateConfig:
         """Check a harness's arguments and load the scores that they name.
@@ -139,7 +137,10 @@ class GateConfig:
                 artifact recommends, if it recommends the same action.
 
                 * action: `soft` (default), `select` or `shift`.
-                * lam: Strength of a soft gate.
+                * lam: Strength of a soft gate; for a random gate and `select` a factor of g - 1 (default 1).
+                  `kl:0.05`, as for alpha and yes_offset: the one at which the model's mean divergence from
+                  the vanilla one is 0.05 nats (`equal_strength`).
+                * kl_prompts: On how many prompts it is found.
                 * norm: One of `NORMS`; else the paper's choice for the modality.
                 * top, bottom: Numbers of heads that are selected (default 20 and 20) or shifted.
                 * in, out: Factors of the top and the bottom heads (default 2 and 0).
@@ -156,35 +157,11 @@ class GateConfig:
             GateError: An argument is not one that exists, or the action does not take it.
             ScoresError: The scores cannot be read.
         """
-        chosen = {name: value for name, value in arguments.items() if not is_missing(value)}
-        unknown = next((name for name in chosen if name not in GATE_ARGUMENTS), None)
-        if unknown is not None:
-            raise GateError(f"unknown argument {unknown!r} of a gate: expected {', '.join(GATE_ARGUMENTS)}")
-        source = "in-memory scores" if isinstance(scores, TruthScores) else str(scores)
-        artifact, seed = _load_source(scores)
-        action, settings = choose_action(recommended_settings(artifact, modality), chosen)
-        if artifact is None and seed is None:  # no heads are selected or shifted, and no tokens gated
-            action, settings = "soft", {**settings, "positions": None}
-        if action == "soft" and artifact is not None and "lam" not in settings:
-            raise GateError(
-                f"scores={source} recommend no lam: add lam=NUMBER (the paper's values go from 0.1 to 7.5)"
-            )
-        if "lam" in chosen and seed is not None:
-            log.warning("lam=%s has no effect on a random gate, which is drawn from [-1, 1]", chosen["lam"])
-        return cls(
-            source,
-            artifact,
-            seed,
-            lam=parse_number("lam", settings.get("lam", 0.0)),
-            norm=check_norm(settings.get("norm") or _PAPER_NORM[modality]),
-            site=check_site(settings.get("site") or ("pre" if action == "shift" else "post")),
-            layers=parse_layers(settings.get("layers")),
-            mode=check_choice("mode", settings.get("mode", "live"), MODES, GateError),
-            selection=parse_selection(settings) if action == "select" else None,
-            shift=parse_shift(settings) if action == "shift" else None,
-            positions=check_positions(settings.get("positions") or "all"),
-            yes_offset=parse_yes_offset(settings.get("yes_offset", 0.0)),
-        )
+        artifact, seed = load_source(scores)
+        source = source_name(scores)
+        has_gate = artifact is not None or seed is not None
+        fields = read_arguments(arguments, artifact, source=source, has_gate=has_gate, modality=modality)
+        return cls(source, artifact, seed, **fields)
 
     @property
     def action(self) -> Action:
@@ -207,6 +184,29 @@ class GateConfig:
         """Whether nothing is gated: `scores=none`."""
         return self.kind == "vanilla"
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether the strength is still to be found: the model is the vanilla one until then."""
+        return self.target is not None and self.target.reached is None
+
+    def with_strength(self, strength: float, reached: float, stderr: float, prompts: int) -> GateConfig:
+        """The configuration with the strength that was found for its target.
+
+        Args:
+            strength: The value of lam, alpha or yes_offset.
+            reached: The mean divergence there, in nats.
+            stderr: Its standard error over the prompts.
+            prompts: On how many prompts.
+        """
+        assert self.target is not None
+        known = replace(self.target, reached=reached, stderr=stderr, prompts=prompts)
+        found = replace(self, target=known)
+        if self.target.argument == "yes_offset":
+            return replace(found, yes_offset=strength)
+        if self.shift is not None:
+            return replace(found, shift=replace(self.shift, alpha=strength))
+        return replace(found, lam=strength)
+
     def gate(self, layout: AttentionLayout, model: str) -> Gate:
         """The gate for a model.
 
@@ -215,42 +215,56 @@ class GateConfig:
             model: The model's name, for messages.
 
         Raises:
-            GateError: There is no gate, or the model has no such layers.
+            GateError: There is no gate, its strength is still to be found, or the model has no such layers.
             ScoresError: The scores do not fit the model.
         """
-        return replace(self._gate_all_positions(layout, model), positions=self.positions)
+        if self.is_pending and self.target is not None:
+            raise GateError(f"{self.target.text} is found in a run of lm_eval or lmms_eval: give the number")
+        return self.gates(layout, model)(self.lam if self.shift is None else self.shift.alpha)
 
-    def _gate_all_positions(self, layout: AttentionLayout, model: str) -> Gate:
-        where: dict[str, Any] = {"site": self.site, "layers": self.layers}
-        if self.seed is not None:
-            if self.selection is not None:
-                return random_selection_gate(layout.shape, self.selection, seed=self.seed, **where)
-            return random_gate(layout.shape, seed=self.seed, **where)
-        if self.scores is None:
+    def gates(self, layout: AttentionLayout, model: str) -> Callable[[float], Gate]:
+        """The gate of every strength, lam or alpha, for a model; 0 changes nothing. Raises as `gate` does."""
+        if self.is_vanilla:
             raise GateError("scores=none has no gate")
-        self.scores.check_fits(layout.shape, model)
-        probed = self.scores.metadata.get("site")
-        if probed and probed != self.site:
-            log.warning("the scores were probed at site=%s and gate site=%s", probed, self.site)
+        if self.scores is not None:
+            self.scores.check_fits(layout.shape, model)
+        source = self.scores if self.seed is None else self.seed
+        assert source is not None
+        where: dict[str, Any] = {"site": self.site, "layers": self.layers}
         if self.selection is not None:
-            return select_gate(self.scores, self.selection, **where)
-        if self.shift is not None:
-            return shift_gate(self.scores, self.shift, layers=self.layers)
-        return make_gate(self.scores, lam=self.lam, norm=self.norm, **where)
+            at = selected_gates(source, self.selection, layout.shape, **where)
+        elif self.shift is not None:
+            at = shifted_gates(source, self.shift, layers=self.layers)
+        else:
+            at = soft_gates(source, layout.shape, norm=self.norm, **where)
+        return lambda strength: replace(at(strength), positions=self.positions)
 
     def apply(self, model: Any, name: str) -> GateHandle | None:
-        """Gate a loaded model.
+        """Gate a loaded model; one whose strength is to be found is only checked.
 
         Args:
             model: A transformers model.
             name: The model's name, for messages.
 
         Returns:
-            The handle of the live gate; None for a folded gate and for the vanilla model.
+            The handle of the live gate; None for a folded gate, a pending one, and the vanilla model.
+
+        Raises:
+            GateError: There is no gate, the model has no such layers, or its weights cannot be folded into.
+            ScoresError: The scores do not fit the model.
         """
         if self.is_vanilla:
             return None
         layout = find_attention_layout(model)
+        if self.is_pending:
+            self.gates(layout, name)(0.0)
+            if self.mode == "folded":
+                for projection in layout.projections:
+                    check_foldable(projection.name, projection.module)
+            return None
+        probed = self.scores.metadata.get("site") if self.scores is not None else None
+        if probed and probed != self.site:
+            log.warning("the scores were probed at site=%s and gate site=%s", probed, self.site)
         gate = self.gate(layout, name)
         log.info("gated %d layers x %d heads of %s: %s", *layout.shape, name, self.describe())
         if self.mode == "folded":
@@ -260,13 +274,11 @@ class GateConfig:
 
     def describe(self) -> dict[str, Any]:
         """The gate's provenance for a results file, under `gate` (`docs/harnesses.md#results-files`)."""
-        described: dict[str, Any] = {
-            "kind": self.kind,
-            "scores": self.source,
-            "truthgate_eval": __version__,
-        }
+        described: dict[str, Any] = {"kind": self.kind, "scores": self.source, "truthgate_eval": __version__}
         if self.yes_offset:
             described["yes_offset"] = self.yes_offset
+        if self.target is not None:
+            described["strength"] = self.target.describe()
         if self.is_vanilla:
             return described
         described |= {"site": self.site, "mode": self.mode, "layers": self.layers and list(self.layers)}
@@ -274,55 +286,13 @@ class GateConfig:
         settings = self.selection or self.shift
         if settings is not None:
             described |= settings.describe()
-        elif self.scores is not None:
-            described |= {"lam": self.lam, "norm": self.norm}
+        is_soft = settings is None and self.scores is not None
+        if is_soft or (self.shift is None and self.lam != 1):
+            described["lam"] = self.lam
+        if is_soft:
+            described["norm"] = self.norm
         if self.scores is not None:
             described["sha256"] = self.scores.fingerprint
             names = ("model", "architecture", "task", "site")
             described |= {"probed": {name: self.scores.metadata.get(name) for name in names}}
         return described
-
-
-def parse_layers(value: object) -> tuple[int, ...] | None:
-    """Layer numbers out of `8-15`, `3+8-15`, 8, [8, 9] or None; sorted.
-
-    Raises:
-        GateError: It is not a list of layers.
-
-    Example:
-        >>> parse_layers("3+8-10")
-        (3, 8, 9, 10)
-    """
-    if value is None:
-        return None
-    parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).split("+")
-    numbers: set[int] = set()
-    for part in parts:
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
-            raise GateError(f"layers={value} is not a list of layers: write 8-15, or 3+8-15")
-        numbers |= set(range(first, last + 1))
-    return tuple(sorted(numbers))
-
-
-def _load_source(scores: object) -> tuple[TruthScores | None, int | None]:
-    """(scores, None), (None, seed of a random gate), or (None, None) for the vanilla model."""
-    if isinstance(scores, TruthScores):
-        return scores, None
-    shuffled = parse_shuffled(str(scores))
-    if shuffled is not None:
-        return shuffle_within_layers(TruthScores.resolve(shuffled[0]), shuffled[1]), None
-    name = "none" if scores is None else str(scores)
-    if name.lower() == "none":
-        return None, None
-    if name == "random" or name.startswith("random:"):
-        seed = name.removeprefix("random").removeprefix(":")
-        if not re.fullmatch(r"[0-9]+", seed):
-            raise GateError(f"scores={name}: a random gate needs a seed, as in scores=random:1")
-        return None, int(seed)
-    if re.fullmatch(r"random[0-9]+", name) and not Path(name).exists():
-        raise GateError(
-            f"scores={name}: write the random gate as scores=random:{name.removeprefix('random')}"
-        )
-    return TruthScores.resolve(name), None

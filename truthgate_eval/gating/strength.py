@@ -8,13 +8,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from truthgate_eval.errors import GateError
 
 # A mean divergence this close to the target is the target.
 TOLERANCE = 0.01
+# Prompts that a harness's run finds a strength on; `docs/method.md#equal-strength` says why so many.
+PROMPTS = 512
 _MOST_STEPS = 40
 _LARGEST = 1e4
+
+# The model arguments that are a strength.
+StrengthArgument = Literal["lam", "alpha", "yes_offset"]
+
+
+@dataclass(frozen=True)
+class StrengthTarget:
+    """A strength that is given by the divergence which it causes, and what is known of it.
+
+    Attributes:
+        argument: The model argument that was given as `kl:TARGET`.
+        target: Mean divergence from the vanilla model, in nats.
+        prompts: On how many prompts the strength is to be found; once it is found, on how many it was.
+        reached: The mean divergence at the strength that was found; None before.
+        stderr: Its standard error over the prompts: how far the mean on other prompts may be from it.
+
+    Raises:
+        GateError: A number is not positive.
+    """
+
+    argument: StrengthArgument
+    target: float
+    prompts: int = PROMPTS
+    reached: float | None = None
+    stderr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.target) and self.target > 0):
+            raise GateError(f"{self.argument}=kl:{self.target}: expected a positive divergence in nats")
+        if self.prompts < 1:
+            raise GateError(f"kl_prompts={self.prompts}: expected a positive number of prompts")
+
+    @property
+    def text(self) -> str:
+        """As a user writes it, `lam=kl:0.05`."""
+        return f"{self.argument}=kl:{self.target:g}"
+
+    def describe(self) -> dict[str, Any]:
+        """For a results file."""
+        return {
+            "argument": self.argument,
+            "target": self.target,
+            "reached": self.reached,
+            "stderr": self.stderr,
+            "prompts": self.prompts,
+        }
 
 
 def parse_target(value: object) -> float | None:

@@ -7,6 +7,7 @@ split (`docs/method.md#soft-gate`). `truthgate_eval.data.splits` divides the doc
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +16,11 @@ from rich.table import Table
 
 from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import Site, check_site
-from truthgate_eval.gating.gate import Norm, check_norm
-from truthgate_eval.gating.gate_config import GateConfig, Modality, parse_layers
+from truthgate_eval.gating.gate_arguments import Modality, parse_layers
+from truthgate_eval.gating.gate_config import GateConfig
+from truthgate_eval.gating.normalization import Norm, check_norm
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.gating.strength import PROMPTS, StrengthTarget, parse_target
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,16 @@ class Candidate:
     The fields' names are the keys of `points.jsonl` and of `recommended["points"]` in an artifact.
 
     Attributes:
-        lam: Strength of the gate.
+        lam: Strength of the gate; NaN where it is to be found.
         norm: Normalization of the scores.
         site: Where the gate acts.
         value: The metric; NaN before the evaluation.
         stderr: Its standard error, or None.
         documents: Number of documents evaluated.
+        target: Divergence from the vanilla model in nats, where the strength was given so (`kl:0.05`).
+        reached: The divergence at the strength that was found.
+        stderr_reached: Its standard error over the prompts.
+        prompts: On how many prompts it was found.
     """
 
     lam: float
@@ -56,11 +63,33 @@ class Candidate:
     value: float = float("nan")
     stderr: float | None = None
     documents: int = 0
+    target: float | None = None
+    reached: float | None = None
+    stderr_reached: float | None = None
+    prompts: int | None = None
 
     @property
-    def label(self) -> tuple[float, str, str]:
-        """Identifies the candidate in a grid: (lam, norm, site)."""
-        return self.lam, self.norm, self.site
+    def label(self) -> tuple[float | str, str, str]:
+        """Identifies the candidate in a grid: (lam as it was given, norm, site)."""
+        return self.lam if self.target is None else f"kl:{self.target!r}", self.norm, self.site
+
+    @property
+    def strength(self) -> str:
+        """Its lam in words, such as `0.734 (kl:0.05)`."""
+        number = "" if math.isnan(self.lam) else f"{self.lam:g}"
+        return number if self.target is None else f"{number} (kl:{self.target:g})".strip()
+
+    def with_strength(self, gate: GateConfig) -> Candidate:
+        """The candidate with the strength that was found for its gate."""
+        assert gate.target is not None
+        known = gate.target
+        return dataclasses.replace(
+            self,
+            lam=gate.lam,
+            reached=known.reached,
+            stderr_reached=known.stderr,
+            prompts=known.prompts,
+        )
 
     def with_result(self, result: EvalResult) -> Candidate:
         """The candidate with its metric."""
@@ -70,22 +99,40 @@ class Candidate:
 def make_grid(*, lam: str, norm: str, site: str) -> list[Candidate]:
     """The candidates of comma-separated lists, with the vanilla model once, in front.
 
+    A lam of `kl:0.05` is a strength to be found.
+
     Raises:
         GateError: A value is not one that exists.
 
     Example:
         >>> [candidate.label for candidate in make_grid(lam="0,1", norm="minmax", site="post,pre")]
         [(0.0, 'minmax', 'post'), (1.0, 'minmax', 'post'), (1.0, 'minmax', 'pre')]
+        >>> [candidate.label for candidate in make_grid(lam="kl:0.05", norm="minmax", site="post")]
+        [(0.0, 'minmax', 'post'), ('kl:0.05', 'minmax', 'post')]
     """
-    try:
-        lams = [float(value) for value in lam.split(",")]
-    except ValueError:
-        raise GateError(f"--lam {lam}: expected numbers, comma-separated") from None
+    strengths = [_parse_strength(value, lam) for value in lam.split(",")]
     norms = [check_norm(value) for value in norm.split(",")]
     sites = [check_site(value) for value in site.split(",")]
     vanilla = Candidate(0.0, norms[0], sites[0])
-    gated = [Candidate(value, n, s) for s in sites for n in norms for value in lams if value != 0]
-    return [vanilla, *dict.fromkeys(gated)]
+    gated = [
+        Candidate(value, n, s, target=target)
+        for s in sites
+        for n in norms
+        for value, target in strengths
+        if value != 0
+    ]
+    return [vanilla, *{candidate.label: candidate for candidate in gated}.values()]
+
+
+def _parse_strength(text: str, given: str) -> tuple[float, float | None]:
+    """(lam, None), or (NaN, the divergence at which lam is to be found)."""
+    target = parse_target(text)
+    if target is not None:
+        return math.nan, target
+    try:
+        return float(text), None
+    except ValueError:
+        raise GateError(f"--lam {given}: expected numbers, or kl:NUMBER, comma-separated") from None
 
 
 def candidate_gate(
@@ -102,10 +149,20 @@ def candidate_gate(
     """
     if candidate.lam == 0:
         return GateConfig.parse("none")
+    target = None
+    if candidate.target is not None:
+        target = StrengthTarget(
+            "lam",
+            candidate.target,
+            PROMPTS if candidate.prompts is None else candidate.prompts,
+            reached=candidate.reached,
+            stderr=candidate.stderr_reached,
+        )
     return GateConfig(
         source,
         artifact,
-        lam=float(candidate.lam),
+        target=target,
+        lam=0.0 if math.isnan(candidate.lam) else float(candidate.lam),
         norm=candidate.norm,
         site=candidate.site,
         layers=parse_layers(layers),
@@ -167,9 +224,18 @@ def recommend(
         "metric": metric,
         "subset": split,
         **({} if layers is None else {"layers": layers}),
+        **_found_strength(chosen),
         "points": [dataclasses.asdict(candidate) for candidate in candidates],
     }
     return dataclasses.replace(artifact, metadata={**artifact.metadata, "recommended": recommended})
+
+
+def _found_strength(chosen: Candidate) -> dict[str, Any]:
+    """For a recommendation: by which divergence its lam was found, and on how many prompts."""
+    if chosen.target is None:
+        return {}
+    numbers = {"reached": chosen.reached, "stderr": chosen.stderr_reached, "prompts": chosen.prompts}
+    return {"strength": {"target": chosen.target, **numbers}}
 
 
 def format_candidates(candidates: Sequence[Candidate], metric: str) -> Table:
@@ -183,5 +249,5 @@ def format_candidates(candidates: Sequence[Candidate], metric: str) -> Table:
         names = ("-", "-") if candidate.lam == 0 else (candidate.norm, candidate.site)
         stderr = "" if candidate.stderr is None else f"{candidate.stderr:.4f}"
         mark = "chosen" if candidate is chosen else ""
-        table.add_row(f"{candidate.lam:g}", *names, f"{candidate.value:.4f}", stderr, mark)
+        table.add_row(candidate.strength, *names, f"{candidate.value:.4f}", stderr, mark)
     return table

@@ -2,6 +2,7 @@
 
 FOLDER/sweep.json      what is swept; a sweep of another artifact, task or model cannot continue here
 FOLDER/points.jsonl    one evaluated candidate a line
+FOLDER/strengths.json  what was found for controls of the same strength as the choice
 FOLDER/sweep.png       a plot of the candidates
 FOLDER/rest/NAME/      the harness's result files of each run on the test split
 """
@@ -20,7 +21,9 @@ from truthgate_eval.files import read_json_lines, write_atomic
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.sweep import Candidate, EvalResult
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Candidate))
+# Sweeps from before strengths were found have points without these fields.
+_ADDED = ("target", "reached", "stderr_reached", "prompts")
+_FIELDS = tuple(field.name for field in dataclasses.fields(Candidate) if field.name not in _ADDED)
 
 
 class SweepStore:
@@ -68,7 +71,7 @@ class SweepStore:
                 f"{different[0]}={identity[different[0]]}: give another --output, or remove that folder"
             )
 
-    def candidates(self) -> dict[tuple[float, str, str], Candidate]:
+    def candidates(self) -> dict[tuple[float | str, str, str], Candidate]:
         """The evaluated candidates by their label; a last line without an end is removed from the file."""
         if not self.points_file.is_file():
             return {}
@@ -76,16 +79,36 @@ class SweepStore:
         complete = text[: text.rfind("\n") + 1]
         if complete != text:
             write_atomic(self.points_file, complete.encode())
-        candidates = [
-            Candidate(**{name: point[name] for name in _FIELDS})
-            for _, point in read_json_lines(self.points_file, _FIELDS)
-        ]
+        candidates: list[Candidate] = []
+        for _, point in read_json_lines(self.points_file, _FIELDS):
+            fields: dict[str, Any] = {name: point.get(name) for name in (*_FIELDS, *_ADDED)}
+            candidates.append(Candidate(**fields))
         return {candidate.label: candidate for candidate in candidates}
 
     def add(self, candidate: Candidate) -> None:
         """Append an evaluated candidate."""
         with self.points_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(candidate)) + "\n")
+
+    def found_strength(self, name: str, gate: GateConfig, find: Callable[[], GateConfig]) -> GateConfig:
+        """A control's gate with its strength, looked for if that has not been done yet.
+
+        Args:
+            name: Name of the control's run.
+            gate: The gate, with a strength to be found.
+            find: Finds it.
+        """
+        file = self.folder / "strengths.json"
+        kept: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+        described = json.loads(json.dumps(gate.describe()))
+        if kept.get(name, {}).get("gate") != described:
+            found = find()
+            assert found.target is not None
+            known = found.target
+            numbers = [found.lam, known.reached, known.stderr, known.prompts]
+            kept[name] = {"gate": described, "found": numbers}
+            write_atomic(file, (json.dumps(kept, indent=2) + "\n").encode())
+        return gate.with_strength(*kept[name]["found"])
 
     def test_result(
         self, name: str, gate: GateConfig, evaluate: Callable[[Path], EvalResult]

@@ -8,28 +8,9 @@ from typing import Any
 import torch
 
 from truthgate_eval.errors import GateError
-from truthgate_eval.gating.gate_arguments import parse_number
-from truthgate_eval.gating.strength import parse_target
 
 # Spellings of yes and of no that correspond, as answers to yes/no tasks have them.
 _SPELLINGS = (("Yes", "No"), (" Yes", " No"), ("yes", "no"), (" yes", " no"))
-
-
-def parse_yes_offset(value: object) -> float:
-    """The value of the model argument `yes_offset`, in units of logits.
-
-    Raises:
-        GateError: It is not a finite number.
-
-    Example:
-        >>> parse_yes_offset("1.5"), parse_yes_offset(-2)
-        (1.5, -2.0)
-    """
-    if parse_target(value) is not None:
-        raise GateError(
-            f"yes_offset={value}: an offset of a given divergence is not there yet, give a number"
-        )
-    return parse_number("yes_offset", value)
 
 
 def yes_tokens(tokenizer: Any) -> list[int]:
@@ -51,6 +32,31 @@ def yes_tokens(tokenizer: Any) -> list[int]:
     if not found:
         raise GateError("yes_offset: the tokenizer has no token for yes that it does not have for no")
     return sorted(found)
+
+
+def offset_divergence(log_probs: torch.Tensor, tokens: list[int], offset: float) -> float:
+    """Mean over prompts of `offset_divergences`, in nats."""
+    return float(offset_divergences(log_probs, tokens, offset).mean())
+
+
+def offset_divergences(log_probs: torch.Tensor, tokens: list[int], offset: float) -> torch.Tensor:
+    """Divergence of a model from itself with a constant added to the logits of some tokens.
+
+    With P the probability of the tokens and b the constant, KL = log(1 - P + P e^b) - b P: no pass of the
+    model is needed.
+
+    Args:
+        log_probs: The model's own next-token distributions, float32 [prompts, vocabulary].
+        tokens: Ids of the tokens.
+        offset: The constant, in units of logits.
+
+    Returns:
+        float64 [prompts], KL(without || with) in nats.
+    """
+    share = log_probs[:, tokens].double().exp().sum(dim=-1)
+    # log(1 - P + P e^b) without an e^b that overflows.
+    rest = torch.log1p(-share.clamp(max=1.0))
+    return torch.logaddexp(rest, share.log() + offset) - offset * share
 
 
 def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> None:

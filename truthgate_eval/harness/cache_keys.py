@@ -38,16 +38,20 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_as_json).encode()).hexdigest()
 
 
-def gate_state(config: GateConfig, handle: GateHandle | None) -> dict[str, Any]:
+def gate_state(
+    config: GateConfig, handle: GateHandle | None, contrast: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The gate as its configuration says, and the one that is attached to the model now.
 
     Args:
         config: The configuration, with the SHA-256 of its scores.
         handle: The live gate; None for a folded gate, which is in the weights, and for none.
+        contrast: What an answer depends on by a contrast with the context taken away; None without one.
     """
     is_live = handle is not None and handle.is_attached
     attached = handle.gate.fingerprint if handle is not None and is_live else None
-    return {"config": config.describe(), "attached": attached}
+    state = {"config": config.describe(), "attached": attached}
+    return {**state, "contrast": contrast} if contrast else state
 
 
 def model_fingerprint(model: Any, preprocessor: Any, settings: Mapping[str, object]) -> str:

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from truthgate_eval.data.splits import Split
+from truthgate_eval.data.splits import SELECTION, Split
 from truthgate_eval.errors import GateError, TaskError
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.equal_strength import find_equal_strength
 from truthgate_eval.gating.gate_config import GateConfig, Modality
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.gating.sweep import EvalResult, lowest_gated_layer
+from truthgate_eval.harness.gated_model import StoppedAtRequests
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
+from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.self_check import cache_lower_layers
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.limits import check_limit
@@ -97,6 +100,7 @@ class Evaluator(ABC):
         lower_layers = layout.layers[: layout.layer_numbers[lowest]]
         self._cache: LowerLayerCache | None = cache_lower_layers(self._shared_prefix_model(), lower_layers)
         self._cached_split: Split | None = None
+        self._divergence: tuple[int, Divergence] | None = None
 
     def evaluate(self, gate: GateConfig, split: Split, output: Path | None = None) -> EvalResult:
         """Evaluate a gate on the tasks' documents of a split; the model has no gate afterwards.
@@ -115,9 +119,8 @@ class Evaluator(ABC):
                 f"positions={gate.positions} cannot be evaluated with shared prefixes: run lm_eval or "
                 "lmms_eval with it"
             )
-        if split != self._cached_split and self._cache is not None:
-            self._cache.clear()
-        self._cached_split = split
+        assert not gate.is_pending, "find_strength comes first"
+        self._use_split(split)
         handle = gate.apply(self._model, self._name)
         self.lm.gate_settings, before = gate, self.lm.gate_settings
         try:
@@ -128,6 +131,40 @@ class Evaluator(ABC):
                 handle.remove()
         counts = {task: len(splits[split]) for task, splits in self.indices.items()}
         return eval_result(results, counts, self.config.metric)
+
+    def find_strength(self, gate: GateConfig) -> GateConfig:
+        """Find the strength of a gate on prompts of the selection split; the model has no gate afterwards.
+
+        Args:
+            gate: A gate whose strength is given as a divergence.
+
+        Raises:
+            GateError: No strength has the divergence.
+        """
+        assert gate.target is not None
+        self._use_split(SELECTION)
+        count = gate.target.prompts
+        if self._divergence is None or self._divergence[0] != count:
+            self._divergence = count, self.lm.divergence(self._requests(SELECTION), count)
+        model, tokenizer, name = self.lm.gated_parts()
+        return find_equal_strength(gate, model, name, self._divergence[1], tokenizer=tokenizer)
+
+    def _requests(self, split: Split) -> Sequence[Any]:
+        """The first kind of requests that the harness makes of a split; none is answered."""
+        self.lm.stops_at_requests = True
+        try:
+            self._run(GateConfig.parse("none"), split, None)
+        except StoppedAtRequests as stop:
+            return stop.requests
+        finally:
+            self.lm.stops_at_requests = False
+        raise TaskError(f"{', '.join(self.config.tasks)}: there is no request to find a strength on")
+
+    def _use_split(self, split: Split) -> None:
+        """Drop what is cached of the other split."""
+        if split != self._cached_split and self._cache is not None:
+            self._cache.clear()
+        self._cached_split = split
 
     @abstractmethod
     def _shared_prefix_model(self) -> SharedPrefixModel | None:

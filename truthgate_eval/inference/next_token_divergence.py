@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,8 +12,34 @@ from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 
-class NextTokenDivergence:
+class Divergence:
     """Mean Kullback-Leibler divergence from a model as it was when this object was made.
+
+    Attributes:
+        reference: Log-probabilities after each prompt as they were, float32 [prompts, vocabulary].
+    """
+
+    def __init__(self, log_probs: Callable[[], torch.Tensor]) -> None:
+        """Keep the model's distributions as they are.
+
+        Args:
+            log_probs: Computes them with the model as it is at that moment.
+        """
+        self._log_probs = log_probs
+        self.reference = log_probs()
+
+    def mean(self) -> float:
+        """Mean over prompts of KL(as it was || as it is now), in nats; 0 if nothing has changed."""
+        return float(self.of_each().mean())
+
+    def of_each(self) -> torch.Tensor:
+        """The divergence on each prompt, float32 [prompts]."""
+        now = self._log_probs()
+        return (self.reference.exp() * (self.reference - now)).sum(dim=-1)
+
+
+class NextTokenDivergence(Divergence):
+    """The divergence of a model that shares prefixes.
 
     Attributes:
         model: The model.
@@ -31,35 +57,36 @@ class NextTokenDivergence:
             batch_size: A batch has as many tokens as this many of the longest prompts.
         """
         self.model, self.prompts = model, [tuple(prompt) for prompt in prompts]
-        self._batch_size = batch_size
-        self._reference = self._log_probs()
+        super().__init__(lambda: next_token_log_probs(model, self.prompts, batch_size=batch_size))
 
-    def mean(self) -> float:
-        """Mean over prompts of KL(as it was || as it is now), in nats; 0 if nothing has changed."""
-        now = self._log_probs()
-        divergence = (self._reference.exp() * (self._reference - now)).sum(dim=-1)
-        return float(divergence.mean())
 
-    def _log_probs(self) -> torch.Tensor:
-        """float32 [prompts, vocabulary], on the CPU."""
-        model = self.model
-        plan = plan_prefixes(
-            self.prompts,
-            share=model.supports_sharing,
-            max_shared_length=model.max_shared_length,
-            prefix_pass_cost=model.prefix_pass_cost,
-        )
-        found: dict[int, torch.Tensor] = {}
-        budget = TokenBudget.for_batch_size(self._batch_size, self.prompts, model.device)
-        for group in plan.groups:
-            prefix = model.compute_prefix(group)
+def next_token_log_probs(
+    model: SharedPrefixModel, prompts: Sequence[Sequence[int]], *, batch_size: int | str
+) -> torch.Tensor:
+    """Log-probabilities of the token after each prompt, float32 [prompts, vocabulary], on the CPU.
 
-            def run(batch_prompts: list[PackedPrompt], prefix: SharedPrefixCache | None = prefix) -> None:
-                batch = model.pack(batch_prompts, prefix)
-                logits = model.logits(batch, *batch.last_tokens(batch_prompts), prefix)
-                log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
-                ids = [i for prompt in batch_prompts for i in prompt.sequence_ids]
-                found.update(zip(ids, log_probs, strict=True))
+    Args:
+        model: The model.
+        prompts: Token ids; distinct prompts are computed once.
+        batch_size: A batch has as many tokens as this many of the longest prompts.
+    """
+    plan = plan_prefixes(
+        prompts,
+        share=model.supports_sharing,
+        max_shared_length=model.max_shared_length,
+        prefix_pass_cost=model.prefix_pass_cost,
+    )
+    found: dict[int, torch.Tensor] = {}
+    budget = TokenBudget.for_batch_size(batch_size, prompts, model.device)
+    for group in plan.groups:
+        prefix = model.compute_prefix(group)
 
-            budget.run_batches(group.prompts, run)
-        return torch.stack([found[i] for i in plan.distinct_ids])
+        def run(batch_prompts: list[PackedPrompt], prefix: SharedPrefixCache | None = prefix) -> None:
+            batch = model.pack(batch_prompts, prefix)
+            logits = model.logits(batch, *batch.last_tokens(batch_prompts), prefix)
+            log_probs = torch.log_softmax(logits.float(), dim=-1).cpu()
+            ids = [i for prompt in batch_prompts for i in prompt.sequence_ids]
+            found.update(zip(ids, log_probs, strict=True))
+
+        budget.run_batches(group.prompts, run)
+    return torch.stack([found[i] for i in plan.distinct_ids])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class ChatTemplate:
         image_placeholder: How an image is written where the content is one string.
         has_placeholders: Whether a prompt has image placeholders. A processor that puts image tokens before
             the text by itself wants none.
+        system: Content of the system message before the question; None for none.
     """
 
     processor: Any
@@ -40,6 +41,42 @@ class ChatTemplate:
     takes_content_parts: bool
     image_placeholder: str
     has_placeholders: bool = True
+    system: _Content | None = None
+
+    def with_system(self, text: str, name: str) -> ChatTemplate:
+        """The same template with a system message before each question.
+
+        Args:
+            text: The system message.
+            name: The model's name in messages.
+
+        Raises:
+            ModelError: The template has no system role, there is no template, or the text has the model's
+                placeholder of an image.
+        """
+        text = text.strip()
+        if self.template is None:
+            raise ModelError(
+                f"system_instruction needs a chat template with a system role, and {name} runs with "
+                f"chat_template={PLAIN}"
+            )
+        if image_token(self.processor) in text:
+            raise ModelError(
+                f"system_instruction has {image_token(self.processor)}, but no picture to put there"
+            )
+        # Some templates take a system message in parts, some as one string, some in both forms.
+        for system in ([{"type": "text", "text": text}], text):
+            changed = replace(self, system=system)
+            try:
+                shown = changed.prompt(_TEST_TEXT, 1)
+            except DataError:  # a template may raise on the role, or on the content
+                continue
+            if text in shown and _TEST_TEXT in shown and "'type'" not in shown:
+                return changed
+        raise ModelError(
+            f"the chat template of {name} has no system role: leave system_instruction out, or give another "
+            "template with chat_template=FILE"
+        )
 
     def prompt(self, text: str, num_images: int) -> str:
         """See `VisionLanguageModel.prompt`."""
@@ -70,7 +107,7 @@ class ChatTemplate:
 
     def _render(self, content: _Content) -> str:
         try:
-            return _render(self.processor, str(self.template), content)
+            return _render(self.processor, str(self.template), content, self.system)
         except Exception as error:  # a template is a program of its own
             raise DataError(f"the chat template fails on a question: {reason_of(error)}") from error
 
@@ -116,10 +153,12 @@ def _content_parts(pieces: Sequence[str]) -> list[dict[str, str]]:
     return parts
 
 
-def _render(processor: Any, template: str, content: _Content) -> str:
-    message = {"role": "user", "content": content}
+def _render(processor: Any, template: str, content: _Content, system: _Content | None = None) -> str:
+    messages = [{"role": "user", "content": content}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
     return processor.apply_chat_template(
-        [message], chat_template=template, add_generation_prompt=True, tokenize=False
+        messages, chat_template=template, add_generation_prompt=True, tokenize=False
     )
 
 

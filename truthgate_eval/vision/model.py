@@ -188,6 +188,12 @@ class VisionLanguageModel:
         with torch.no_grad():
             self._logits(inputs, 1)
 
+    def next_token_logits(self, prompt: str, images: Images) -> torch.Tensor:
+        """Logits of an answer's first token, float32 [vocabulary]."""
+        inputs = self.encode([prompt], [images])
+        with torch.no_grad():
+            return self._logits(inputs, 1)[0, -1].float()
+
     def losses(
         self,
         prompts: Sequence[str],

@@ -18,6 +18,7 @@ from truthgate_eval.inference import tuning
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.greedy import decode_greedily, end_tokens
 from truthgate_eval.inference.loglikelihood import ScoringRequest, log_likelihoods
+from truthgate_eval.inference.next_token_divergence import next_token_log_probs
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
@@ -170,6 +171,21 @@ class ImageQuestionEngine:
             for (i, (_, answer)), (log_likelihood, is_greedy) in zip(requests.items(), found, strict=True):
                 losses[i] = -log_likelihood / len(answer), is_greedy
         return losses
+
+    def next_token_log_probs(
+        self, prompts: Sequence[ImagePrompt], *, batch_size: int | str
+    ) -> list[torch.Tensor | None]:
+        """Log-probabilities of each answer's first token, float32 [vocabulary]; None as in `generate`."""
+        found: list[torch.Tensor | None] = [None] * len(prompts)
+        for part in self._split_by_memory(prompts, batch_size):
+            token_ids = {i: self._token_ids(prompts[i].prompt) for i in part.indices}
+            limit = part.model.max_shared_length
+            expanded = {i: own for i, own in _expand(part, prompts, token_ids).items() if len(own) <= limit}
+            if expanded:
+                rows = next_token_log_probs(part.model, list(expanded.values()), batch_size=batch_size)
+                for i, row in zip(expanded, rows, strict=True):
+                    found[i] = row
+        return found
 
     def _split_by_memory(self, prompts: Sequence[ImagePrompt], batch_size: int | str) -> Iterator[_Part]:
         """Parts of the questions whose images' features may be in memory together.

@@ -160,7 +160,7 @@ def test_whole_documents_have_no_answer_whose_tokens_could_be_gated(checkpoint: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("action=select,lam=1", "action=select takes no lam"),
+        ("action=select,alpha=1", "action=select takes no alpha"),
         ("action=shift,top=2", "action=shift needs alpha"),
         ("lam=1,top=3", "action=soft takes no top"),
         ("lam=1,positions=last,mode=folded", "cannot be folded"),

@@ -233,6 +233,16 @@ def test_the_bare_command_runs_on_the_packaged_model(module: str, tmp_path: Path
     assert found["config"]["gate"]["scores"] == "smollm2-135m-instruct__halueval-qa"
 
 
+def test_none_is_a_word_in_model_args_that_are_text(scores: str, tmp_path: Path) -> None:
+    folder = factories.save_tiny_checkpoint(tmp_path / "model")
+    for arguments, expected in [
+        (f"pretrained={folder},scores=none", {"kind": "vanilla"}),
+        (f"pretrained={folder},scores={scores},lam=1,norm=none", {"kind": "scores", "norm": "none"}),
+    ]:
+        settings = GatedHF.create_from_arg_string(arguments, {"device": "cpu"}).gate_settings.describe()
+        assert settings.items() >= expected.items()
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_simple_evaluate_needs_only_the_models_name() -> None:

@@ -117,5 +117,5 @@ def test_a_selection_comes_through_the_model_arguments(vlm_checkpoint: Folder, s
     assert ((values == 1.5).sum(axis=1) == 2).all() and ((values == 0).sum(axis=1) == 1).all()
     gate = model.get_model_info()["gate"]
     assert (gate["action"], gate["per"], gate["in"], model.engine) == ("select", "layer", 1.5, "auto")
-    with pytest.raises(GateError, match="action=select takes no lam"):
-        load("/no/such/model", f"scores={scores},action=select,lam=1")
+    with pytest.raises(GateError, match="action=select takes no alpha"):
+        load("/no/such/model", f"scores={scores},action=select,alpha=1")

@@ -101,10 +101,6 @@ def test_a_sweep_notes_its_choice_and_leaves_the_scores_alone(
     ("arguments", "message"),
     [
         (("--tasks", "probe_haluevl_qa", "--output", "a.npz"), "no task 'probe_haluevl_qa': did you mean"),
-        (
-            ("--tasks", "halueval_qa", "--output", "a.npz"),
-            "of type generate_until: probing needs a multiple-choice",
-        ),
         (("--tasks", "probe_halueval_qa", "--output", "a.csv"), "a score artifact is an .npz file"),
         (("--tasks", "probe_halueval_qa", "--output", "no/a.npz"), "the folder of no/a.npz does not exist"),
         (("--tasks", "probe_halueval_qa", "--output", "a.npz", "--site", "up"), "unknown site 'up'"),

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import find_attention_layout
-from truthgate_eval.gating.gate import Gate, attach, fold, make_gate, normalize, random_gate
+from truthgate_eval.gating.gate import Gate, attach, fold, make_gate, random_gate
 from truthgate_eval.gating.scores import TruthScores
 
 SITES = ("post", "pre")
@@ -237,17 +237,6 @@ def test_only_the_given_layers_are_gated() -> None:
     assert (gate.values[[0, 2]] == 1).all() and (gate.values[1] != 1).any()
     with pytest.raises(GateError, match="0 to 2"):
         make_gate(scores, lam=1.0, norm="minmax", layers=[3])
-
-
-def test_norms_are_the_formulas_within_each_layer() -> None:
-    scores = np.array([[0.5, 0.7, 0.9], [0.6, 0.6, 0.6]])
-    np.testing.assert_allclose(normalize(scores, "minmax"), [[0, 0.5, 1], [0, 0, 0]], atol=1e-5)
-    np.testing.assert_allclose(normalize(scores, "centered"), [[-0.2, 0, 0.2], [0, 0, 0]], atol=1e-12)
-    np.testing.assert_allclose(normalize(scores, "zscore")[0], [-np.sqrt(1.5), 0, np.sqrt(1.5)], atol=1e-12)
-    np.testing.assert_allclose(normalize(scores, "zscore")[1], 0)
-    np.testing.assert_allclose(normalize(scores, "none"), scores)
-    with pytest.raises(GateError, match="unknown norm 'max'"):
-        normalize(scores, "max")
 
 
 def test_on_the_authors_arrays_the_gates_are_their_formula(shared_data) -> None:

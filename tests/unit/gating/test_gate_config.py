@@ -249,7 +249,7 @@ def test_a_recommendation_of_an_action_holds_for_that_action() -> None:
     ("arguments", "message"),
     [
         ({"action": "soften"}, "unknown action 'soften': expected one of soft, select, shift"),
-        ({"action": "select", "lam": 1}, "action=select takes no lam: it takes top, bottom, in, out, per"),
+        ({"action": "select", "direction": "probe"}, "action=select takes no direction: it takes lam, top, bottom"),
         ({"action": "select", "norm": "minmax"}, "action=select takes no norm"),
         ({"action": "select", "alpha": 1}, "action=select takes no alpha"),
         ({"action": "shift", "lam": 1}, "action=shift takes no lam: it takes top, alpha, direction"),

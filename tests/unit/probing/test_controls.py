@@ -70,7 +70,7 @@ def own_tasks_only() -> Iterator[None]:
         paths = [folder, include_path] if include_path else [folder]
         return TaskManager(metadata=metadata, include_path=paths, include_defaults=False)
 
-    with mock.patch("truthgate_eval.harness.lm_eval.probing.TaskManager", manager):
+    with mock.patch("truthgate_eval.harness.lm_eval.task_index.TaskManager", manager):
         yield
 
 

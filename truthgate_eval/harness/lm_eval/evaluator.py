@@ -14,7 +14,8 @@ from truthgate_eval.data.splits import Split, split_indices
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.evaluator import Evaluator, EvaluatorConfig, check_complete
-from truthgate_eval.harness.lm_eval.probing import load_lm, load_tasks, task_manager
+from truthgate_eval.harness.lm_eval.probing import load_lm
+from truthgate_eval.harness.lm_eval.task_index import load_tasks, task_manager
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.packaged.smollm2 import SMOLLM2
 

@@ -6,12 +6,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
 from lm_eval.models.utils_hf import get_dtype
 from transformers import PreTrainedModel
 
@@ -20,11 +23,16 @@ from truthgate_eval.errors import GateError, ModelError, first_line
 from truthgate_eval.gating.gate_arguments import ACTION_ARGUMENTS, GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.yes_offset import add_yes_offset
 from truthgate_eval.harness.cache_keys import digest, gate_state, model_fingerprint
+from truthgate_eval.harness.contrast import Contrast, with_contrast
+from truthgate_eval.harness.gated_model import GatedModel
 from truthgate_eval.harness.lm_eval import patches
+from truthgate_eval.harness.lm_eval.contrast import ContextContrast
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF, TokenizedRequest
+from truthgate_eval.harness.lm_eval.prompt_divergence import prompt_divergence
+from truthgate_eval.harness.model_args import parse_model_args
 from truthgate_eval.harness.quiet import quiet_harness_run
+from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
@@ -33,17 +41,18 @@ log = logging.getLogger(__name__)
 SMOLLM2_SCORES = "smollm2-135m-instruct__halueval-qa"
 
 
-class GatedHF(SharedPrefixHF):
+class GatedHF(GatedModel, SharedPrefixHF):
     """A causal language model of lm-eval whose attention heads are gated.
 
     Takes every argument of `hf` (peft, quantization, parallelize, ...) and the gate's. Without
     arguments it is the packaged SmolLM2-135M-Instruct with its shipped scores.
 
     Attributes:
-        gate_settings: The gate's configuration.
-        gate_handle: The live gate, or None where it is folded or there is none.
+        contrast: The contrast with the context taken away, or None.
         model_name: What `pretrained` says, or a loaded model's class.
     """
+
+    cache_hook: CacheHook
 
     def __init__(
         self,
@@ -71,8 +80,8 @@ class GatedHF(SharedPrefixHF):
             mode: `live` or `folded`.
             device: As in `hf`; by default CUDA if there is one, else the CPU.
             engine: `auto` computes shared prefixes once, `off` computes as `hf` does.
-            **options: Every other argument of `hf`, and the gate's other ones, `ACTION_ARGUMENTS` (see
-                `GateConfig.parse`).
+            **options: Every other argument of `hf`; the gate's other ones, `ACTION_ARGUMENTS` (see
+                `GateConfig.parse`); and contrast, see `Contrast.parse`.
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why.
@@ -91,6 +100,8 @@ class GatedHF(SharedPrefixHF):
         self.gate_settings = GateConfig.parse(
             scores, lam=lam, norm=norm, site=site, layers=layers, mode=mode, modality="text", **action
         )
+        contrast = Contrast.parse({"contrast": options.pop("contrast", None)})
+        self.contrast = None if contrast is None else ContextContrast(contrast)
         self.set_engine(engine)
         if self.gate_settings.positions != "all":
             log.info("positions=%s: no prefixes are shared (engine=off)", self.gate_settings.positions)
@@ -104,8 +115,27 @@ class GatedHF(SharedPrefixHF):
             self._load(resolve_smollm2(pretrained), str(chosen), options)
         else:
             super().__init__(pretrained=pretrained, **options)
-        self.gate_handle = self.gate_settings.apply(self.model, self.model_name)
-        add_yes_offset(self.model, self.tokenizer, self.gate_settings.yes_offset)
+        self.apply_gate(processes=self.world_size)
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> GatedHF:
+        """Make the model of `simple_evaluate(model_args=TEXT)`, in which `none` is a word.
+
+        Args:
+            arg_string: `name=value,name=value`.
+            additional_config: lm-eval's batch size and device.
+        """
+        return cls.create_from_arg_obj(parse_model_args(arg_string), additional_config)
+
+    def gated_parts(self) -> tuple[Any, Any, str]:
+        """See `GatedModel.gated_parts`."""
+        return self.model, self.tokenizer, self.model_name
+
+    def divergence(self, requests: Sequence[Instance], count: int) -> Divergence:
+        """See `GatedModel.divergence`."""
+        return prompt_divergence(self, requests, count)
 
     def _load(self, pretrained: str, device: str, options: dict[str, Any]) -> None:
         """Run `hf`'s constructor, with users' mistakes as our own errors."""
@@ -116,8 +146,8 @@ class GatedHF(SharedPrefixHF):
             if unknown is None:
                 raise
             raise GateError(
-                f"unknown option {unknown[1]!r}: gated_hf takes {', '.join((*GATE_ARGUMENTS, 'engine'))} "
-                "and every option of lm-eval's hf"
+                f"unknown option {unknown[1]!r}: gated_hf takes {', '.join(GATE_ARGUMENTS)}, contrast, "
+                "engine and every option of lm-eval's hf"
             ) from error
         except (OSError, ValueError) as error:
             peft = options.get("peft")
@@ -143,12 +173,45 @@ class GatedHF(SharedPrefixHF):
             quantization_config = bitsandbytes
         super()._create_model(*args, dtype=dtype, quantization_config=quantization_config, **options)
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """See `SharedPrefixHF.loglikelihood`; contrasted where `contrast` says so.
+
+        Raises:
+            TaskError: A document's context cannot be taken away.
+        """
+        self.see_requests(requests)
+        if self.contrast is None:
+            return super().loglikelihood(requests, disable_tqdm)
+        # Answers without the contrast must not enter lm-eval's answer cache under the requests' keys.
+        hook, self.cache_hook = self.cache_hook, CacheHook(None)
+        try:
+            score = functools.partial(super().loglikelihood, disable_tqdm=disable_tqdm)
+            return self.contrast.log_likelihoods(requests, score)
+        finally:
+            self.cache_hook = hook
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """See `HFLM.generate_until`.
+
+        Raises:
+            TaskError: There is a contrast, which compares log-likelihoods.
+        """
+        if self.contrast is not None:
+            self.contrast.check_requests(requests, "generate_until")
+        self.see_requests(requests)
+        return super().generate_until(requests, disable_tqdm)
+
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """See `HFLM.loglikelihood_rolling`.
 
         Raises:
-            GateError: The gate acts on the tokens of an answer only, which a whole document does not have.
+            GateError: The gate acts on the tokens of an answer only, which a whole document does not have, or
+                its strength is to be found on prompts, which it does not have either.
+            TaskError: There is a contrast, which a whole document has not.
         """
+        if self.contrast is not None:
+            self.contrast.check_requests(requests, "loglikelihood_rolling")
+        self.check_strength_is_known("whole documents have no prompts")
         if self.gate_settings.positions != "all":
             raise GateError(
                 f"positions={self.gate_settings.positions} gates the tokens of an answer, and this task "
@@ -185,19 +248,23 @@ class GatedHF(SharedPrefixHF):
 
         Raises:
             ModelError: The model has no fingerprint, or lm-eval's cache takes no other keys.
+            GateError: The strength of the gate is not known yet.
         """
         answers = getattr(cache_hook, "dbdict", None)
         if answers is not None:
+            self.check_strength_is_known("--use_cache needs it before")
             if not callable(getattr(answers, "encode_key", None)):
                 raise ModelError(
                     "--use_cache of this version of lm-eval cannot tell gates apart: leave --use_cache out"
                 )
             settings = {"engine": self.engine, "versions": version("lm_eval"), **self._hf_options}
             fingerprint = model_fingerprint(self.model, self.tokenizer, settings)
-            answers.encode_key = lambda key: digest(
-                [fingerprint, gate_state(self.gate_settings, self.gate_handle), key]
-            )
+            answers.encode_key = lambda key: digest([fingerprint, self._gate_state(), key])
         super().set_cache_hook(cache_hook)
+
+    def _gate_state(self) -> dict[str, Any]:
+        contrast = None if self.contrast is None else self.contrast.key()
+        return gate_state(self.gate_settings, self.gate_handle, contrast)
 
     @property
     def tokenizer_name(self) -> str:
@@ -207,10 +274,11 @@ class GatedHF(SharedPrefixHF):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into `config` of the results file, with the gate added."""
+        contrast = None if self.contrast is None else self.contrast.describe()
         return {
             **super().get_model_info(),
             "model_name": self.model_name,
-            "gate": self.gate_settings.describe(),
+            "gate": with_contrast(self.gate_settings.describe(), contrast),
         }
 
 

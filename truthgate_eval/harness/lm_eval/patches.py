@@ -64,7 +64,10 @@ def install_one_line_errors() -> None:
 
 
 def install_evaluate_patch() -> None:
-    """Wrap `lm_eval.evaluator.evaluate`, once, so that a gated model gets its own cached prompts.
+    """Wrap `lm_eval.evaluator.evaluate`, once, for a gated model's cached prompts and its contrast.
+
+    A model with a contrast is told the tasks of the run: lm-eval's requests do not say which part of a
+    document is its context. This can go when they do.
 
     lm-eval 0.4.13 keys its cache of prompts (`--cache_requests`) on the task's name and little else, and
     gives a model no say in it. The tasks of a gated model's run get the keys that our own tasks have by their
@@ -80,7 +83,10 @@ def install_evaluate_patch() -> None:
     @functools.wraps(original)
     def evaluate(*args: Any, **options: Any) -> Any:
         call = inspect.signature(original).bind(*args, **options).arguments
-        if call.get("cache_requests") and hasattr(call.get("lm"), "gate_settings"):
+        is_gated = hasattr(call.get("lm"), "gate_settings")
+        if is_gated and call["lm"].contrast is not None:
+            call["lm"].contrast.start_run(_leaf_tasks(call["task_dict"]))
+        if is_gated and call.get("cache_requests"):
             from truthgate_eval.harness.lm_eval import request_cache
 
             for task in _leaf_tasks(call["task_dict"]):

@@ -7,9 +7,8 @@ truth scores of Vicuna.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any, ClassVar
 
@@ -17,52 +16,40 @@ import torch
 from accelerate import Accelerator
 from lmms_eval.api.instance import Instance
 from lmms_eval.utils import simple_parse_args_string
-from tqdm import tqdm
 
-from truthgate_eval.errors import GateError, ModelError, TaskError
+from truthgate_eval.errors import GateError, ModelError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
-from truthgate_eval.gating.yes_offset import add_yes_offset
-from truthgate_eval.harness.cache_keys import digest, gate_state, model_fingerprint
 from truthgate_eval.harness.command_line import exit_on_error
-from truthgate_eval.harness.lmms_eval import patches
-from truthgate_eval.harness.lmms_eval.image_check import check_images
-from truthgate_eval.harness.lmms_eval.prefix_sharing import SharedPrefixLmms, read_batch_size
-from truthgate_eval.harness.lmms_eval.requests import (
-    ImageRequest,
-    bisect_on_failure,
-    cut_at_stop,
-    generation_options,
-    log,
-)
+from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS, Contrast, with_contrast
+from truthgate_eval.harness.lmms_eval import contrast, patches
+from truthgate_eval.harness.lmms_eval.cache_identity import CacheIdentity
+from truthgate_eval.harness.lmms_eval.prefix_sharing import read_batch_size
+from truthgate_eval.harness.lmms_eval.requests import ImageRequest, log
+from truthgate_eval.harness.lmms_eval.run_requests import wants_sum
 from truthgate_eval.harness.quiet import quiet_harness_run
+from truthgate_eval.inference.next_token_divergence import Divergence
+from truthgate_eval.inference.prompt_sample import sample_prompts
 from truthgate_eval.inference.self_check import parse_engine
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 
-_ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", "engine", *GATE_ARGUMENTS)
+_ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", "engine", *GATE_ARGUMENTS, *CONTRAST_ARGUMENTS)
 _NO_PRETRAINED = (None, "None", "")
-# Requests whose third argument is `doc_to_visual` and whose last three say which document.
-_TYPES = ("generate_until", "generate_until_multi_round", "loglikelihood")
 
 
-class GatedVLM(SharedPrefixLmms):
+class GatedVLM(CacheIdentity):
     """A vision-language model whose text decoder's attention heads are gated.
 
     Attributes:
         is_simple: Chooses lmms-eval's simple interface, the one that has every type of task.
         model_id: Our name in lmms-eval's registry.
         default_pretrained: What is loaded where `pretrained` is left out.
-        options: What was loaded, and how.
-        gate_settings: The gate's configuration.
-        gate_handle: The live gate, or None where it is folded or there is none.
     """
 
     is_simple = True
     model_id: ClassVar[str] = "gated_vlm"
     default_pretrained: ClassVar[str] = SCENES_LLAVA
-    # Tasks of the run whose images have not been looked at yet; None outside of lmms-eval's `evaluate`.
-    _tasks_to_check: list[Any] | None = None
 
     def __init__(self, pretrained: str | None = None, *, batch_size: int | str = 1, **arguments: Any) -> None:
         """Load the model and gate it.
@@ -73,7 +60,8 @@ class GatedVLM(SharedPrefixLmms):
             batch_size: A batch has as many tokens as that many of the longest questions; `auto` finds a
                 number.
             **arguments: Those of `LoadOptions`; engine, `off` to share no prefixes; and the gate's: scores,
-                lam, norm, site, layers, mode, and those of its action (see `GateConfig.parse`).
+                lam, norm, site, layers, mode, and those of its action (see `GateConfig.parse`); and the
+                contrast's (see `Contrast.parse`).
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why. On
@@ -112,14 +100,25 @@ class GatedVLM(SharedPrefixLmms):
         self.gate_settings = self._gate_config(arguments)
         self.batch_size = read_batch_size(arguments["batch_size"])
         self.engine = parse_engine(arguments.get("engine", "auto"))
+        self.contrast = Contrast.parse(arguments)
         if self.gate_settings.positions != "all":
             log.info("positions=%s: no prefixes are shared (engine=off)", self.gate_settings.positions)
             self.engine = "off"
         options = LoadOptions.parse({name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
         self.options = self._on_own_device(options)
         self.vlm = load_vlm(self.options)
-        self.gate_handle = self.gate_settings.apply(self.vlm.model, self.vlm.name)
-        add_yes_offset(self.vlm.model, self.vlm.processor.tokenizer, self.gate_settings.yes_offset)
+        self.apply_gate(processes=self._world_size)
+
+    def gated_parts(self) -> tuple[Any, Any, str]:
+        """See `GatedModel.gated_parts`."""
+        return self.vlm.model, self.vlm.processor.tokenizer, self.vlm.name
+
+    def divergence(self, requests: Sequence[Instance], count: int) -> Divergence:
+        """See `GatedModel.divergence`."""
+        questions = [self.question_of(request) for request in requests]
+        contents = [[question.text, *map(repr, question.image_keys())] for question in questions]
+        chosen = [questions[i] for i in sample_prompts(contents, count)]
+        return Divergence(self.next_token_log_probs(chosen))
 
     def _gate_config(self, arguments: Mapping[str, Any]) -> GateConfig:
         gate = {name: arguments[name] for name in GATE_ARGUMENTS if name in arguments}
@@ -165,92 +164,40 @@ class GatedVLM(SharedPrefixLmms):
             "dtype": str(model.dtype),
             "peft": self.options.peft,
             "chat_template": self.options.chat_template,
+            "system_instruction": self.options.system_instruction,
             "batch_size": self.batch_size,
             "engine": self.engine,
             # lmms-eval records only its own version, and in a git checkout that checkout's.
             "versions": {package: version(package) for package in ("lmms_eval", "transformers", "torch")},
         }
-        return {"model_info": info, "gate": self.gate_settings.describe()}
-
-    def fingerprint(self) -> str:
-        """SHA-256 of the model, its gate and its settings as they are now, for lmms-eval's response cache.
-
-        Raises:
-            ModelError: The weights or the processor have none.
-        """
-        where = ("pretrained", "revision", "device", "device_map", "peft")
-        options = {k: v for k, v in dataclasses.asdict(self.options).items() if k not in where}
-        settings = {**options, "chat": self.vlm.chat.template, "engine": self.engine}
-        with exit_on_error():
-            model = model_fingerprint(self.vlm.model, self.vlm.processor, settings)
-        return digest([model, gate_state(self.gate_settings, self.gate_handle)])
-
-    def request_digest(self, reqtype: str, request: Instance, fingerprint: str) -> str:
-        """SHA-256 of all that decides the answer to a request: the model, the text, the images, the settings.
-
-        Args:
-            reqtype: `loglikelihood`, or a type of generation.
-            request: The request.
-            fingerprint: This model's.
-
-        Raises:
-            DataError: An image cannot be read.
-        """
-        settings: Mapping[str, Any] = {}
-        with exit_on_error():
-            if reqtype == "loglikelihood":
-                question = self._scoring_question(*request.args)
-                settings = {"losses": "sum"} if _wants_sum(request) else {}
-            else:
-                text, settings, *document = request.args
-                question = self._question(text, *document)
-            images = [repr(key) for key in question.image_keys()]
-        return digest([fingerprint, reqtype, question.text, question.answer, images, settings])
-
-    @contextmanager
-    def check_images_of_run(self, tasks: Iterable[Any]) -> Iterator[None]:
-        """In this block, the first request lets the images of all these tasks' requests be looked at.
-
-        Args:
-            tasks: lmms-eval's task objects, which have their requests by then.
-        """
-        self._tasks_to_check = list(tasks)
-        try:
-            yield
-        finally:
-            self._tasks_to_check = None
-
-    def check_images(self, requests: Sequence[Instance]) -> None:
-        """Look at the images of these requests, or once at those of the whole run if its tasks are known.
-
-        Raises:
-            DataError: Some cannot be used; the message names a document of each.
-        """
-        if self._tasks_to_check is not None:
-            requests = [request for task in self._tasks_to_check for request in task.instances]
-            self._tasks_to_check = []
-        with_images = [
-            request.args for request in requests if request.request_type in _TYPES and len(request.args) >= 6
-        ]
-        with exit_on_error():
-            check_images(
-                (self._question("", args[2], *args[-3:]) for args in with_images if args[2] is not None),
-                self.vlm.processor,
-            )
+        described = contrast.describe(self.contrast)
+        return {"model_info": info, "gate": with_contrast(self.gate_settings.describe(), described)}
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """The answer to every request, in their order."""
+        """The answer to every request, in their order.
+
+        Raises:
+            TaskError: There is a contrast, which compares log-likelihoods.
+        """
         with exit_on_error():
+            self.check_contrast([(str(request.task_name), "generate_until") for request in requests[:1]])
             self.check_images(requests)
+            self.see_requests(requests)
             arguments = [request.args for request in requests]
-            questions = [self._question(context, *document) for context, _, *document in arguments]
+            questions = [self.question(context, *document) for context, _, *document in arguments]
             return self.answer(questions, [dict(settings) for _, settings, *_ in arguments])
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[list[str]]:
-        """Every request's answers, one per round; the task's `doc_to_text` makes the next or ends it."""
+        """Every request's answers, one per round; the task's `doc_to_text` makes the next or ends it.
+
+        Raises:
+            TaskError: There is a contrast, which compares log-likelihoods.
+        """
         with exit_on_error(), self.progress(requests) as progress:
+            self.check_contrast([(str(request.task_name), "generate_until") for request in requests[:1]])
             self.check_images(requests)
-            return [self._answer_rounds(*request.args, progress=progress) for request in requests]
+            self.see_requests(requests)
+            return [self.answer_rounds(*request.args, progress=progress) for request in requests]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Every answer's mean loss per token, and whether it is the greedy answer.
@@ -261,13 +208,31 @@ class GatedVLM(SharedPrefixLmms):
         """
         with exit_on_error():
             self.check_images(requests)
-            questions = [self._scoring_question(*request.args) for request in requests]
+            self.see_requests(requests)
+            questions = [self.scoring_question(*request.args) for request in requests]
+            losses = (
+                self.score(questions)
+                if self.contrast is None
+                else contrast.contrasted_losses(self.contrast, questions, self.score)
+            )
             return [
-                (loss * self._count_tokens(question) if _wants_sum(request) else loss, is_greedy)
-                for request, question, (loss, is_greedy) in zip(
-                    requests, questions, self.score(questions), strict=True
-                )
+                (loss * self._count_tokens(question) if wants_sum(request) else loss, is_greedy)
+                for request, question, (loss, is_greedy) in zip(requests, questions, losses, strict=True)
             ]
+
+    def check_contrast(self, tasks: Iterable[tuple[str, str]]) -> None:
+        """Refuse tasks that are not scored by log-likelihoods of answers, where there is a contrast.
+
+        Args:
+            tasks: Names and types.
+
+        Raises:
+            TaskError: A task generates text.
+        """
+        if self.contrast is not None:
+            with exit_on_error():
+                for name, output_type in tasks:
+                    self.contrast.check_output_type(name, output_type, "lmms_eval")
 
     def scoring(self, after_first: list[int]) -> AbstractContextManager[None]:
         """See `SharedPrefixLmms.scoring`."""
@@ -288,50 +253,6 @@ class GatedVLM(SharedPrefixLmms):
     def chat_template(self) -> str | None:
         """The Jinja template in use, which lmms-eval reads with `--apply_chat_template`."""
         return self.vlm.chat.template
-
-    def _answer_rounds(
-        self,
-        text: str,
-        settings: Mapping[str, Any],
-        doc_to_visual: Callable[[Any], Any],
-        next_round: Callable[..., Any],
-        *document: Any,
-        progress: tqdm[Any],
-    ) -> list[str]:
-        """One request's answers in all its rounds, each generated from that round's text and images alone."""
-        question = self._question(text, doc_to_visual, *document)
-        answers: list[str] = []
-        info: Any = None
-        options, until = generation_options(settings)
-        while True:
-            answer = bisect_on_failure([question], functools.partial(self._answers, options=options))[0]
-            answers.append(cut_at_stop(answer, until))
-            visuals, text, ended, answers, info = next_round(
-                question.document(), previous_output=answers, round_idx=len(answers), previous_round_info=info
-            )
-            answers = list(answers)
-            if ended:
-                progress.update(1)
-                return answers
-            question = self._question(text, _constant(visuals), *document)
-
-    def _question(
-        self, text: str, doc_to_visual: Callable[[Any], Any] | None, doc_id: int, task: str, split: str
-    ) -> ImageRequest:
-        if doc_to_visual is None:  # what lmms-eval's `--cache_requests` leaves of a function
-            raise TaskError(f"task {task!r}, document {doc_id}: the request has lost its images")
-        documents = self.task_dict[task][split]
-        return ImageRequest(text, doc_to_visual, lambda: documents[doc_id], task, doc_id, documents=documents)
-
-    def _scoring_question(
-        self, text: str, target: str | Callable[[Any], Any], *document: Any
-    ) -> ImageRequest:
-        """A question with its answer; without a document where lmms-eval scores the answer alone."""
-        if not document:
-            return ImageRequest(text, None, dict, "without a document", 0, str(target))
-        question = self._question(text, *document)
-        answer = target if isinstance(target, str) else str(target(question.document()))
-        return dataclasses.replace(question, answer=answer)
 
     def _count_tokens(self, question: ImageRequest) -> int:
         """How many tokens the answer has; its images come long before it and do not matter."""
@@ -366,16 +287,6 @@ DEFAULTS = {
     cls.model_id: cls.default_pretrained
     for cls in (GatedVLM, GatedLlava, GatedLlavaNext, GatedQwen25VL, GatedQwen25Omni)
 }
-
-
-def _wants_sum(request: Instance) -> bool:
-    """Whether the request's task asks for losses that are sums; lmms-eval copies a task's metadata there."""
-    return (request.metadata or {}).get("losses") == "sum"
-
-
-def _constant(visuals: Any) -> Callable[[Any], Any]:
-    """A `doc_to_visual` that gives the same images for every document."""
-    return lambda _document: visuals
 
 
 def _parse_model_args(arg_string: str | Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -35,7 +35,7 @@ def include_tasks() -> None:
 def install_evaluate_patch() -> None:
     """Wrap `lmms_eval.evaluator.evaluate`, once, for what lmms-eval 0.7.3 asks no model about.
 
-    A gated model's run is changed in three ways, the runs of other models in none:
+    A gated model's run is changed in four ways, the runs of other models in none:
 
     * Its results get its `gate` and `model_info` at their top level, and thereby the results file does:
       lmms-eval records the command line's text only (a comment in its source says that `get_model_info` is
@@ -43,13 +43,14 @@ def install_evaluate_patch() -> None:
     * The response cache (`--use_cache`) is asked with keys that see model, gate and images.
     * The cache of prompts (`--cache_requests`) is not used: it keeps no functions, so that a request from it
       has lost its images, and its key is the task's name.
+    * The text of `--system_instruction` becomes a system message. lmms-eval puts it before each question in
+      the user's message, with nothing between the two.
 
     `evaluate` is the one function that has all of these together. Each change can go when lmms-eval does it:
-    writes `get_model_info`, asks the model for a fingerprint, keys on documents and keeps their images.
+    writes `get_model_info`, asks the model for a fingerprint, keys on documents and keeps their images, and
+    hands a system instruction over as such.
     """
     from lmms_eval import evaluator
-
-    from truthgate_eval.harness.lmms_eval.requests import leaf_tasks
 
     original = evaluator.evaluate
     if hasattr(original, "_truthgate"):
@@ -65,19 +66,30 @@ def install_evaluate_patch() -> None:
         if given.get("cache_requests"):
             log.warning("--cache_requests of lmms-eval loses a request's images: all requests are built anew")
             given["cache_requests"] = False
-        if given.get("response_cache") is not None:
-            from truthgate_eval.harness.lmms_eval.response_cache import KeyedResponseCache
-
-            given["response_cache"] = KeyedResponseCache(given["response_cache"], model)
-        tasks = [task for _, task in leaf_tasks(given["task_dict"])]
-        with keep_loss_pairs(evaluator), model.check_images_of_run(tasks):
-            results = original(*call.args, **call.kwargs)
-        if results is not None:
-            results.update(model.get_model_info())
-        return results
+        text = given.pop("system_instruction", None)
+        with model.system_instruction_of_run(text), keep_loss_pairs(evaluator):
+            return _evaluate_gated(original, call, model)
 
     evaluate._truthgate = True  # type: ignore[attr-defined]
     evaluator.evaluate = evaluate
+
+
+def _evaluate_gated(original: Callable[..., Any], call: inspect.BoundArguments, model: Any) -> Any:
+    """A gated model's run: its answer cache, its images looked at first, its entries in the results."""
+    from truthgate_eval.harness.lmms_eval.requests import leaf_tasks
+
+    given: dict[str, Any] = call.arguments
+    tasks = [task for _, task in leaf_tasks(given["task_dict"])]
+    model.check_contrast((task.config.task, task.OUTPUT_TYPE) for task in tasks)
+    if given.get("response_cache") is not None:
+        from truthgate_eval.harness.lmms_eval.response_cache import KeyedResponseCache
+
+        given["response_cache"] = KeyedResponseCache(given["response_cache"], model)
+    with model.check_images_of_run(tasks):
+        results = original(*call.args, **call.kwargs)
+    if results is not None:
+        results.update(model.get_model_info())
+    return results
 
 
 @contextmanager

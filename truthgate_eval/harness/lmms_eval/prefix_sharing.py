@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any, TypeVar
 
+import torch
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
@@ -162,6 +163,37 @@ class SharedPrefixLmms(lmms):
         for question, prompt in zip(questions, prompts, strict=True):
             self._check_answer(question, prompt.prompt)
         return self.question_engine.losses(prompts, batch_size=self.batch_size, progress=progress)
+
+    def next_token_log_probs(self, questions: Sequence[ImageRequest]) -> Callable[[], torch.Tensor]:
+        """Computes the log-probabilities of each answer's first token, with the model as it then is.
+
+        Args:
+            questions: The questions; their images are read once now, and again where memory lets go of them.
+
+        Returns:
+            A function that gives float32 [questions, vocabulary], on the CPU.
+        """
+        prompts = None if self.question_engine is None else [self._image_prompt(one) for one in questions]
+
+        def log_probs() -> torch.Tensor:
+            rows: list[torch.Tensor | None] = [None] * len(questions)
+            if prompts is not None and self.question_engine is not None:
+                rows = self.question_engine.next_token_log_probs(prompts, batch_size=self.batch_size)
+            found = [
+                bisect_on_failure([one], self._log_probs)[0] if row is None else row
+                for one, row in zip(questions, rows, strict=True)
+            ]
+            return torch.stack(found)
+
+        return log_probs
+
+    def _log_probs(self, questions: Sequence[ImageRequest]) -> list[torch.Tensor]:
+        """By the model's own pass, one question at a time: no row has padding."""
+        logits = []
+        for one in questions:
+            [prompt], [images] = self._prompts([one])
+            logits.append(self.vlm.next_token_logits(prompt, images))
+        return [torch.log_softmax(row, dim=-1).cpu() for row in logits]
 
     def _unanswered(self, answers: Sequence[object]) -> list[int]:
         indices = [i for i, answer in enumerate(answers) if answer is None]

@@ -78,7 +78,7 @@ class ImageRequest:
             return []
         try:
             with raise_on_truncated_files():
-                found = list(_flatten(self.doc_to_visual(self.document())))
+                found = list(flatten(self.doc_to_visual(self.document())))
                 for visual in found:
                     if isinstance(visual, Image.Image):
                         visual.load()  # until now its file may only have been opened
@@ -203,10 +203,10 @@ def leaf_tasks(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
             yield str(name), task[1] if isinstance(task, tuple) else task
 
 
-def _flatten(visuals: Any) -> Iterator[Any]:
+def flatten(visuals: Any) -> Iterator[Any]:
     """Images out of the nested lists that tasks return; None is no image."""
     if isinstance(visuals, list | tuple):
         for visual in visuals:
-            yield from _flatten(visual)
+            yield from flatten(visual)
     elif visuals is not None:
         yield visuals

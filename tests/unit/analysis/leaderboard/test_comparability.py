@@ -60,3 +60,53 @@ def test_many_unparsed_answers_are_a_warning(tmp_path: Path) -> None:
     )
     made = leaderboard(result_files.lmms_eval_run(tmp_path / "v", {"poll_random": GOOD}, per_image=1), mute)
     assert made.warnings == ["random:1: answers that say neither yes nor no, or both: 100% of poll_random"]
+
+
+def instructed(folder: Path, text: str, gate: dict[str, object]) -> Path:
+    """A run of lm-eval with a system instruction, which changes every prompt."""
+    result_files.lm_eval_run(folder, {"halueval_qa": GOOD}, gate=gate, prompt=f"{text}\n\nIs it so?")
+    file = result_files.only_file(folder, "results_*")
+    file.write_text(json.dumps({**json.loads(file.read_text()), "system_instruction": text}))
+    return folder
+
+
+def test_a_prompt_baseline_is_compared_on_the_same_documents_without_a_warning(tmp_path: Path) -> None:
+    vanilla = result_files.lm_eval_run(tmp_path / "vanilla", {"halueval_qa": BAD})
+    prompt = instructed(tmp_path / "prompt", "Be brief.", result_files.VANILLA)
+    other = instructed(tmp_path / "other", "Be careful.", result_files.VANILLA)
+    gated = result_files.lm_eval_run(tmp_path / "gated", {"halueval_qa": GOOD}, gate=result_files.LLM)
+    made = leaderboard(vanilla, prompt, other, gated)
+    assert made.warnings == []
+    compared = {one.name: one for one in made.task_leaderboards[0].comparisons}
+    brief = compared['system instruction "Be brief."']
+    assert (brief.questions, brief.only_run, brief.only_baseline) == (40, 25, 0) and brief.verdict == "better"
+    labels = [row.label for row in made.task_leaderboards[0].rows if row.origin == "measured"]
+    assert labels == [
+        "vanilla", "TruthProbe_LLM", 'system instruction "Be brief."', 'system instruction "Be careful."',
+    ]  # fmt: skip
+    # A prompt as the baseline: the gate against it, and one prompt against another.
+    assert (
+        leaderboard(vanilla, prompt, other, gated, baseline='system instruction "Be brief."').warnings == []
+    )
+
+
+def test_gated_runs_with_different_prompts_are_still_warned_about(tmp_path: Path) -> None:
+    vanilla = result_files.lm_eval_run(tmp_path / "vanilla", {"halueval_qa": BAD})
+    prompt = instructed(tmp_path / "prompt", "Be brief.", result_files.VANILLA)
+    one = result_files.lm_eval_run(tmp_path / "one", {"halueval_qa": GOOD}, gate=result_files.LLM)
+    two = instructed(tmp_path / "two", "Be brief.", {**result_files.LLM, "lam": 2.0})
+    expected = [
+        "different system instruction: not recorded ({0}), Be brief. ({1})",
+        "halueval_qa: the prompt differs in 40 of 40 documents between {0} and {1}",
+    ]
+    names = ("TruthProbe_LLM (one)", "TruthProbe_LLM (two)")
+    warnings = leaderboard(one, two, baseline=names[0]).warnings
+    assert warnings == [line.format(*names) for line in expected]
+    # A prompt baseline is not compared with a gate alone where the gated run has another prompt.
+    careful = instructed(tmp_path / "careful", "Be careful.", result_files.LLM)
+    brief = 'system instruction "Be brief."'
+    warnings = leaderboard(vanilla, prompt, careful, baseline=brief).warnings
+    assert f"different system instruction: Be brief. ({brief}), Be careful. (TruthProbe_LLM)" in warnings
+    # Beside a prompt baseline, the gated run with the instruction is compared with the vanilla run all the same.
+    warnings = leaderboard(vanilla, prompt, two).warnings
+    assert warnings == [line.format("vanilla", "TruthProbe_LLM") for line in expected]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from helpers import result_files
 from helpers.leaderboards import GOOD, leaderboard
 
-from truthgate_eval.analysis.runs.methods import make_entries, method_of
+from truthgate_eval.analysis.runs.methods import describe_gate, make_entries, method_of
 from truthgate_eval.analysis.runs.paper_models import is_multimodal, is_same_model, paper_name
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.run import read_run
@@ -118,3 +119,87 @@ def test_random_selections_are_not_averaged_with_random_soft_gates(tmp_path: Pat
     assert labels == ["random (post)", f"random ({words})", f"random ({words})"]
     assert [entry.label for entry in make_entries(runs[1:])] == [f"random ({words})"] * 2
     assert [entry.label for entry in make_entries(runs[:1])] == ["random"]
+
+
+def instructed(folder: Path, text: str | None, gate: dict[str, Any] | None = result_files.VANILLA) -> Path:
+    """A run of lm-eval with a system instruction, which lm-eval puts into every prompt."""
+    prompt = f"{text}\n\nIs it so?" if text else "Is it so?"
+    result_files.lm_eval_run(folder, {"halueval_qa": GOOD}, gate=gate, prompt=prompt)
+    file = result_files.only_file(folder, "results_*")
+    results = json.loads(file.read_text())
+    file.write_text(json.dumps({**results, "system_instruction": text}))
+    return folder
+
+
+def test_a_system_instruction_is_a_method_beside_a_run_without_one(tmp_path: Path) -> None:
+    plain, long, short, gated = (
+        read_run(instructed(tmp_path / name, text, gate))
+        for name, text, gate in (
+            ("plain", None, result_files.VANILLA),
+            ("long", "Answer with yes only where\nyou are sure.", result_files.VANILLA),
+            ("short", "Be brief.", result_files.VANILLA),
+            ("gated", "Be brief.", result_files.LLM),
+        )
+    )
+    entries = make_entries([(None, run) for run in (plain, long, short, gated)])
+    assert [(entry.name, entry.method) for entry in entries] == [
+        ("vanilla", "vanilla"),
+        ('system instruction "Answer with yes only..."', "prompt"),
+        ('system instruction "Be brief."', "prompt"),
+        ("TruthProbe_LLM", "llm"),
+    ]
+    assert method_of(short) == "vanilla"
+    # Where every run has it, the run without a gate is the vanilla one.
+    assert [entry.method for entry in make_entries([(None, short), (None, gated)])] == ["vanilla", "llm"]
+    named = make_entries([(None, plain), ("brief", short), ("vanilla", long)])
+    assert [(entry.name, entry.method) for entry in named] == [
+        ("vanilla (plain)", "vanilla"), ("brief", "prompt"), ("vanilla (long)", "vanilla"),
+    ]  # fmt: skip
+
+
+def test_a_run_on_other_tasks_or_of_another_model_makes_no_prompt_baseline(tmp_path: Path) -> None:
+    short = read_run(instructed(tmp_path / "short", "Be brief."))
+    tasks = read_run(result_files.lm_eval_run(tmp_path / "tasks", {"sums": GOOD}))
+    model = read_run(result_files.lm_eval_run(tmp_path / "model", {"halueval_qa": GOOD}, model_name="gpt2"))
+    for other in (tasks, model):
+        assert [entry.method for entry in make_entries([(None, short), (None, other)])] == ["vanilla"] * 2
+
+
+@pytest.mark.parametrize(
+    ("gate", "name", "method", "words"),
+    [
+        (
+            {**result_files.VANILLA, "contrast": {"alpha": 0.5, "field": "knowledge"}},
+            "contrast (alpha=0.5)", "contrast", "contrast=0.5 against no knowledge",
+        ),
+        (
+            {**result_files.VANILLA, "contrast": {"alpha": 1.0, "image": "black"}},
+            "contrast (alpha=1)", "contrast", "contrast=1 against a black image",
+        ),
+        (
+            {**result_files.VANILLA, "contrast": {"alpha": 1.0, "image": "none"}},
+            "contrast (alpha=1, image=none)", "contrast", "contrast=1 against no image",
+        ),
+        (
+            {**result_files.LLM, "contrast": {"alpha": 1.0}},
+            "TruthProbe_LLM, contrast (alpha=1)", "other",
+            "lam=4.5, centered, post, scores of vicuna-7b-v1.5, contrast=1 against no context",
+        ),
+        (
+            {**result_files.random(2), "contrast": {"alpha": 1.0}},
+            "random:2, contrast (alpha=1)", "other", "post, contrast=1 against no context",
+        ),
+    ],
+)  # fmt: skip
+def test_a_contrast_is_a_method_of_its_own(
+    tmp_path: Path, gate: dict[str, Any], name: str, method: str, words: str
+) -> None:
+    run = read_run(result_files.lm_eval_run(tmp_path, {"halueval_qa": GOOD}, gate=gate, model_name="m"))
+    [entry] = make_entries([(None, run)])
+    assert (entry.name, entry.method, describe_gate(run)) == (name, method, words)
+
+
+def test_a_recorded_contrast_without_a_number_is_refused(tmp_path: Path) -> None:
+    gate = {**result_files.VANILLA, "contrast": {"alpha": "much"}}
+    with pytest.raises(TruthGateError, match=r"contrast of the recorded gate is .*expected an alpha"):
+        read_run(result_files.lm_eval_run(tmp_path, {"halueval_qa": GOOD}, gate=gate))

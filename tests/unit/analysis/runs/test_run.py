@@ -225,3 +225,26 @@ def test_what_lmms_eval_writes_today_is_read_with_its_own_figures(
         assert sum(sample.correct for sample in samples) / 6 == pytest.approx(results[name]["acc,none"])
         assert sum(sample.unparsed for sample in samples) / 6 == pytest.approx(results[name]["unparsed,none"])
     assert run.gate is not None and run.gate["scores"] == "random:1"
+
+
+def test_lmms_evals_documents_are_the_same_after_a_system_instruction(tmp_path: Path) -> None:
+    """lmms-eval's own models have the instruction in front of the question, before the task's description."""
+    plain = result_files.lmms_eval_run(tmp_path / "plain", {"poll_random": PARSED})
+    for description, between in ((None, ""), ("Look at the image. ", "\n\n")):
+        folder = result_files.lmms_eval_run(tmp_path / f"instructed{len(between)}", {"poll_random": PARSED})
+        before = result_files.lmms_eval_run(tmp_path / f"plain{len(between)}", {"poll_random": PARSED})
+        for run, text in ((before, ""), (folder, f"Be brief.{between}")):
+            file = result_files.only_file(run, "*_samples_*")
+            prefix = f"{text}{description or ''}"
+            lines = result_files.read_lines(file)
+            result_files.write_lines(file, [{**line, "input": prefix + line["input"]} for line in lines])
+            file = result_files.only_file(run, "*_results.json")
+            results = json.loads(file.read_text())
+            results["configs"]["poll_random"]["description"] = description
+            results["system_instruction"] = "Be brief." if text else None
+            file.write_text(json.dumps(results))
+        ours, theirs = (read_run(run).tasks["poll_random"].samples for run in (before, folder))
+        assert list(ours) == list(theirs)
+        if description is None:
+            assert list(ours) == list(read_run(plain).tasks["poll_random"].samples)
+        assert all(ours[key].prompt != theirs[key].prompt for key in ours)

@@ -213,7 +213,7 @@ def test_the_model_answers_nothing_where_a_late_image_is_broken(
         Path(docs[n]["pictures"][0]).write_bytes(b"no image")
     monkeypatch.setattr(model, "answer", lambda *_: pytest.fail("it began to answer"))
     monkeypatch.setattr(model, "score", lambda *_: pytest.fail("it began to answer"))
-    monkeypatch.setattr(model, "_answer_rounds", lambda *_, **__: pytest.fail("it began to answer"))
+    monkeypatch.setattr(model, "answer_rounds", lambda *_, **__: pytest.fail("it began to answer"))
     both = r"^2 images cannot .*'tiny_pictures', document 3: .*'tiny_pictures', document 7: "
     with pytest.raises(DataError, match=both):
         kit.generate(model, docs)

@@ -1,0 +1,101 @@
+"""The strength of a gate that was given as a divergence, found on prompts that the caller has.
+
+See `docs/method.md#equal-strength`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from truthgate_eval.errors import GateError
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate import attach
+from truthgate_eval.gating.gate_config import GateConfig
+from truthgate_eval.gating.strength import find_strength
+from truthgate_eval.gating.yes_offset import offset_divergences, yes_tokens
+
+log = logging.getLogger(__name__)
+
+
+class Divergence(Protocol):
+    """How far a model is from what it was, on some prompts (`inference.next_token_divergence`).
+
+    Attributes:
+        reference: Log-probabilities of the next token after each prompt as they were, float32 [prompts,
+            vocabulary].
+    """
+
+    reference: torch.Tensor
+
+    def of_each(self) -> torch.Tensor:
+        """Divergence of the model as it is now on each prompt, in nats; [prompts]."""
+
+
+def find_equal_strength(
+    config: GateConfig, model: Any, name: str, divergence: Divergence, *, tokenizer: Any
+) -> GateConfig:
+    """Find the strength at which a gate's, or a yes offset's, divergence is the target.
+
+    Args:
+        config: A pending configuration.
+        model: The transformers model, without a gate; it has none afterwards either.
+        name: The model's name, for messages.
+        divergence: From the model as it is.
+        tokenizer: The model's tokenizer, for the tokens of yes.
+
+    Returns:
+        The configuration with the number; nothing is applied to the model yet.
+
+    Raises:
+        GateError: No strength reaches the target, or the gate does not fit the model.
+        ScoresError: The scores do not fit the model.
+    """
+    target = config.target
+    assert target is not None
+    try:
+        strength, of_each = _search(config, model, name, divergence, tokenizer)
+    except GateError as error:
+        raise GateError(f"{target.text}: {error}") from error
+    prompts, reached = len(of_each), float(of_each.mean())
+    stderr = float(of_each.std(correction=0)) / math.sqrt(max(prompts - 1, 1))
+    log.info(
+        "%s: %s=%.6g moves the next-token distribution of %s by %.4g nats (stderr %.2g) on %d prompts",
+        target.text, target.argument, strength, name, reached, stderr, prompts,
+    )  # fmt: skip
+    return config.with_strength(strength, reached, stderr, prompts)
+
+
+def _search(
+    config: GateConfig, model: Any, name: str, divergence: Divergence, tokenizer: Any
+) -> tuple[float, torch.Tensor]:
+    """The strength, and the divergence on each prompt at it."""
+    assert config.target is not None
+    of_each = torch.zeros(0)
+
+    def search(measure: Callable[[float], torch.Tensor]) -> tuple[float, torch.Tensor]:
+        def mean(strength: float) -> float:
+            nonlocal of_each
+            of_each = measure(strength)
+            return float(of_each.mean())
+
+        assert config.target is not None
+        strength, _ = find_strength(mean, config.target.target)
+        return strength, of_each  # the search ends with the strength that it returns
+
+    if config.target.argument == "yes_offset":
+        tokens = yes_tokens(tokenizer)
+        return search(lambda offset: offset_divergences(divergence.reference, tokens, offset))
+    layout = find_attention_layout(model)
+    gates = config.gates(layout, name)
+    with attach(model, gates(0.0), layout=layout) as handle:
+
+        def at(strength: float) -> torch.Tensor:
+            handle.set(gates(strength))
+            return divergence.of_each()
+
+        return search(at)
