@@ -36,7 +36,7 @@ STUDIES = {
         "--model", "hf", "--model_args", "pretrained=smollm2-135m-instruct", "--tasks", "probe_halueval_qa",
         "--limit", "100", "--score", "accuracy", "--score", "auroc", "--score", "context-gain",
         "--score", "gradient", "--score", "learned", "--score", "divergence", "--score", "direct-effect",
-        "--score", "copy", "--action", "soft", "--kl", "0.01", "--controls", "1",
+        "--score", "copy", "--action", "soft", "--kl", "0.01", "--controls", "0",
     ],
 }  # fmt: skip
 

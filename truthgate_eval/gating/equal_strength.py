@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,10 +17,14 @@ from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach
 from truthgate_eval.gating.gate_config import GateConfig
-from truthgate_eval.gating.strength import find_strength
+from truthgate_eval.gating.strength import TOLERANCE, find_strength
 from truthgate_eval.gating.yes_offset import offset_divergences, yes_tokens
 
 log = logging.getLogger(__name__)
+
+# The search begins on a few prompts, until it is about right there: a pass over all costs much more.
+_FEW_PROMPTS, _ROUGHLY = 32, 0.1
+_START = 0.1
 
 
 class Divergence(Protocol):
@@ -34,6 +39,9 @@ class Divergence(Protocol):
 
     def of_each(self) -> torch.Tensor:
         """Divergence of the model as it is now on each prompt, in nats; [prompts]."""
+
+    def of_first(self, count: int) -> Divergence:
+        """The same on the first prompts alone, or on all where that is not cheaper."""
 
 
 def find_equal_strength(
@@ -75,27 +83,39 @@ def _search(
 ) -> tuple[float, torch.Tensor]:
     """The strength, and the divergence on each prompt at it."""
     assert config.target is not None
-    of_each = torch.zeros(0)
-
-    def search(measure: Callable[[float], torch.Tensor]) -> tuple[float, torch.Tensor]:
-        def mean(strength: float) -> float:
-            nonlocal of_each
-            of_each = measure(strength)
-            return float(of_each.mean())
-
-        assert config.target is not None
-        strength, _ = find_strength(mean, config.target.target)
-        return strength, of_each  # the search ends with the strength that it returns
-
+    target = config.target.target
     if config.target.argument == "yes_offset":
         tokens = yes_tokens(tokenizer)
-        return search(lambda offset: offset_divergences(divergence.reference, tokens, offset))
+        return _find(lambda offset: offset_divergences(divergence.reference, tokens, offset), target)
     layout = find_attention_layout(model)
     gates = config.gates(layout, name)
     with attach(model, gates(0.0), layout=layout) as handle:
 
-        def at(strength: float) -> torch.Tensor:
+        def at(strength: float, measured: Divergence) -> torch.Tensor:
             handle.set(gates(strength))
-            return divergence.of_each()
+            return measured.of_each()
 
-        return search(at)
+        start = _START
+        few = divergence.of_first(_FEW_PROMPTS)
+        if few is not divergence:
+            start, _ = _find(partial(at, measured=few), target, tolerance=_ROUGHLY)
+        return _find(partial(at, measured=divergence), target, start=start)
+
+
+def _find(
+    measure: Callable[[float], torch.Tensor],
+    target: float,
+    *,
+    tolerance: float = TOLERANCE,
+    start: float = _START,
+) -> tuple[float, torch.Tensor]:
+    """The strength whose mean divergence is the target, and the divergence on each prompt at it."""
+    of_each = torch.zeros(0)
+
+    def mean(strength: float) -> float:
+        nonlocal of_each
+        of_each = measure(strength)
+        return float(of_each.mean())
+
+    strength, _ = find_strength(mean, target, tolerance=tolerance, start=start)
+    return strength, of_each  # the search ends with the strength that it returns

@@ -90,17 +90,22 @@ def parse_target(value: object) -> float | None:
 
 
 def find_strength(
-    divergence: Callable[[float], float], target: float, *, tolerance: float = TOLERANCE
+    divergence: Callable[[float], float],
+    target: float,
+    *,
+    tolerance: float = TOLERANCE,
+    start: float = 0.1,
 ) -> tuple[float, float]:
     """The smallest strength found at which the divergence is the target.
 
-    For small strengths the divergence grows with the square of the strength; that is the first guess, and
-    bisection between a strength below and one above does the rest.
+    For small strengths the divergence grows with the square of the strength; that is the first guess. Then a
+    power law through the last two points is followed, between a strength below and one above.
 
     Args:
         divergence: The mean divergence at a strength, 0 at strength 0.
         target: What it should be, in nats.
         tolerance: How far from the target, relative to it, is near enough.
+        start: The strength that is tried first.
 
     Returns:
         The strength and its divergence.
@@ -114,8 +119,9 @@ def find_strength(
         (0.2, 0.02)
     """
     below, above = 0.0, math.inf
-    strength = 0.1
-    for _ in range(_MOST_STEPS):
+    strength, exponent = start, 2.0
+    before: tuple[float, float] | None = None
+    for step in range(1, _MOST_STEPS + 1):
         reached = divergence(strength)
         if math.isfinite(reached) and abs(reached - target) <= tolerance * target:
             return strength, reached
@@ -125,17 +131,24 @@ def find_strength(
             above = strength
         if below >= _LARGEST:
             break
-        guess = strength * math.sqrt(target / reached) if math.isfinite(reached) and reached > 0 else 0.0
-        middle = (below + above) / 2 if math.isfinite(above) else 4 * below
-        # A guess outside of the bracket, or at its very edge, says nothing.
-        margin = 0.05 * ((above if math.isfinite(above) else 4 * below) - below)
-        strength = (
-            guess
-            if below + margin < guess < (above if math.isfinite(above) else 10 * below + 1) - margin
-            else middle
-        )
-        strength = min(strength, _LARGEST)
+        guess = math.inf
+        if math.isfinite(reached) and reached > 0:
+            if before is not None:
+                exponent = _exponent(before, (strength, reached))
+            before = strength, reached
+            guess = min(strength * (target / reached) ** (1 / exponent), 10 * strength)
+        # A power law may close in from one side only: every fourth step halves the bracket.
+        if not below < guess < above or (step % 4 == 0 and math.isfinite(above)):
+            guess = (below + above) / 2 if math.isfinite(above) else 4 * below
+        strength = min(guess, _LARGEST)
     raise GateError(
         f"no strength changes the model by kl:{target:g}: the nearest found was {below:g}; do the scores "
         "differ within the layers that are gated?"
     )
+
+
+def _exponent(one: tuple[float, float], other: tuple[float, float]) -> float:
+    """The exponent of the power law through two (strength, divergence), within what is sensible."""
+    if one[0] == other[0] or one[1] == other[1]:
+        return 2.0
+    return min(max(math.log(other[1] / one[1]) / math.log(other[0] / one[0]), 0.5), 8.0)

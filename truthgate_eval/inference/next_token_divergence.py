@@ -19,14 +19,15 @@ class Divergence:
         reference: Log-probabilities after each prompt as they were, float32 [prompts, vocabulary].
     """
 
-    def __init__(self, log_probs: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, log_probs: Callable[[], torch.Tensor], reference: torch.Tensor | None = None) -> None:
         """Keep the model's distributions as they are.
 
         Args:
             log_probs: Computes them with the model as it is at that moment.
+            reference: What it computes now, if that is known already.
         """
         self._log_probs = log_probs
-        self.reference = log_probs()
+        self.reference = log_probs() if reference is None else reference
 
     def mean(self) -> float:
         """Mean over prompts of KL(as it was || as it is now), in nats; 0 if nothing has changed."""
@@ -36,6 +37,11 @@ class Divergence:
         """The divergence on each prompt, float32 [prompts]."""
         now = self._log_probs()
         return (self.reference.exp() * (self.reference - now)).sum(dim=-1)
+
+    def of_first(self, count: int) -> Divergence:
+        """The divergence on the first prompts alone, where that is cheaper, or else on all."""
+        del count
+        return self
 
 
 class NextTokenDivergence(Divergence):
@@ -47,7 +53,12 @@ class NextTokenDivergence(Divergence):
     """
 
     def __init__(
-        self, model: SharedPrefixModel, prompts: Sequence[Sequence[int]], *, batch_size: int | str = 8
+        self,
+        model: SharedPrefixModel,
+        prompts: Sequence[Sequence[int]],
+        *,
+        batch_size: int | str = 8,
+        reference: torch.Tensor | None = None,
     ) -> None:
         """Keep the model's distributions after each prompt.
 
@@ -55,9 +66,17 @@ class NextTokenDivergence(Divergence):
             model: The model, unchanged.
             prompts: Token ids; distinct prompts are computed once.
             batch_size: A batch has as many tokens as this many of the longest prompts.
+            reference: As in `Divergence`.
         """
         self.model, self.prompts = model, [tuple(prompt) for prompt in prompts]
-        super().__init__(lambda: next_token_log_probs(model, self.prompts, batch_size=batch_size))
+        self._batch_size = batch_size
+        super().__init__(lambda: next_token_log_probs(model, self.prompts, batch_size=batch_size), reference)
+
+    def of_first(self, count: int) -> NextTokenDivergence:
+        """See `Divergence.of_first`; the model's distributions are not computed again."""
+        return NextTokenDivergence(
+            self.model, self.prompts[:count], batch_size=self._batch_size, reference=self.reference[:count]
+        )
 
 
 def next_token_log_probs(
