@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -10,7 +9,7 @@ import typer
 
 from truthgate_eval.attribution.config import ATTRIBUTION_KINDS
 from truthgate_eval.cli.console import console, print_line, progress_bar
-from truthgate_eval.errors import ProbeError, TaskError, TruthGateError, check_choice
+from truthgate_eval.errors import ProbeError, TaskError, check_choice
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 from truthgate_eval.limits import check_limit
 from truthgate_eval.probing.config import (
@@ -133,7 +132,7 @@ def probe(
     from truthgate_eval.cli.probe_data import AuthorsFile, DataOptions
     from truthgate_eval.cli.probe_jobs import make_lm_job, make_vlm_job
     from truthgate_eval.gating.scores import check_output
-    from truthgate_eval.harness.model_args import parse_model_args
+    from truthgate_eval.harness.model_args import parse_metadata, parse_model_args
 
     # What a typo can break is checked before a model is loaded.
     check_output(output)
@@ -163,7 +162,7 @@ def probe(
         num_fewshot=num_fewshot,
         apply_chat_template=apply_chat_template,
         system_instruction=system_instruction,
-        metadata={**arguments, **_parse_metadata(metadata)},
+        metadata={**arguments, **parse_metadata(metadata)},
         include_path=include_path,
         surface_matched=surface_matched,
     )
@@ -217,13 +216,3 @@ def _print_summary(scores: TruthScores, output: Path) -> None:
     print_controls(scores, console)
     mean, best = scores.scores.mean(), scores.scores.max()
     print_line(f"mean {mean:.3f}, best {best:.3f}; show them with: truthgate show {output}")
-
-
-def _parse_metadata(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise TruthGateError(f"--metadata is not JSON ({error}): {text}") from error
-    if not isinstance(value, dict):
-        raise TruthGateError(f"--metadata must be a JSON object, got {text}")
-    return value

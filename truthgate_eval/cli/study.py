@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from truthgate_eval.attribution.study_gates import StudyGates
     from truthgate_eval.attribution.study_scores import ScoreMaker
     from truthgate_eval.cli.probe_data import DataOptions
+    from truthgate_eval.cli.study_jobs import StudyModel
     from truthgate_eval.gating.scores import TruthScores
 
 _KINDS = (
@@ -41,9 +42,15 @@ class _Settings:
     device: str | None
     folder: Path
 
-    def load(self, model: str, arguments: dict[str, Any], options: DataOptions) -> Any:
+    def load(self, model: str, arguments: dict[str, Any], tasks: str) -> StudyModel:
+        """A model with the answers of some tasks, which get its arguments as well, as in the harnesses."""
+        import dataclasses
+
         from truthgate_eval.cli.study_jobs import load_study_model
 
+        options = dataclasses.replace(
+            self.options, tasks=tuple(tasks.split(",")), metadata={**arguments, **self.options.metadata}
+        )
         return load_study_model(
             model, arguments, options, site=self.gates.site, device=self.device, batch_size=self.batch_size
         )
@@ -54,8 +61,8 @@ class _Settings:
         options = self.options
         return {
             "tasks": ",".join(options.tasks), "limit": options.limit, "seed": options.seed,
-            "chat template": options.apply_chat_template, "site": self.gates.site, "seeds": self.seeds,
-            "truthgate_eval": __version__,
+            "metadata": options.metadata, "chat template": options.apply_chat_template,
+            "site": self.gates.site, "seeds": self.seeds, "truthgate_eval": __version__,
         }  # fmt: skip
 
 
@@ -98,6 +105,7 @@ def study(
     seeds: Annotated[int, typer.Option(min=1, help="Fits of a learned gate.")] = 1,
     apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template")] = False,
     site: Annotated[Literal["post", "pre"], typer.Option(help="Where the gates act.")] = "post",
+    metadata: Annotated[str, typer.Option(help="JSON passed to the tasks, as in lm-eval.")] = "{}",
     include_path: Annotated[str | None, typer.Option("--include_path", help="Your own tasks.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
     quick: Annotated[
@@ -108,7 +116,7 @@ def study(
     from truthgate_eval.attribution.study_gates import STUDY_ACTIONS, StudyGates
     from truthgate_eval.attribution.study_report import save
     from truthgate_eval.cli.probe_data import DataOptions
-    from truthgate_eval.harness.model_args import parse_model_args
+    from truthgate_eval.harness.model_args import parse_metadata, parse_model_args
 
     if quick:
         limit, kl = limit or _QUICK_LIMIT, _QUICK_KL
@@ -121,7 +129,7 @@ def study(
     models = [parse_model_args(text) for text in model_args or [""]]
     options = DataOptions(
         tasks=tuple(tasks.split(",")), limit=limit, seed=seed, num_fewshot=None,
-        apply_chat_template=apply_chat_template, system_instruction=None, metadata=models[0],
+        apply_chat_template=apply_chat_template, system_instruction=None, metadata=parse_metadata(metadata),
         include_path=include_path, surface_matched=False,
     )  # fmt: skip
     gates = StudyGates(actions, select, controls, controls, site)
@@ -155,7 +163,7 @@ def _study_model(
     from truthgate_eval.attribution.study_gates import make_directions
     from truthgate_eval.attribution.study_rows import StudyRows
 
-    loaded = settings.load(model, arguments, settings.options)
+    loaded = settings.load(model, arguments, ",".join(settings.options.tasks))
     documents = study_documents(loaded.answers, settings.targets, settings.options.seed)
     key = {**settings.key, "model and images": loaded.fingerprint}
     folder = settings.folder / f"{_slug(loaded.name)}-{loaded.fingerprint[:8]}"
@@ -180,10 +188,7 @@ def _score_base(
     settings: _Settings, model: str, arguments: dict[str, Any], tasks: str, kinds: list[str]
 ) -> dict[str, TruthScores]:
     """The base's scores on tasks of its own, by name."""
-    import dataclasses
-
-    options = dataclasses.replace(settings.options, tasks=tuple(tasks.split(",")), metadata=arguments)
-    loaded = settings.load(model, arguments, options)
+    loaded = settings.load(model, arguments, tasks)
     folder = settings.folder / f"{_slug(loaded.name)}-{loaded.fingerprint[:8]}-{_slug(tasks)}"
     folder.mkdir(exist_ok=True)
     key = {**settings.key, "tasks": tasks, "model and images": loaded.fingerprint}

@@ -106,13 +106,15 @@ def right_choices(task: Any, doc: Mapping[str, Any]) -> NDArray[np.bool_]:
         choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
     answers = list(map(as_yes_no, choices))
     if None not in answers:
-        if isinstance(target, int) and not isinstance(target, bool):
+        if isinstance(target, int):
             target = choices[target]
         wanted = as_yes_no(target)
         if wanted is not None:
             return np.array([answer == wanted for answer in answers], dtype=bool)
     if isinstance(target, str):
         target = choices.index(target) if target in choices else int(target)
+    elif isinstance(target, bool):  # to NumPy no index, but all choices or none
+        target = int(target)
     right = np.zeros(len(choices), dtype=bool)
     right[target] = True
     return right

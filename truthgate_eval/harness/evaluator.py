@@ -26,6 +26,9 @@ from truthgate_eval.inference.self_check import cache_lower_layers
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.limits import check_limit
 
+# Why a gate's model arguments are refused: those of the model that is loaded would act on every candidate.
+SETS_THE_GATE = "a sweep sets the gate itself"
+
 
 @dataclass(frozen=True)
 class EvaluatorConfig:

@@ -6,15 +6,36 @@ Until then the model is the vanilla one. No labels are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from truthgate_eval.errors import GateError
+from truthgate_eval.errors import GateError, ModelError
 from truthgate_eval.gating.equal_strength import find_equal_strength
 from truthgate_eval.gating.gate import GateHandle
+from truthgate_eval.gating.gate_arguments import is_missing
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.yes_offset import add_yes_offset
 from truthgate_eval.inference.next_token_divergence import Divergence
+
+
+def refuse_arguments(arguments: Mapping[str, object], names: Iterable[str], reason: str) -> None:
+    """Refuse model arguments that would change nothing, or not be recorded.
+
+    Args:
+        arguments: As in the harness. `scores=none` and what is missing are taken.
+        names: The arguments to refuse, such as `GATE_ARGUMENTS`.
+        reason: Why, for the message.
+
+    Raises:
+        ModelError: One of them is given.
+
+    Example:
+        >>> refuse_arguments({"scores": "none", "lam": None}, ("scores", "lam"), "the model has no gate")
+    """
+    for name in names:
+        value = arguments.get(name)
+        if not is_missing(value) and not (name == "scores" and str(value) == "none"):
+            raise ModelError(f"{reason}: leave {name} out of --model_args")
 
 
 class StoppedAtRequests(Exception):

@@ -1,8 +1,14 @@
-"""`--model_args` as lm-eval reads them, for commands that load no harness before they have checked theirs."""
+"""`--model_args` and `--metadata` as lm-eval reads them.
+
+For commands that load no harness before they have checked their own arguments.
+"""
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+from truthgate_eval.errors import TruthGateError
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
@@ -21,3 +27,22 @@ def parse_model_args(text: str) -> dict[str, Any]:
     written = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     words = {name.strip() for name, value in written.items() if value.strip() == "none"}
     return {name: "none" if name.strip() in words else value for name, value in parsed.items()}
+
+
+def parse_metadata(text: str) -> dict[str, Any]:
+    """The JSON object of `--metadata`, which is passed to the tasks.
+
+    Raises:
+        TruthGateError: It is none.
+
+    Example:
+        >>> parse_metadata('{"subset": "selection"}')
+        {'subset': 'selection'}
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise TruthGateError(f"--metadata is not JSON ({error}): {text}") from error
+    if not isinstance(value, dict):
+        raise TruthGateError(f"--metadata must be a JSON object, got {text}")
+    return value

@@ -15,7 +15,10 @@ from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.models.huggingface import HFLM
 
 from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
+from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
+from truthgate_eval.harness.gated_model import refuse_arguments
 from truthgate_eval.harness.lm_eval.context_field import change_context
 from truthgate_eval.harness.lm_eval.model import GatedHF
 from truthgate_eval.harness.lm_eval.task_index import load_tasks
@@ -32,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: str | None) -> HFLM:
-    """Load a model as `lm_eval --model MODEL --model_args ...` would.
+    """Load a model as `lm_eval --model MODEL --model_args ...` would, to read its activations.
 
     Args:
         model: `hf`, `gated_hf`, or another lm-eval model that holds a transformers model.
@@ -41,11 +44,15 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
         device: As on lm-eval's command line.
 
     Raises:
-        ModelError: The model is unknown, cannot be loaded, is not a transformers model, or does more than it.
+        ModelError: The model is unknown, cannot be loaded, is not a transformers model, or does more than it;
+            or an argument changes nothing that is read.
+        GateError: The strength of its gate is one to be found.
     """
     arguments = dict(model_args)
     if model in ("hf", "hf-auto", "huggingface"):
         # `hf` and gated_hf without a gate are the same model; gated_hf has better error messages.
+        reason = f"--model {model} is loaded without a gate and without a contrast"
+        refuse_arguments(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
         arguments = {"pretrained": SMOLLM2, **arguments, "scores": "none"}
         return GatedHF(batch_size=batch_size, device=device, **arguments)
     try:
@@ -62,9 +69,15 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
             f"--model {model} answers with more than its transformers model ({found.__name__}._model_call), "
             "whose activations would be read: use --model hf, or vlm for a model with images"
         )
+    if issubclass(found, GatedHF):
+        reason = "only answers depend on it, and none is asked for"
+        refuse_arguments(arguments, ("yes_offset", *CONTRAST_ARGUMENTS), reason)
     if "pretrained" in arguments:
         arguments["pretrained"] = resolve_smollm2(arguments["pretrained"])
-    return found(batch_size=batch_size, device=device, **arguments)
+    lm = found(batch_size=batch_size, device=device, **arguments)
+    if isinstance(lm, GatedHF):
+        lm.check_strength_is_known("there are none here")
+    return lm
 
 
 def load_dataset(

@@ -11,6 +11,7 @@ from PIL import Image
 from truthgate_eval.errors import TaskError
 from truthgate_eval.harness.contrast import Contrast
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, flatten
+from truthgate_eval.vision.chat_template import PLACEHOLDER
 
 Losses = list[tuple[float, bool]]
 
@@ -47,9 +48,13 @@ def describe(contrast: Contrast | None) -> dict[str, Any] | None:
 
 
 def _without_image(question: ImageRequest, contrast: Contrast) -> ImageRequest:
-    if contrast.image == "none" or question.doc_to_visual is None:
-        return dataclasses.replace(question, doc_to_visual=None)
     doc_to_visual = question.doc_to_visual
+    if contrast.image == "none" or doc_to_visual is None:
+        text = question.text
+        # As `VisionLanguageModel.prompt` reads it: once for each image it is where they go, else a text.
+        if PLACEHOLDER in text and text.count(PLACEHOLDER) == len(question.load_images()):
+            text = text.replace(PLACEHOLDER, "")
+        return dataclasses.replace(question, text=text, doc_to_visual=None)
 
     def black_images(document: Any) -> list[Any]:
         return [_black(visual) for visual in flatten(doc_to_visual(document))]

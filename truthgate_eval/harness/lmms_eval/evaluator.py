@@ -12,10 +12,11 @@ from lmms_eval.models import get_model
 from lmms_eval.utils import get_datetime_str
 
 from truthgate_eval.data.splits import Split, split_indices
-from truthgate_eval.errors import ModelError
+from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.evaluator import Evaluator, EvaluatorConfig, check_complete
+from truthgate_eval.harness.evaluator import SETS_THE_GATE, Evaluator, EvaluatorConfig, check_complete
+from truthgate_eval.harness.gated_model import refuse_arguments
 from truthgate_eval.harness.lmms_eval.probing import load_tasks, task_manager
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
@@ -35,19 +36,18 @@ class LmmsEvalEvaluator(Evaluator):
 
         Raises:
             TaskError: A task is unknown, or has too few documents.
-            ModelError: The model's arguments have scores, or the model cannot be loaded.
+            ModelError: The model's arguments have some of a gate, or the model cannot be loaded.
             ScoresError: The scores do not fit the model.
             GateError: The model has no such layers.
         """
+        refuse_arguments(config.model_args, GATE_ARGUMENTS, SETS_THE_GATE)
         self._tasks = dict(load_tasks(list(config.tasks)))
         self._datasets = {name: (task.dataset, task.dataset_no_image) for name, task in self._tasks.items()}
         indices = {
             name: split_indices(name, task.eval_docs_no_media, config.limits)
             for name, task in self._tasks.items()
         }
-        if "scores" in config.model_args:
-            raise ModelError("a sweep sets the gate itself: leave scores out of --model_args")
-        arguments = {"scores": "none", "batch_size": config.batch_size, **config.model_args}
+        arguments = {"batch_size": config.batch_size, **config.model_args, "scores": "none"}
         if config.device is not None and "device_map" not in arguments:
             arguments.setdefault("device", config.device)
         self._model_id = model

@@ -10,7 +10,10 @@ from typing import Any
 from lmms_eval.tasks import TaskManager, get_task_dict
 
 from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
+from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
+from truthgate_eval.harness.gated_model import refuse_arguments
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, leaf_tasks
 from truthgate_eval.limits import apply_limit, check_limit
@@ -33,11 +36,11 @@ def load_for_probing(
         chat: Whether to use the chat template.
 
     Raises:
-        ModelError: An argument is unknown, or the model cannot be loaded.
+        ModelError: An argument is unknown or of a gate, or the model cannot be loaded.
     """
-    options = dict(arguments)
-    if options.pop("scores", "none") != "none":
-        raise ModelError("a model is probed without a gate: leave scores out of --model_args")
+    reason = f"--model {model} is loaded without a gate and without a contrast"
+    refuse_arguments(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
+    options = {name: value for name, value in arguments.items() if name not in GATE_ARGUMENTS}
     unknown = sorted(set(options) - set(LOAD_ARGUMENTS))
     if unknown:
         raise ModelError(

@@ -71,8 +71,8 @@ class RunRequests(SharedPrefixLmms):
                 raise ModelError(
                     "--system_instruction and the model argument system_instruction differ: give one"
                 )
-            self.options = dataclasses.replace(self.options, system_instruction=text)
             chat = self.vlm.chat.with_system(text, self.vlm.name)
+        self.options = dataclasses.replace(self.options, system_instruction=text)
         self.vlm = dataclasses.replace(self.vlm, chat=chat)
         self.__dict__.pop("question_engine", None)  # it has the model without the message
         try:
