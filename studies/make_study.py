@@ -27,7 +27,7 @@ STUDIES = {
     "children": [
         "--model", "vlm", "--model_args", "pretrained=smollm2-135m-scenes-early",
         "--model_args", "pretrained=smollm2-135m-scenes", "--tasks", "scenes_random", "--apply_chat_template",
-        "--limit", "450", "--score", "accuracy", "--score", "gradient", "--score", "learned",
+        "--limit", "300", "--score", "accuracy", "--score", "gradient", "--score", "learned",
         "--score", "divergence", "--score", "direct-effect", "--base_args", "pretrained=smollm2-135m-instruct",
         "--base_tasks", "probe_scenes_text", "--base_tasks", "probe_halueval_qa", "--action", "soft",
         "--kl", "0.002,0.01", "--controls", "2",

@@ -83,7 +83,7 @@ def test_only_the_choice_is_evaluated_on_the_test_split(
     assert done.returncode == 0, done.stderr
     assert evaluated == [
         (0, "selection"), (1, "selection"), (-1, "selection"),
-        (0, "evaluation"), (1, "evaluation"), (0, "evaluation"),
+        (0, "evaluation"), (1, "evaluation"), (1, "evaluation"),
     ]  # fmt: skip
     recommended = TruthScores.load(tmp_path / "a.npz").metadata["recommended"]
     assert (recommended["lam"], recommended["modality"]) == (1, "text" if harness == "text" else "image")

@@ -50,6 +50,21 @@ def format_nats(loss: float, sd: float | None = None, *, sign: bool = False) -> 
     return text + ("" if sd is None else f" ± {sd:.3f}")
 
 
+def score_decimals(largest: float) -> int:
+    """Decimals of scores: three, or as many as give the largest of them three digits.
+
+    Probes' scores are between 0 and 1, gradients and learned gates often below 0.01.
+
+    Args:
+        largest: The largest absolute score.
+
+    Example:
+        >>> score_decimals(0.87), score_decimals(0.0123), score_decimals(0.0)
+        (3, 4, 3)
+    """
+    return max(3, 2 - math.floor(math.log10(largest))) if largest > 0 else 3
+
+
 def format_p_value(p: float) -> str:
     """A p-value with four decimals below 0.1 and two from there on.
 

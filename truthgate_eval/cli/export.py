@@ -77,15 +77,17 @@ def export(
     check_output_folder(output, overwrite=overwrite)
     request = read_request(model, parse_model_args(model_args))
     source, config = request.source, request.gate
+    if Path(source.location).is_dir():
+        check_output_folder(output, overwrite=overwrite, source=Path(source.location))
     skeleton = source.skeleton()
     layout = find_attention_layout(skeleton)
     gate = config.gate(layout, source.name)
     task = None if config.scores is None else config.scores.metadata.get("task")
     record = provenance(source.name, source.commit, config.describe(), task)
     options: dict[str, Any] = {"record": record, "layout": layout, "overwrite": overwrite}
+    options |= {"base_model": source.base_model}
     if kind == "peft":
-        base = source.base_model
-        export_adapter(skeleton, gate, output, base_model=base, modality=source.modality, **options)
+        export_adapter(skeleton, gate, output, modality=source.modality, **options)
     else:
         export_checkpoint(source.checkpoint(), skeleton, gate, output, **options)
     what = "an IA3 adapter" if kind == "peft" else "a checkpoint"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,6 +102,9 @@ def show(
 
 def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
     """An artifact's most important metadata, as (name, text) pairs."""
+    from truthgate_eval.analysis.formatting import score_decimals
+
+    digits = score_decimals(float(abs(artifact.scores).max()))
     meta = artifact.metadata
     probe = meta.get("probe", {})
     pairs = [
@@ -114,9 +118,9 @@ def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
         ("score", meta.get("score")),
         ("imported from", meta.get("imported_from")),
         ("note", meta.get("note")),
-        ("mean score", f"{artifact.scores.mean():.3f}"),
-        ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.3f}"),
-        ("seeds", None if artifact.seed_scores is None else _seed_deviation(artifact.seed_scores)),
+        ("mean score", f"{artifact.scores.mean():.{digits}f}"),
+        ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.{digits}f}"),
+        ("seeds", None if artifact.seed_scores is None else _seed_deviation(artifact.seed_scores, digits)),
         ("sha256", artifact.fingerprint[:16]),
         ("created", meta.get("created")),
     ]
@@ -128,10 +132,10 @@ def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in pairs if value]
 
 
-def _seed_deviation(seed_scores: np.ndarray[Any, Any]) -> str:
+def _seed_deviation(seed_scores: np.ndarray[Any, Any], digits: int) -> str:
     """The number of seeds, and the deviation between them, which is a mean over all heads."""
     deviation = seed_scores.std(axis=0, ddof=1).mean()
-    return f"{len(seed_scores)}; standard deviation of a head's score {deviation:.3f}"
+    return f"{len(seed_scores)}; standard deviation of a head's score {deviation:.{digits}f}"
 
 
 @app.command("import")
@@ -180,7 +184,7 @@ def import_scores(
         # Raises on settings that no gate could use later.
         make_gate(source, lam=lam, norm=check_norm(norm), site=check_site(gate_site))
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
-    TruthScores(source.scores, metadata=metadata).save(output)
+    replace(source, metadata=metadata).save(output)
     print_line(f"{source.shape[0]} x {source.shape[1]} scores of {metadata['model']} -> {output}")
 
 

@@ -32,7 +32,7 @@ def export_adapter(
     folder: str | Path,
     *,
     record: Mapping[str, Any],
-    base_model: str,
+    base_model: str | None,
     modality: Modality = "text",
     layout: AttentionLayout | None = None,
     overwrite: bool = False,
@@ -44,7 +44,7 @@ def export_adapter(
         gate: The gate; its shape must be the model's.
         folder: What is written.
         record: `provenance`, for the card and for reading the gate back.
-        base_model: The model's hub id or folder, for the adapter's config.
+        base_model: The model's hub id, for the adapter's config; None for a model of this machine only.
         modality: `text` marks the adapter as one of a causal language model.
         layout: The model's attention heads, if they are known already.
         overwrite: Replace an earlier export.
@@ -78,12 +78,19 @@ def export_adapter(
             partial / ADAPTER_WEIGHTS,
             metadata={"format": "pt", METADATA_KEY: metadata_text(metadata)},
         )
-        write_card(partial, "A gate as an IA3 adapter", _use(base_model, modality), record, library="peft")
+        write_card(
+            partial, "A gate as an IA3 adapter", _use(base_model or "BASE_MODEL", modality), record,
+            library="peft", base_model=base_model,
+        )  # fmt: skip
     return folder
 
 
 def _write_config(
-    folder: Path, projections: tuple[GatedProjection, ...], gate: Gate, base_model: str, modality: Modality
+    folder: Path,
+    projections: tuple[GatedProjection, ...],
+    gate: Gate,
+    base_model: str | None,
+    modality: Modality,
 ) -> None:
     from peft import IA3Config
 

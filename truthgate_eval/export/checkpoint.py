@@ -32,6 +32,7 @@ def export_checkpoint(
     folder: str | Path,
     *,
     record: Mapping[str, Any],
+    base_model: str | None = None,
     layout: AttentionLayout | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -45,6 +46,7 @@ def export_checkpoint(
         gate: The gate; its shape must be the model's. A shift needs projections with a bias.
         folder: What is written.
         record: `provenance`, for the model card.
+        base_model: The model's hub id, if it has one.
         layout: The model's attention heads, if they are known already.
         overwrite: Replace an earlier export.
 
@@ -75,7 +77,10 @@ def export_checkpoint(
             shutil.copyfile(file.path, partial / file.path.name)
         for projection in projections:
             _fold(projection, places[projection.name], partial)
-        write_card(partial, "A checkpoint with a gate folded in", _USE, record, library="transformers")
+        write_card(
+            partial, "A checkpoint with a gate folded in", _USE, record,
+            library="transformers", base_model=base_model,
+        )  # fmt: skip
     return folder
 
 

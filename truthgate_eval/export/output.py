@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from truthgate_eval import __version__
-from truthgate_eval.errors import TruthGateError
-from truthgate_eval.files import replace_folder
+from truthgate_eval.errors import DataError, TruthGateError
+from truthgate_eval.files import read_json, replace_folder
+from truthgate_eval.gating.ia3_adapter import is_adapter
 
 CARD = "README.md"
-# Every export has one of these; --overwrite replaces no other folder.
-_MARKS = ("adapter_config.json", "config.json")
 _PACKAGES = ("torch", "transformers", "peft", "safetensors", "numpy")
 
 
@@ -35,7 +35,7 @@ def new_folder(folder: Path, *, overwrite: bool, source: Path | None = None) -> 
     """
     check_output_folder(folder, overwrite=overwrite, source=source)
     try:
-        with replace_folder(folder) as partial:
+        with replace_folder(folder.resolve()) as partial:  # a link stays, and what it leads to is replaced
             yield partial
     except OSError as error:
         raise TruthGateError(f"{folder} cannot be written: {error.strerror or error}") from error
@@ -48,18 +48,35 @@ def check_output_folder(folder: Path, *, overwrite: bool, source: Path | None = 
     inside = folder.resolve()
     if source is not None and inside in (source.resolve(), *source.resolve().parents):
         raise TruthGateError(f"{folder} is the folder of the model itself: choose another --output")
+    if inside in (Path.cwd(), *Path.cwd().parents) or os.path.ismount(inside):
+        raise TruthGateError(
+            f"{folder} cannot be replaced as a whole, since the command runs in it or it is a mount point: "
+            "choose a folder in it as --output"
+        )
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise TruthGateError(
             f"{folder} is not empty: choose another --output, or replace it with --overwrite"
         )
-    if not any((folder / mark).is_file() for mark in _MARKS):
+    if not is_adapter(folder) and not _is_model(folder):
         raise TruthGateError(f"{folder} holds neither a model nor an adapter, so --overwrite leaves it alone")
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a folder has a model's `config.json`; other programs have files of that name, too."""
+    path = folder / "config.json"
+    try:
+        config = read_json(path) if path.is_file() else None
+    except DataError:
+        return False
+    return isinstance(config, dict) and "model_type" in config
 
 
 def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: str | None) -> dict[str, Any]:
     """What an export records of itself.
+
+    Of what is in a folder of this machine it has the name without the folder, since exports are passed on.
 
     Args:
         model: The model's name as the user gave it.
@@ -67,10 +84,13 @@ def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: 
         gate: `GateConfig.describe()`, which has the scores' SHA-256.
         task: What the scores were measured on.
     """
+    gate = {**gate, "scores": _without_folders(str(gate["scores"]))}
+    if isinstance(probed := gate.get("probed"), dict) and isinstance(probed.get("model"), str):
+        gate["probed"] = {**probed, "model": _without_folders(probed["model"])}
     return {
-        "model": model,
+        "model": _without_folders(model),
         "revision": revision,
-        "gate": dict(gate),
+        "gate": gate,
         "task": task,
         "versions": {
             "truthgate_eval": __version__,
@@ -81,7 +101,20 @@ def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: 
     }
 
 
-def write_card(folder: Path, title: str, use: str, record: Mapping[str, Any], *, library: str) -> None:
+def _without_folders(name: str) -> str:
+    """A path of this machine without its folders; another name, such as a hub id, as it is."""
+    if name.startswith("hf://"):
+        return name
+    # `shuffled:FILE:SEED` has a path in it.
+    return ":".join(
+        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+        for part in name.split(":")
+    )
+
+
+def write_card(
+    folder: Path, title: str, use: str, record: Mapping[str, Any], *, library: str, base_model: str | None
+) -> None:
     """Write the model card.
 
     Args:
@@ -90,6 +123,7 @@ def write_card(folder: Path, title: str, use: str, record: Mapping[str, Any], *,
         use: How it is used, in Markdown.
         record: `provenance`.
         library: The hub's word for what loads it: `peft` or `transformers`.
+        base_model: The model's hub id, if it has one; the hub takes no other name.
     """
     model, gate = str(record["model"]), record["gate"]
     settings = ", ".join(
@@ -109,7 +143,11 @@ def write_card(folder: Path, title: str, use: str, record: Mapping[str, Any], *,
         )
         if gate.get(name) is not None
     )
-    front = {"base_model": model, "library_name": library, "tags": ["truthgate", "attention-heads"]}
+    front = {
+        **({} if base_model is None else {"base_model": base_model}),
+        "library_name": library,
+        "tags": ["truthgate", "attention-heads"],
+    }
     text = "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items()) + "---\n\n"
     text += f"# {title}\n\nThe attention heads of `{model}` under a gate of `truthgate_eval`: {settings}.\n"
     text += f"\n## Use\n\n{use}\n\n## Provenance\n\n```json\n{json.dumps(record, indent=2)}\n```\n"

@@ -20,7 +20,7 @@ from truthgate_eval.vision.loading import LoadOptions, load_config
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Everything beside the weights that transformers, tokenizers and processors read.
-_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
+_SMALL = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*", "spk_dict.pt")
 _WEIGHT_SUFFIXES = (
     ".safetensors",
     ".bin",
@@ -34,6 +34,8 @@ _WEIGHT_SUFFIXES = (
     ".npz",
 )
 _OTHER_FORMATS = ("pytorch_model", "tf_model", "flax_model")
+# Qwen2.5-Omni's voices, without which the whole model does not load.
+_NO_WEIGHTS = ("spk_dict.pt",)
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -58,9 +60,11 @@ class ModelSource:
     trust_remote_code: bool = False
 
     @property
-    def base_model(self) -> str:
-        """The name by which others load it: the hub id of the packaged language model, else `name`."""
-        return SMOLLM2_HUB if self.name == SMOLLM2 else self.name
+    def base_model(self) -> str | None:
+        """The hub id by which others load it; None for a folder and the packaged vision child."""
+        if self.name == SMOLLM2:
+            return SMOLLM2_HUB
+        return None if Path(self.location).is_dir() else self.name
 
     @property
     def commit(self) -> str | None:
@@ -161,7 +165,12 @@ def _shard_names(folder: Path) -> list[str]:
 
 def other_files(folder: Path) -> Iterator[Path]:
     """What belongs to a checkpoint beside its weights and its card: config, tokenizer, processor."""
+    # The index of files that are not copied would send an engine to look for them.
+    index = None if (folder / _WEIGHTS).is_file() else _INDEX
     for path in [*sorted(folder.iterdir()), *sorted((folder / _TEMPLATES).glob("*.jinja"))]:
         is_weights = path.suffix in _WEIGHT_SUFFIXES or path.name.startswith(_OTHER_FORMATS)
+        is_weights = (is_weights and path.name not in _NO_WEIGHTS) or (
+            path.name.endswith(".index.json") and path.name != index
+        )
         if path.is_file() and not is_weights and path.name != "README.md" and not path.name.startswith("."):
             yield path

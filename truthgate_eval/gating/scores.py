@@ -175,8 +175,7 @@ class TruthScores:
         path = Path(path)
         if not path.is_file() and not is_adapter(path):
             raise ScoresError(f"no score file at {path}")
-        readers: dict[str, Callable[[Path], dict[str, Any]]]
-        readers = {
+        readers: dict[str, Callable[[Path], dict[str, Any]]] = {
             ".npz": _read_npz,
             ".npy": _read_npy,
             ".csv": _read_csv,

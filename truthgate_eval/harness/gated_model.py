@@ -18,7 +18,7 @@ from truthgate_eval.gating.yes_offset import add_yes_offset
 from truthgate_eval.inference.next_token_divergence import Divergence
 
 
-def refuse_arguments(arguments: Mapping[str, object], names: Iterable[str], reason: str) -> None:
+def check_not_given(arguments: Mapping[str, object], names: Iterable[str], reason: str) -> None:
     """Refuse model arguments that would change nothing, or not be recorded.
 
     Args:
@@ -30,7 +30,7 @@ def refuse_arguments(arguments: Mapping[str, object], names: Iterable[str], reas
         ModelError: One of them is given.
 
     Example:
-        >>> refuse_arguments({"scores": "none", "lam": None}, ("scores", "lam"), "the model has no gate")
+        >>> check_not_given({"scores": "none", "lam": None}, ("scores", "lam"), "the model has no gate")
     """
     for name in names:
         value = arguments.get(name)

@@ -74,6 +74,8 @@ class NextTokenDivergence(Divergence):
 
     def of_first(self, count: int) -> NextTokenDivergence:
         """See `Divergence.of_first`; the model's distributions are not computed again."""
+        if count >= len(self.prompts):
+            return self
         return NextTokenDivergence(
             self.model, self.prompts[:count], batch_size=self._batch_size, reference=self.reference[:count]
         )

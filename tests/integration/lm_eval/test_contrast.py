@@ -18,7 +18,9 @@ from sqlitedict import SqliteDict
 
 from truthgate_eval.analysis.runs.run import read_run
 from truthgate_eval.errors import GateError, TaskError
+from truthgate_eval.harness.contrast import Contrast
 from truthgate_eval.harness.lm_eval.context_field import without_context
+from truthgate_eval.harness.lm_eval.contrast import ContextContrast
 from truthgate_eval.harness.lm_eval.model import GatedHF
 from truthgate_eval.paths import shipped
 
@@ -174,6 +176,25 @@ def test_a_prompt_that_does_not_have_the_documents_text_is_refused(
         TaskError, match=r"'halueval_qa_logodds', document 0: the prompt does not have the question"
     ):
         evaluate(model, apply_chat_template=True)
+
+
+def test_an_answer_scored_after_no_prompt_has_no_context_to_lose(
+    checkpoint: str, halueval_folder: str
+) -> None:
+    contrast = ContextContrast(Contrast(1.0))
+    [name] = tasks = task_manager({"halueval_path": halueval_folder}).load([TASK])["tasks"]
+    contrast.start_run(tasks.values())
+    document = tasks[name].eval_docs[0]
+    prompts = (tasks[name].doc_to_text(document), "")
+    requests = [
+        Instance("loglikelihood", document, (prompt, " Yes"), n, (name, 0, 1))
+        for n, prompt in enumerate(prompts)
+    ]
+    plain = load(checkpoint).loglikelihood(requests, disable_tqdm=True)
+    model = load(checkpoint, contrast=1)
+    model.contrast = contrast
+    found = model.loglikelihood(requests, disable_tqdm=True)
+    assert found[1] == pytest.approx(plain[1]) and found[0] != pytest.approx(plain[0], abs=1e-3)
 
 
 def test_only_the_document_at_hand_loses_its_context(halueval_folder: str) -> None:

@@ -20,7 +20,7 @@ from lm_eval.models.hf_steered import SteeredModel
 from lm_eval.models.huggingface import HFLM
 from tokenizers import Tokenizer
 
-from truthgate_eval.errors import DataError, ModelError, TaskError
+from truthgate_eval.errors import DataError, GateError, ModelError, TaskError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval import probing
 from truthgate_eval.harness.lm_eval.model import GatedHF
@@ -182,6 +182,39 @@ def probed(merging_checkpoint: str) -> HFLM:
     return probing.load_lm(
         "hf", {"pretrained": merging_checkpoint, "max_length": 32}, batch_size=4, device="cpu"
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "message"),
+    [
+        (
+            "hf",
+            {"contrast": 0.5},
+            "without a gate and without a contrast: leave contrast out of --model_args",
+        ),
+        ("hf", {"scores": "random:1"}, "leave scores out"),
+        ("hf", {"scores": "none", "lam": "kl:0.05"}, "leave lam out"),
+        ("hf", {"yes_offset": 2}, "leave yes_offset out"),
+        (
+            "gated_hf",
+            {"scores": "random:1", "contrast": 0.5},
+            "only answers depend on it.*leave contrast out",
+        ),
+        ("gated_hf", {"scores": "none", "yes_offset": 2}, "leave yes_offset out"),
+        ("gated_hf", {"scores": "random:1", "lam": "kl:0.05"}, "lam=kl:0.05 is found on a run's requests"),
+    ],
+)
+def test_model_arguments_that_change_nothing_that_is_probed_are_refused(
+    model: str, arguments: dict[str, Any], message: str, checkpoint: str
+) -> None:
+    with pytest.raises((ModelError, GateError), match=message):
+        probing.load_lm(model, {"pretrained": checkpoint, **arguments}, batch_size=4, device="cpu")
+
+
+def test_the_device_may_be_a_model_argument(checkpoint: str) -> None:
+    given = {"pretrained": checkpoint, "scores": "none", "device": "cpu"}
+    for model in ("hf", "gated_hf"):
+        assert probing.load_lm(model, given, batch_size=4, device=None).device.type == "cpu"
 
 
 def one_answer(context: str, answer: str) -> ProbeDataset:

@@ -25,14 +25,16 @@ def load(folder: str, scores: str = "none", **arguments: Any) -> GatedVLM:
     return GatedVLM(folder, device="cpu", scores=scores, batch_size=4, **arguments)
 
 
-def score(model: GatedVLM, images: list[list[Any]], *, losses: str = "sum") -> list[tuple[float, bool]]:
+def score(
+    model: GatedVLM, images: list[list[Any]], *, losses: str = "sum", text: str = "Is there a cat?"
+) -> list[tuple[float, bool]]:
     """Losses of two answers to a question about the images of each document."""
     model.task_dict[kit.TASK] = {kit.SPLIT: [{"images": own} for own in images]}
     requests = []
     for n in range(len(images)):
         metadata = {"task": kit.TASK, "doc_id": n, "repeats": 1, "losses": losses}
         for answer in ("Yes", "not at all"):
-            arguments = ("Is there a cat?", answer, lambda doc: doc["images"], n, kit.TASK, kit.SPLIT)
+            arguments = (text, answer, lambda doc: doc["images"], n, kit.TASK, kit.SPLIT)
             requests.append(Instance("loglikelihood", arguments, 0, metadata))
     return model.loglikelihood(requests)
 
@@ -67,6 +69,19 @@ def test_losses_equal_those_of_two_plain_runs(
         expected = [1.5 * a - 0.5 * b for (a, _), (b, _) in zip(own, without, strict=True)]
         assert [loss for loss, _ in found] == pytest.approx(expected, abs=2e-3)
         assert [is_greedy for _, is_greedy in found] == [is_greedy for _, is_greedy in own]
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_the_place_of_an_image_goes_with_it(
+    name: str, vlm_checkpoint: Folder, images: list[list[Any]]
+) -> None:
+    alone = images[:1]
+    marked, unmarked = "Look at <image>. Is there a cat?", "Look at . Is there a cat?"
+    plain = load(vlm_checkpoint(name), engine="off")
+    own, without = score(plain, alone, text=marked), score(plain, [[]], text=unmarked)
+    found = score(load(vlm_checkpoint(name), contrast=1, contrast_image="none"), alone, text=marked)
+    expected = [2 * a - b for (a, _), (b, _) in zip(own, without, strict=True)]
+    assert [loss for loss, _ in found] == pytest.approx(expected, abs=2e-3)
 
 
 def test_a_gate_acts_with_and_without_the_image(vlm_checkpoint: Folder, images: list[list[Any]]) -> None:
@@ -176,6 +191,11 @@ def test_a_template_without_a_system_role_is_refused(vlm_checkpoint: Folder, tmp
     for template in (silent, raising):
         with pytest.raises(ModelError, match="has no system role: leave system_instruction out"):
             load(folder, chat_template=str(template), system_instruction=INSTRUCTION)
+    model = load(folder, chat_template=str(silent))
+    for _ in range(2):  # the run that was refused leaves nothing behind
+        with pytest.raises(ModelError, match="has no system role"):
+            evaluate(model, tmp_path, "tiny_choice", system_instruction=INSTRUCTION)
+        assert model.get_model_info()["model_info"]["system_instruction"] is None
     with pytest.raises(ModelError, match="runs with chat_template=plain"):
         load(folder, chat_template="plain", system_instruction=INSTRUCTION)
     with pytest.raises(ModelError, match="system_instruction has <image>"):

@@ -19,6 +19,7 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.response_cache import KeyedResponseCache
 from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.question_engine import ImageQuestionEngine
 
 Folder = Callable[[str], str]
 ACTIONS = {
@@ -92,6 +93,22 @@ def test_it_is_found_with_shared_prefixes_in_every_class_of_model(
     vanilla = distributions(lm, docs)
     kit.generate(lm, docs)
     assert kl(vanilla, distributions(lm, docs)) == pytest.approx(0.02, rel=0.02)
+
+
+def test_it_is_found_on_the_own_path_where_sharing_fails(
+    vlm_checkpoint: Folder, scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("a kernel fails")
+
+    docs = kit.documents(tmp_path, 8)
+    found = []
+    for _ in range(2):
+        lm = load(vlm_checkpoint("llava"), f"scores={scores},lam=kl:0.02,norm=centered,site=pre")
+        kit.generate(lm, docs)
+        found.append(lm.gate_settings.lam)
+        monkeypatch.setattr(ImageQuestionEngine, "next_token_log_probs", fail)
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_order_and_batch_size_make_no_difference_and_images_do(

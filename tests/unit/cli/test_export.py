@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import torch
 import transformers as hf
 from helpers.command_line import Done, truthgate
 
+from truthgate_eval.export.source import ModelSource
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.packaged.smollm2 import SMOLLM2_HUB
 
 Folder = Callable[[str], str]
 
@@ -39,7 +42,7 @@ def test_an_exported_adapter_comes_back_as_an_artifact(checkpoint: str, scores: 
     done = truthgate("import", "out", "-o", "x.npz", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = TruthScores.load(tmp_path / "x.npz")
-    assert found.metadata["kind"] == "gate" and found.metadata["model"] == checkpoint
+    assert found.metadata["kind"] == "gate" and found.metadata["model"] == Path(checkpoint).name
     assert found.metadata["task"] == "t" and "probed_by" not in found.metadata
     gate = found.metadata["gate"]
     assert gate["sha256"] == TruthScores.load(scores).fingerprint and gate["lam"] == 2.0
@@ -109,6 +112,55 @@ def test_mistakes_are_one_line(
     done = export(checkpoint, arguments.replace("SCORES", scores), *options, cwd=tmp_path)
     assert done.returncode == 1 and message in done.stderr, done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format", ["peft", "checkpoint"])
+@pytest.mark.parametrize("form", ["{}", "shuffled:{}:3"])
+def test_no_folder_of_this_machine_is_written_into_an_export(
+    format: str, form: str, checkpoint: str, scores: str, tmp_path: Path
+) -> None:
+    source = TruthScores.load(scores)
+    TruthScores(source.scores, metadata={"model": checkpoint, "task": "t"}).save(scores)
+    arguments = f"scores={form.format(scores)},lam=1,norm=centered"
+    assert export(checkpoint, arguments, "--format", format, cwd=tmp_path).returncode == 0
+    for path in (tmp_path / "out").iterdir():
+        content = path.read_bytes()
+        assert str(Path(checkpoint).parent).encode() not in content, path.name
+        assert str(tmp_path).encode() not in content, path.name
+    card = (tmp_path / "out" / "README.md").read_text()
+    record = json.loads(card.split("```json\n")[1].split("```")[0])
+    assert record["model"] == record["gate"]["probed"]["model"] == Path(checkpoint).name
+    assert record["gate"]["scores"] == form.format(Path(scores).name)
+    assert "base_model:" not in card  # the hub refuses cards that name no model of the hub
+
+
+def test_the_card_has_the_hub_id_of_the_packaged_model(scores: str) -> None:
+    assert ModelSource("smollm2-135m-instruct", ".", "text", None).base_model == SMOLLM2_HUB
+    assert ModelSource("owner/repo", "owner/repo", "text", None).base_model == "owner/repo"
+
+
+def test_overwrite_replaces_neither_the_model_itself_nor_a_folder_in_use(
+    checkpoint: str, scores: str, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    before = sorted(path.name for path in model.iterdir())
+    for format in ("peft", "checkpoint"):
+        options = (
+            "--model_args",
+            f"pretrained={model},scores={scores},lam=1,norm=centered",
+            "--format",
+            format,
+        )
+        done = truthgate("export", *options, "--output", "model", "--overwrite", cwd=tmp_path)
+        assert done.returncode == 1 and "the folder of the model itself" in done.stderr
+        inside = tmp_path / f"in_{format}"
+        shutil.copytree(checkpoint, inside)
+        for here in (".", ".."):
+            done = truthgate("export", *options, "--output", here, "--overwrite", cwd=inside)
+            assert done.returncode == 1 and "cannot be replaced as a whole" in done.stderr, done.stderr
+        assert sorted(path.name for path in inside.iterdir()) == before
+    assert sorted(path.name for path in model.iterdir()) == before
 
 
 def test_import_of_a_bare_array_still_asks_for_the_model_and_the_task(tmp_path: Path) -> None:

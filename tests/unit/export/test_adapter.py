@@ -116,8 +116,16 @@ def test_a_folder_in_use_is_replaced_only_if_it_is_an_export(tmp_path: Path) -> 
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("x")
+    (mine / "config.json").write_text('{"of": "another program"}')
     with pytest.raises(TruthGateError, match="--overwrite leaves it alone"):
         write(model, gate, mine, overwrite=True)
     with pytest.raises(TruthGateError, match="is a file"):
         write(model, gate, mine / "thesis.txt", overwrite=True)
     assert (mine / "thesis.txt").read_text() == "x"
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    write(tiny_models.tiny_model("llama"), random_gate((3, 4), seed=1), tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "adapter_config.json").is_file()

@@ -107,6 +107,21 @@ def test_shards_and_all_other_files_stay_as_they_are(tmp_path: Path) -> None:
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == RECORD
 
 
+def test_indexes_of_files_that_are_left_out_are_left_out_too(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    # transformers prefers the one file; vLLM would look for the shards that the index names.
+    for name in ("model.safetensors.index.json", "consolidated.safetensors.index.json"):
+        (source / name).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    exported = write(source, "llama", tmp_path / "exported")
+    assert not list(exported.glob("*.index.json")) and (exported / "model.safetensors").is_file()
+
+
+def test_the_voices_of_an_omni_model_are_kept(tmp_path: Path) -> None:
+    source = make("llama", tmp_path / "source")
+    (source / "spk_dict.pt").write_bytes(b"voices")
+    assert (write(source, "llama", tmp_path / "exported") / "spk_dict.pt").read_bytes() == b"voices"
+
+
 @pytest.mark.parametrize("rename", [("language_model.model.", "model.language_model."), ("", "")])
 def test_old_and_new_names_of_a_vision_language_model_are_found(
     rename: tuple[str, str], tmp_path: Path

@@ -40,6 +40,8 @@ def task(choices: Any, target: Any, **fields: Any) -> tuple[ConfigurableTask, di
         (["Yes", "yes", "No", "no"], "answer", {"answer": "yes"}, [1, 1, 0, 0]),
         (["Yes", "yes", "No", "no"], 3, {}, [0, 0, 1, 1]),
         (["yes", "no", "maybe"], "answer", {"answer": "no"}, [0, 1, 0]),
+        (["No", "Yes"], "answer", {"answer": True}, [0, 1]),
+        (["wrong", "right"], "answer", {"answer": False}, [1, 0]),
     ],
 )
 def test_targets_are_indices_texts_or_lists_and_spellings_count_alike(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from truthgate_eval.data.splits import SELECTION
-from truthgate_eval.errors import GateError, TaskError, TruthGateError
+from truthgate_eval.errors import GateError, ModelError, TaskError, TruthGateError
 from truthgate_eval.gating.gate_config import GateConfig
+from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.evaluator import EvaluatorConfig, check_complete, eval_result
 from truthgate_eval.harness.lm_eval.evaluator import LmEvalEvaluator
+from truthgate_eval.harness.lmms_eval.evaluator import LmmsEvalEvaluator
 
 
 def test_the_metric_is_the_mean_over_tasks_with_its_standard_error() -> None:
@@ -41,3 +44,16 @@ def test_a_gate_of_some_tokens_is_refused_before_anything_runs() -> None:
     evaluator = object.__new__(LmEvalEvaluator)  # without a model, which it must not get to
     with pytest.raises(GateError, match="positions=last cannot be evaluated with shared prefixes"):
         evaluator.evaluate(GateConfig.parse("random:1", positions="last"), SELECTION)
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "source"), [(LmEvalEvaluator, "a.npz"), (LmmsEvalEvaluator, "gated_vlm")]
+)
+@pytest.mark.parametrize("name", ["scores", "lam", "yes_offset", "mode"])
+def test_a_gate_of_the_loaded_model_is_refused_before_anything_runs(
+    name: str, evaluator: type[LmEvalEvaluator | LmmsEvalEvaluator], source: str
+) -> None:
+    """An offset, for one, would act under every candidate, and the results would not say so."""
+    config = EvaluatorConfig(["no such task"], "acc", model_args={"scores": "none", name: "2"})
+    with pytest.raises(ModelError, match=f"a sweep sets the gate itself: leave {name} out"):
+        evaluator(TruthScores(np.ones((1, 1))), source, config)

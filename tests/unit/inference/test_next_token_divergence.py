@@ -62,6 +62,7 @@ def test_the_divergence_on_the_first_prompts_is_that_of_these_alone() -> None:
     few = everything.of_first(8)
     with attach(model, make_gate(rng.normal(size=(3, 4)), lam=0.4, norm="centered")):
         assert torch.allclose(few.of_each(), everything.of_each()[:8], atol=1e-6)
+    assert everything.of_first(40) is everything  # a search would run them all twice
 
 
 def test_a_search_runs_all_prompts_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:

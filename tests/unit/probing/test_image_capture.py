@@ -282,8 +282,9 @@ def test_the_message_names_a_broken_image(prepared: Path, vlm_checkpoint: Callab
 def test_wrong_tasks_and_models_are_one_line(prepared: Path) -> None:
     with pytest.raises(TaskError, match="no task 'probe_phd_imag': did you mean probe_phd_image"):
         load_dataset(["probe_phd_imag"])
-    with pytest.raises(ModelError, match="without a gate"):
-        load_for_probing("vlm", {"scores": "a.npz"}, device="cpu", chat=False)
+    for name in ("scores", "lam", "yes_offset", "contrast", "contrast_image"):
+        with pytest.raises(ModelError, match=f"without a gate and without a contrast: leave {name} out"):
+            load_for_probing("vlm", {name: "a.npz"}, device="cpu", chat=False)
     with pytest.raises(ModelError, match="no effect without --apply_chat_template"):
         load_for_probing("vlm", {"pretrained": "x", "chat_template": "t.jinja"}, device="cpu", chat=False)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from truthgate_eval.analysis.formatting import format_interval
 from truthgate_eval.analysis.heads.correlation import SCOPES, Array, Measure, Scope
+from truthgate_eval.analysis.heads.heat_map import measured_quantity
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.files import write_atomic
 
@@ -94,8 +95,11 @@ def scatter_figure(family: FamilyMatrix) -> Figure:
         points = axes.scatter(x, y, c=colours, cmap="viridis", s=12, alpha=0.8, linewidths=0)
         r, rho = (family.pair(measure, scope, 0, 1).r for measure in ("pearson", "spearman"))
         axes.set_title(f"{scope}: Pearson {r:.3f}, Spearman {rho:.3f}", fontsize=10)
-        quantity = "truth score" if scope == "all heads" else "truth score - layer's mean"
-        axes.set(xlabel=f"{first.label}: {quantity}", ylabel=f"{second.label}: {quantity}")
+        minus = "" if scope == "all heads" else " - layer's mean"
+        axes.set(
+            xlabel=f"{first.label}: {measured_quantity(first.scores)}{minus}",
+            ylabel=f"{second.label}: {measured_quantity(second.scores)}{minus}",
+        )
         axes.grid(linewidth=0.3)
     figure.colorbar(points, ax=list(panels), label="layer")
     return figure
@@ -131,7 +135,7 @@ def heat_maps_figure(family: FamilyMatrix) -> Figure:
         axes.set(xlabel="head", ylabel="layer")
         axes.set_xticks(range(0, heads, max(1, heads // 4)))
         axes.set_yticks(range(0, layers, max(1, layers // 8)))
-        figure.colorbar(image, ax=axes, label="truth score")
+        figure.colorbar(image, ax=axes, label=measured_quantity(member.scores))
     for axes in grid[len(family.members) :]:
         axes.set_axis_off()
     return figure

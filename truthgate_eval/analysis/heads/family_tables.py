@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from truthgate_eval.analysis.formatting import format_interval, format_p_value
+from truthgate_eval.analysis.formatting import format_interval, format_p_value, score_decimals
 from truthgate_eval.analysis.heads.correlation import MEASURES, SCOPES, Measure, Scope
 from truthgate_eval.analysis.heads.family import FamilyMatrix
 from truthgate_eval.analysis.terminal_table import Column, TerminalTable
@@ -30,7 +30,8 @@ def members_table(family: FamilyMatrix) -> TerminalTable:
     table = TerminalTable([*columns, Column("mean")])
     for row, member in enumerate(family.members):
         cells = (str(values[row] or "-") for values in shown.values())
-        table.add_row(member.label, *cells, f"{member.scores.scores.mean():.3f}")
+        scores = member.scores.scores
+        table.add_row(member.label, *cells, f"{scores.mean():.{score_decimals(float(abs(scores).max()))}f}")
     return table
 
 

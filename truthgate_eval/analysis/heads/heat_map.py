@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from truthgate_eval.analysis.formatting import format_interval, score_decimals
 from truthgate_eval.errors import ScoresError, first_line
 from truthgate_eval.files import write_atomic
 from truthgate_eval.gating.scores import TruthScores
@@ -27,10 +28,14 @@ def top_heads(scores: TruthScores, count: int) -> Table:
     extras = [name for name in ("stderr", "auroc", "train_accuracy") if getattr(scores, name) is not None]
     for column in ("layer", "head", "score", *extras):
         table.add_column(column.replace("_", " "), justify="right")
+    digits = score_decimals(float(np.abs(scores.scores).max()))
     order = np.argsort(-scores.scores, axis=None, kind="stable")[:count]
     for layer, head in zip(*np.unravel_index(order, scores.shape), strict=True):
-        values = (scores.scores, *(getattr(scores, name) for name in extras))
-        table.add_row(str(layer), str(head), *(f"{array[layer, head]:.3f}" for array in values))
+        cells = [f"{scores.scores[layer, head]:.{digits}f}"]
+        for name in extras:
+            decimals = digits if name == "stderr" else 3
+            cells.append(f"{getattr(scores, name)[layer, head]:.{decimals}f}")
+        table.add_row(str(layer), str(head), *cells)
     return table
 
 
@@ -42,16 +47,18 @@ def terminal_heat_map(scores: TruthScores, *, colour: bool) -> Group:
         colour: Draw with colours; otherwise with shades of grey characters.
     """
     low, high = float(scores.scores.min()), float(scores.scores.max())
+    digits = score_decimals(max(abs(low), abs(high)))
     lines = [Text(f"layer  heads 0 to {scores.shape[1] - 1}", style="dim")]
     for layer, row in enumerate(scores.scores):
         line = Text(f"{layer:5d}  ")
         for value in row:
             line.append_text(_cell(float(value), low, high, colour))
-        lines.append(line.append(f"  {row.mean():.3f}", style="dim"))
+        lines.append(line.append(f"  {row.mean():.{digits}f}", style="dim"))
     legend = Text("       ")
     for step in np.linspace(low, high, 10):
         legend.append_text(_cell(float(step), low, high, colour))
-    lines.append(legend.append(f"  {low:.3f} to {high:.3f}; at the right, each layer's mean", style="dim"))
+    ends = format_interval(low, high, digits)
+    lines.append(legend.append(f"  {ends}; at the right, each layer's mean", style="dim"))
     return Group(*lines)
 
 
@@ -75,15 +82,20 @@ def save_heat_map(scores: TruthScores, path: Path) -> None:
     axes.set(xlabel="head", ylabel="layer", title=_title(scores))
     axes.set_xticks(range(0, heads, max(1, heads // 8)))
     axes.set_yticks(range(0, layers, max(1, layers // 10)))
-    kind = scores.metadata.get("score", "accuracy" if "probe" in scores.metadata else "unknown")
-    label = _MEASURED.get(kind, "truth score")
-    figure.colorbar(image, ax=axes, label=label)
+    figure.colorbar(image, ax=axes, label=measured_quantity(scores))
     content = io.BytesIO()
     try:
         figure.savefig(content, format=path.suffix.lower().removeprefix(".") or "png", dpi=160)
     except ValueError as error:  # matplotlib does not know the format
         raise ScoresError(f"the plot cannot be written to {path}: {first_line(error)}") from error
     write_atomic(path, content.getvalue())
+
+
+def measured_quantity(scores: TruthScores) -> str:
+    """What an artifact's numbers are, for an axis or a colour bar."""
+    meta = scores.metadata
+    kind = meta.get("score") or meta.get("kind") or ("accuracy" if "probe" in meta else None)
+    return "truth score" if kind is None else _MEASURED.get(str(kind), str(kind))
 
 
 def _title(scores: TruthScores) -> str:

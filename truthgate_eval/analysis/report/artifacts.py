@@ -61,7 +61,7 @@ def collect_artifact(member: FamilyMember) -> dict[str, Any]:
         "site": meta.get("site"),
         "layers": scores.shape[0],
         "heads": scores.shape[1],
-        "mean": round(float(scores.scores.mean()), 4),
+        "mean": rounded(scores.scores.mean(keepdims=True))[0][0],
         "score": meta.get("score"),
         "warnings": [verdict.sentence for verdict in control_verdicts(scores) if verdict.explains],
         "sha256": scores.fingerprint,
@@ -183,14 +183,14 @@ def _cell(one: Correlation) -> dict[str, Any]:
 
 
 def rounded(array: NDArray[Any]) -> list[list[float | None]]:
-    """A matrix with four decimals; None for NaN and infinity.
+    """A matrix with four digits; None for NaN and infinity.
 
     Example:
-        >>> rounded(np.array([[0.123456, np.nan]]))
-        [[0.1235, None]]
+        >>> rounded(np.array([[0.123456, 0.000123456, np.nan]]))
+        [[0.1235, 0.0001235, None]]
     """
     rows = np.asarray(array, dtype=np.float64)
-    return [[round(x, 4) if math.isfinite(x) else None for x in row] for row in rows.tolist()]
+    return [[float(f"{x:.4g}") if math.isfinite(x) else None for x in row] for row in rows.tolist()]
 
 
 def shorten(value: Any, *, most: int = 12) -> Any:

@@ -23,6 +23,8 @@ from truthgate_eval.analysis.runs.methods import RunEntry, choose_baseline, make
 from truthgate_eval.analysis.runs.run import read_run
 from truthgate_eval.data.images import ImageFolders
 from truthgate_eval.errors import TruthGateError
+from truthgate_eval.gating.head_maps import is_head_list, read_head_map
+from truthgate_eval.gating.ia3_adapter import is_adapter
 from truthgate_eval.gating.scores import TruthScores
 
 SCHEMA_VERSION = 1
@@ -73,9 +75,10 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
     members: list[FamilyMember] = []
     for argument in arguments:
         name, path = split_named_path(argument)
-        if Path(path).is_dir() or Path(path).suffix == ".json":
+        is_run = Path(path).is_dir() or Path(path).suffix == ".json"  # head maps can be .json, too
+        if is_run and not is_adapter(Path(path)) and not _is_head_map(Path(path)):
             runs.append((name, path))
-        elif _is_score_source(path):
+        elif is_run or _is_score_source(path):
             members.append(read_member(argument))
         else:
             raise ReportError(
@@ -88,6 +91,16 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
     if times > 1:
         raise ReportError(f"{times} artifacts are called {label!r}: tell them apart with NAME=FILE")
     return make_entries([(name, read_run(path)) for name, path in runs]), members
+
+
+def _is_head_map(path: Path) -> bool:
+    """Whether a `.json` file holds a published head map, or a list of heads, and no run."""
+    if not path.is_file():
+        return False
+    try:
+        return is_head_list(path) or bool(read_head_map(path))
+    except TruthGateError:
+        return False
 
 
 def _is_score_source(path: str) -> bool:

@@ -103,6 +103,8 @@ class ContextContrast:
                 "with lm_eval.simple_evaluate"
             )
         field = self.fields[str(request.task_name)]
+        if not request.args[0]:  # mutual information scores every answer after an empty prompt as well
+            return ""
         try:
             return without_context(request.args[0], task, request.doc, field)
         except TaskError as error:

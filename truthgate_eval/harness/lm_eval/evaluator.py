@@ -15,7 +15,7 @@ from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.evaluator import SETS_THE_GATE, Evaluator, EvaluatorConfig, check_complete
-from truthgate_eval.harness.gated_model import refuse_arguments
+from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lm_eval.model import GatedHF
 from truthgate_eval.harness.lm_eval.task_index import load_tasks, task_manager
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
@@ -44,15 +44,15 @@ class LmEvalEvaluator(Evaluator):
             ScoresError: The scores do not fit the model.
             GateError: The model has no such layers.
         """
-        refuse_arguments(config.model_args, GATE_ARGUMENTS, SETS_THE_GATE)
+        check_not_given(config.model_args, GATE_ARGUMENTS, SETS_THE_GATE)
         has_rows = isinstance(artifact.metadata.get("rows"), dict)
         self._metadata = {"exclude_rows_of": source} if has_rows else {}
         indices = {
             name: split_indices(name, task.eval_docs, config.limits)
             for name, task in load_tasks(list(config.tasks), self._metadata).items()
         }
-        arguments = {"pretrained": SMOLLM2, **config.model_args, "scores": "none"}
-        lm: Any = GatedHF(batch_size=config.batch_size, device=config.device, **arguments)
+        settings = {"pretrained": SMOLLM2, "batch_size": config.batch_size, "device": config.device}
+        lm: Any = GatedHF(**{**settings, **config.model_args, "scores": "none"})
         super().__init__(artifact, config, indices, lm=lm, model=lm.model, name=str(lm.pretrained))
         # Every gate is evaluated on the same texts: they are tokenized once.
         lm.tok_encode = functools.lru_cache(maxsize=_CACHED_TEXTS)(lm.tok_encode)

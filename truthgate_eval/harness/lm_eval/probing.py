@@ -18,7 +18,7 @@ from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
-from truthgate_eval.harness.gated_model import refuse_arguments
+from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lm_eval.context_field import change_context
 from truthgate_eval.harness.lm_eval.model import GatedHF
 from truthgate_eval.harness.lm_eval.task_index import load_tasks
@@ -41,7 +41,7 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
         model: `hf`, `gated_hf`, or another lm-eval model that holds a transformers model.
         model_args: As on lm-eval's command line; `hf` without `pretrained` takes the packaged model.
         batch_size: Sequences in a batch.
-        device: As on lm-eval's command line.
+        device: As on lm-eval's command line; `device` in `model_args` takes precedence.
 
     Raises:
         ModelError: The model is unknown, cannot be loaded, is not a transformers model, or does more than it;
@@ -52,9 +52,9 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     if model in ("hf", "hf-auto", "huggingface"):
         # `hf` and gated_hf without a gate are the same model; gated_hf has better error messages.
         reason = f"--model {model} is loaded without a gate and without a contrast"
-        refuse_arguments(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
+        check_not_given(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
         arguments = {"pretrained": SMOLLM2, **arguments, "scores": "none"}
-        return GatedHF(batch_size=batch_size, device=device, **arguments)
+        return GatedHF(**{"batch_size": batch_size, "device": device, **arguments})
     try:
         cls = get_model(model)
     except (ValueError, KeyError) as error:
@@ -71,10 +71,10 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
         )
     if issubclass(found, GatedHF):
         reason = "only answers depend on it, and none is asked for"
-        refuse_arguments(arguments, ("yes_offset", *CONTRAST_ARGUMENTS), reason)
+        check_not_given(arguments, ("yes_offset", *CONTRAST_ARGUMENTS), reason)
     if "pretrained" in arguments:
         arguments["pretrained"] = resolve_smollm2(arguments["pretrained"])
-    lm = found(batch_size=batch_size, device=device, **arguments)
+    lm = found(**{"batch_size": batch_size, "device": device, **arguments})
     if isinstance(lm, GatedHF):
         lm.check_strength_is_known("there are none here")
     return lm

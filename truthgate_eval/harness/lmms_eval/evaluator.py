@@ -16,7 +16,7 @@ from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.evaluator import SETS_THE_GATE, Evaluator, EvaluatorConfig, check_complete
-from truthgate_eval.harness.gated_model import refuse_arguments
+from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lmms_eval.probing import load_tasks, task_manager
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
@@ -40,7 +40,7 @@ class LmmsEvalEvaluator(Evaluator):
             ScoresError: The scores do not fit the model.
             GateError: The model has no such layers.
         """
-        refuse_arguments(config.model_args, GATE_ARGUMENTS, SETS_THE_GATE)
+        check_not_given(config.model_args, GATE_ARGUMENTS, SETS_THE_GATE)
         self._tasks = dict(load_tasks(list(config.tasks)))
         self._datasets = {name: (task.dataset, task.dataset_no_image) for name, task in self._tasks.items()}
         indices = {

@@ -32,6 +32,7 @@ from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.prompt_sample import sample_prompts
 from truthgate_eval.inference.self_check import parse_engine
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
+from truthgate_eval.vision.chat_template import PLACEHOLDER
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
 
 _ARGUMENTS = (*LOAD_ARGUMENTS, "batch_size", "engine", *GATE_ARGUMENTS, *CONTRAST_ARGUMENTS)
@@ -256,7 +257,8 @@ class GatedVLM(CacheIdentity):
 
     def _count_tokens(self, question: ImageRequest) -> int:
         """How many tokens the answer has; its images come long before it and do not matter."""
-        return self.vlm.new_tokens(self.vlm.prompt(question.text), question.answer)
+        prompt = self.vlm.prompt(question.text.replace(PLACEHOLDER, ""))
+        return self.vlm.new_tokens(prompt, question.answer)
 
 
 class GatedLlava(GatedVLM):

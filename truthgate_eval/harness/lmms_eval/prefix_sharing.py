@@ -89,7 +89,7 @@ class SharedPrefixLmms(lmms):
                 generate = functools.partial(
                     self._generate_shared, max_new_tokens=max_new_tokens, progress=progress.update
                 )
-                answers = self._try_sharing([questions[i] for i in group], generate)
+                answers = self._try_sharing(self._image_prompts([questions[i] for i in group]), generate)
                 for i, text in zip(group, answers, strict=True):
                     texts[i] = text
             unanswered = self._unanswered(texts)
@@ -106,7 +106,8 @@ class SharedPrefixLmms(lmms):
         with self.progress(questions) as progress:
             if self.question_engine is not None:
                 losses = self._try_sharing(
-                    questions, lambda prompts: self._score_shared(questions, prompts, progress.update)
+                    self._image_prompts(questions),
+                    lambda prompts: self._score_shared(questions, prompts, progress.update),
                 )
             unanswered = self._unanswered(losses)
             texts = [questions[i].text + questions[i].answer for i in unanswered]
@@ -130,17 +131,19 @@ class SharedPrefixLmms(lmms):
         return not options["do_sample"] and not searches and is_plain_greedy(self.vlm.model.generation_config)
 
     def _try_sharing(
-        self, questions: list[ImageRequest], work: Callable[[list[ImagePrompt]], list[T | None]]
+        self, prompts: list[ImagePrompt], work: Callable[[list[ImagePrompt]], list[T | None]]
     ) -> list[T | None]:
         """Answers with shared prefixes; None for all where that fails (the own path names the document)."""
-        prompts = [self._image_prompt(question) for question in questions]
         try:
             return work(prompts)
         except TruthGateError:
             raise
         except Exception as error:
             log.warning("answering without shared prefixes, which failed: %s", reason_of(error))
-            return [None] * len(questions)
+            return [None] * len(prompts)
+
+    def _image_prompts(self, questions: Sequence[ImageRequest]) -> list[ImagePrompt]:
+        return [self._image_prompt(question) for question in questions]
 
     def _image_prompt(self, question: ImageRequest) -> ImagePrompt:
         assert self.question_engine is not None
@@ -173,12 +176,15 @@ class SharedPrefixLmms(lmms):
         Returns:
             A function that gives float32 [questions, vocabulary], on the CPU.
         """
-        prompts = None if self.question_engine is None else [self._image_prompt(one) for one in questions]
+        engine = self.question_engine
+        prompts = [] if engine is None else self._image_prompts(questions)
 
         def log_probs() -> torch.Tensor:
             rows: list[torch.Tensor | None] = [None] * len(questions)
-            if prompts is not None and self.question_engine is not None:
-                rows = self.question_engine.next_token_log_probs(prompts, batch_size=self.batch_size)
+            if engine is not None:
+                rows = self._try_sharing(
+                    prompts, functools.partial(engine.next_token_log_probs, batch_size=self.batch_size)
+                )
             found = [
                 bisect_on_failure([one], self._log_probs)[0] if row is None else row
                 for one, row in zip(questions, rows, strict=True)

@@ -13,7 +13,7 @@ from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
-from truthgate_eval.harness.gated_model import refuse_arguments
+from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, leaf_tasks
 from truthgate_eval.limits import apply_limit, check_limit
@@ -39,7 +39,7 @@ def load_for_probing(
         ModelError: An argument is unknown or of a gate, or the model cannot be loaded.
     """
     reason = f"--model {model} is loaded without a gate and without a contrast"
-    refuse_arguments(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
+    check_not_given(arguments, (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS), reason)
     options = {name: value for name, value in arguments.items() if name not in GATE_ARGUMENTS}
     unknown = sorted(set(options) - set(LOAD_ARGUMENTS))
     if unknown:

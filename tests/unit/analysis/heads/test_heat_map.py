@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from truthgate_eval.analysis.heads.heat_map import save_heat_map
+from truthgate_eval.analysis.heads.heat_map import measured_quantity, save_heat_map
 from truthgate_eval.errors import ScoresError, TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 
@@ -35,3 +36,12 @@ def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ScoresError, match="cannot be written to") as caught:
         save_heat_map(SCORES, tmp_path / "map.doc")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("metadata", "label"),
+    [({}, "truth score"), ({"score": "auroc"}, "AUROC"), ({"probe": {}}, "validation accuracy"),
+     ({"kind": "gradient", "score": "gradient"}, "gradient"), ({"kind": "retrieval"}, "retrieval")],
+)  # fmt: skip
+def test_plots_say_what_the_numbers_are(metadata: dict[str, Any], label: str) -> None:
+    assert measured_quantity(TruthScores(SCORES.scores, metadata=metadata)) == label

@@ -69,13 +69,19 @@ function range(rows) {
   return values.length ? [Math.min(...values), Math.max(...values)] : [0, 0];
 }
 
+// Three decimals, or as many as give the largest of the scores three digits.
+function decimals(rows) {
+  const largest = Math.max(...range(rows).map(Math.abs));
+  return largest > 0 ? Math.min(Math.max(3, 2 - Math.floor(Math.log10(largest))), 20) : 3;
+}
+
 function describe(artifact, layer, head) {
   const lines = [artifact.label, `layer ${layer}, head ${head}`];
   for (const [name, rows] of Object.entries(artifact.arrays)) {
-    const value = rows[layer][head];
-    lines.push(`${name} ${value === null ? "not defined" : value.toFixed(3)}`);
+    const value = rows[layer][head], digits = decimals(name === "stderr" ? artifact.arrays.score : rows);
+    lines.push(`${name} ${value === null ? "not defined" : value.toFixed(digits)}`);
     if (name === "score") {
-      const ends = artifact.interval && [artifact.interval.low, artifact.interval.high].map((a) => a[layer][head].toFixed(3));
+      const ends = artifact.interval && [artifact.interval.low, artifact.interval.high].map((a) => a[layer][head].toFixed(digits));
       lines.push(ends ? `95 % interval ${ends.join(" to ")}` : "no interval recorded");
     }
   }
@@ -159,12 +165,12 @@ function drawMaps() {
     figure.querySelector(".legend").hidden = !rows;
     figure.querySelector(".drawing").replaceChildren();
     if (!rows) continue;
-    const ends = range(common ? all.flat() : rows);
+    const ends = range(common ? all.flat() : rows), digits = decimals(quantity === "stderr" ? artifact.arrays.score : [ends]);
     const svg = drawMap(artifact, rows, ends);
     listen(svg, artifact);
     figure.querySelector(".drawing").append(svg);
-    figure.querySelector(".low").textContent = ends[0].toFixed(3);
-    figure.querySelector(".high").textContent = ends[1].toFixed(3);
+    figure.querySelector(".low").textContent = ends[0].toFixed(digits);
+    figure.querySelector(".high").textContent = ends[1].toFixed(digits);
   }
 }
 
