@@ -2,7 +2,7 @@
 
     python studies/make_equal_strength.py
 
-SmolLM2-135M-Instruct on HaluEval-QA's contexts. Each action's strength is found on `PROMPTS` of them, and the
+SmolLM2-135M-Instruct on HaluEval-QA's questions. Each action's strength is found on `PROMPTS` of them, and the
 divergence measured on as many others. The page's table stands between two comments, and is replaced.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("truthgate_eval", "torch", "transformers"))
     lines += [
         "",
-        f"SmolLM2-135M-Instruct, kl:{TARGET}, {PROMPTS} contexts of HaluEval-QA and {PROMPTS} fresh ones, scores of "
+        f"SmolLM2-135M-Instruct, kl:{TARGET}, {PROMPTS} questions of HaluEval-QA and {PROMPTS} fresh ones, scores of "
         f"{PROBED} others at site pre; {machine()}, {packages}.",
     ]
     before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
@@ -92,8 +92,8 @@ def row_of(action: str, config: GateConfig, model: Any, fresh: NextTokenDivergen
 
 
 def context(row: dict[str, Any]) -> str:
-    """What stands before the answer, as `probe_halueval_qa` writes it."""
-    return f"Context:\n{row['knowledge']}\n\nQuestion: {row['question']}\nAnswer:"
+    """What stands before the answer, as `probe_halueval_qa` writes it, without the knowledge, which is long."""
+    return f"Question: {row['question']}\nAnswer:"
 
 
 def probe(model: Any, tokenizer: Any, records: list[dict[str, Any]]) -> TruthScores:

@@ -23,20 +23,25 @@ from make_controls import machine
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- studies/make_study.py writes from here -->\n", "<!-- to here -->\n"
 PACKAGES = ("truthgate_eval", "torch", "transformers", "lm_eval", "lmms_eval")
+# Artifacts that a study takes, made first.
+SCORES = {
+    "base-captions.npz": ["--tasks", "probe_scenes_text", "--limit", "300"],
+    "base-halueval.npz": ["--tasks", "probe_halueval_qa", "--limit", "150"],
+}
+_CHILD = [
+    "--model", "vlm", "--tasks", "scenes_random", "--apply_chat_template", "--limit", "300",
+    "--score", "gradient", "--score", "learned", "--score", "base on captions=base-captions.npz",
+    "--score", "base on HaluEval=base-halueval.npz", "--action", "soft", "--kl", "0.002,0.01",
+    "--controls", "2",
+]  # fmt: skip
 STUDIES = {
-    "children": [
-        "--model", "vlm", "--model_args", "pretrained=smollm2-135m-scenes-early",
-        "--model_args", "pretrained=smollm2-135m-scenes", "--tasks", "scenes_random", "--apply_chat_template",
-        "--limit", "300", "--score", "accuracy", "--score", "gradient", "--score", "learned",
-        "--score", "divergence", "--score", "direct-effect", "--base_args", "pretrained=smollm2-135m-instruct",
-        "--base_tasks", "probe_scenes_text", "--base_tasks", "probe_halueval_qa", "--action", "soft",
-        "--kl", "0.002,0.01", "--controls", "2",
-    ],
-    "text": [
-        "--model", "hf", "--model_args", "pretrained=smollm2-135m-instruct", "--tasks", "probe_halueval_qa",
-        "--limit", "100", "--score", "accuracy", "--score", "auroc", "--score", "context-gain",
-        "--score", "gradient", "--score", "learned", "--score", "divergence", "--score", "direct-effect",
-        "--score", "copy", "--action", "soft", "--kl", "0.01", "--controls", "0",
+    "early": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes-early"],
+    "child": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes"],
+    "kinds": [
+        "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
+        "--score", "auroc", "--score", "context-gain", "--score", "gradient", "--score", "learned",
+        "--score", "divergence", "--score", "direct-effect", "--score", "copy", "--action", "soft",
+        "--kl", "0.01", "--controls", "0",
     ],
 }  # fmt: skip
 
@@ -48,11 +53,16 @@ def main(folder: Path) -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "studies": {},
     }
+    made = {file: ["probe", "--score", "gradient", *own, "--output", file] for file, own in SCORES.items()}
+    results["scores"] = [shlex.join(["truthgate", *command]) for command in made.values()]
+    for file, command in made.items():
+        if not (folder / file).is_file():
+            truthgate(command, folder)
     for name, options in STUDIES.items():
-        command = ["study", *options, "--output", str(folder / name)]
-        subprocess.run([sys.executable, "-m", "truthgate_eval", *command], check=True)
+        command = ["study", *options, "--output", name]
+        truthgate(command, folder)
         found = json.loads((folder / name / "study.json").read_text(encoding="utf-8"))
-        shown = shlex.join(["truthgate", *command[:-1], name])
+        shown = shlex.join(["truthgate", *command])
         results["studies"][name] = {"command": shown, "models": found["models"]}
         shutil.copy(folder / name / "study.png", DOCS / "images" / f"study-{name}.png")
     (DOCS / "study.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -61,9 +71,14 @@ def main(folder: Path) -> None:
     page.write_text(before + BEGIN + tables(results) + END + rest.split(END)[1], encoding="utf-8")
 
 
+def truthgate(command: list[str], folder: Path) -> None:
+    """Run a command in the folder."""
+    subprocess.run([sys.executable, "-m", "truthgate_eval", *command], cwd=folder, check=True)
+
+
 def tables(results: Mapping[str, Any]) -> str:
     """All studies as Markdown."""
-    parts = []
+    parts = ["\n".join(f"    {command}" for command in results["scores"])]
     for name, study in results["studies"].items():
         parts += [f"### Study: {name}", f"    {study['command']}", f"![Log-losses](images/study-{name}.png)"]
         for model, found in study["models"].items():
