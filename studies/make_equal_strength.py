@@ -24,7 +24,6 @@ from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.equal_strength import find_equal_strength
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.gating.strength import PROMPTS
 from truthgate_eval.inference import self_check
 from truthgate_eval.inference.next_token_divergence import NextTokenDivergence
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "method.md"
 BEGIN, END = "<!-- studies/make_equal_strength.py writes from here -->\n", "<!-- to here -->\n"
-TARGET, PROBED = 0.05, 100
+TARGET, PROBED, PROMPTS = 0.05, 100, 2048
 GATES: dict[str, dict[str, Any]] = {
     "soft": {"lam": f"kl:{TARGET}"},
     "select": {"action": "select", "lam": f"kl:{TARGET}"},

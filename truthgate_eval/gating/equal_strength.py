@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 # The search begins on a few prompts, until it is about right there: a pass over all costs much more.
 _FEW_PROMPTS, _ROUGHLY = 32, 0.1
 _START = 0.1
+# How near the divergence on other prompts should be to the target, and how many standard errors that must be.
+_WITHIN, _SURE = 0.05, 1.96
 
 
 class Divergence(Protocol):
@@ -75,6 +77,13 @@ def find_equal_strength(
         "%s: %s=%.6g moves the next-token distribution of %s by %.4g nats (stderr %.2g) on %d prompts",
         target.text, target.argument, strength, name, reached, stderr, prompts,
     )  # fmt: skip
+    needed = math.ceil(prompts * (_SURE * stderr / (_WITHIN * reached)) ** 2)
+    if needed > prompts:
+        log.warning(
+            "%s: on other prompts of the task the divergence may be %.0f %% off; kl_prompts=%d would bring "
+            "it within %.0f %%",
+            target.text, 100 * _SURE * stderr / reached, needed, 100 * _WITHIN,
+        )  # fmt: skip
     return config.with_strength(strength, reached, stderr, prompts)
 
 

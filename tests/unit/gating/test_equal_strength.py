@@ -79,8 +79,14 @@ def test_the_strength_that_is_found_has_the_divergence_of_a_from_scratch_computa
         "argument": argument, "target": 0.03, "reached": pytest.approx(0.03, rel=0.01),
         "stderr": pytest.approx(each.std(ddof=1) / len(each) ** 0.5, rel=0.01), "prompts": len(PROMPTS),
     }  # fmt: skip
-    [line] = [record.message for record in caplog.records]
+    line, *warning = [record.message for record in caplog.records]
     assert line.startswith(f"{argument}=kl:0.03: {argument}={described[argument]:.6g} moves")
+    # So many prompts make 1.96 standard errors of their mean 5 % of it.
+    needed = (1.96 * each.std(ddof=1) / (0.05 * each.mean())) ** 2
+    assert bool(warning) == (needed > len(PROMPTS))
+    assert not warning or float(warning[0].split("kl_prompts=")[1].split()[0]) == pytest.approx(
+        needed, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in GATES if name != "last"])
