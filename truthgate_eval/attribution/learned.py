@@ -38,7 +38,7 @@ class LearnedGateConfig:
         ProbeError: A number is out of its range.
     """
 
-    lr: float = 0.01
+    lr: float = 0.002
     penalty: float = 1.0
     epochs: int = 20
     batch_size: int = 8
