@@ -20,6 +20,8 @@ from typing import Any
 
 from make_controls import machine
 
+from truthgate_eval.attribution.study import row_name
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- studies/make_study.py writes from here -->\n", "<!-- to here -->\n"
 PACKAGES = ("truthgate_eval", "torch", "transformers", "lm_eval", "lmms_eval")
@@ -104,7 +106,7 @@ def gates(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         offset = row["difference"].get("log_loss_offset")
         cells = (
-            f"{row['source']}, {row['action']}",
+            row_name(row),
             f"{row['divergence']:.2g}",
             interval(row["log_odds"]["scoring"], 3),
             interval(row["log_odds"]["test"], 3),

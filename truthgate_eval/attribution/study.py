@@ -103,7 +103,11 @@ def run_study(
             "clusters": len(set(map(str, test.clusters))),
         },
         _describe(evaluated, rows),
-        empty=sorted(set(empty)),
+        empty=[
+            direction.source
+            for direction in directions
+            if direction.is_empty and not direction.is_control and direction.strength is None
+        ],
     )
 
 
@@ -198,6 +202,11 @@ def _conclude(
         [paired_difference(test.losses(), other.test.losses(), test.clusters) for other in controls],
         corrected_p=p,
     )
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """What a table calls a row."""
+    return str(row["source"]) if row["action"] == "offset" else f"{row['source']}, {row['action']}"
 
 
 def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, dict[str, float]]:

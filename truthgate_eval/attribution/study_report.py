@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.attribution.study import StudyResult
+from truthgate_eval.attribution.study import StudyResult, row_name
 from truthgate_eval.files import write_atomic
 
 HEAD = (
@@ -28,7 +28,7 @@ def table_rows(result: StudyResult) -> list[list[str]]:
         offset = difference.get("log_loss_offset")
         rows.append(
             [
-                f"{row['source']}, {row['action']}",
+                row_name(row),
                 f"{row['divergence']:.3g}",
                 f"{row['strength']:.3g}",
                 _interval(row["log_odds"]["scoring"], 3),
@@ -63,7 +63,7 @@ def markdown(results: Mapping[str, StudyResult], key: Mapping[str, Any]) -> str:
 
 def _section(result: StudyResult) -> list[str]:
     lines = [
-        f"Judged on {result.vanilla['documents']} documents in {result.vanilla['clusters']} clusters. "
+        f"Evaluated on {result.vanilla['documents']} documents in {result.vanilla['clusters']} clusters. "
         "Log-odds and log-losses are differences from the vanilla model, with 95 % intervals. Log-odds "
         "count yes and no documents equally. The offset is the best constant on the log-odds of yes, one "
         "for the gated and one for the vanilla model.",
@@ -156,6 +156,6 @@ def _draw(axes: Any, result: StudyResult, colours: Mapping[float, str]) -> None:
             alpha=0.4 if row["is_control"] else 1.0,
         )  # fmt: skip
     axes.axvline(0, color="0.45", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), [f"{row['source']}, {row['action']}" for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [row_name(row) for row in rows], fontsize=7)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -38,8 +38,8 @@ class StudyDocuments:
 
     Attributes:
         scoring: Scores are made on them, and strengths found.
-        test: Gates are judged on them.
-        choosing: Where several strengths are tried, the one with the lowest log-loss on these is judged.
+        test: Gates are evaluated on them.
+        choosing: Where several strengths are tried, the one with the lowest log-loss on these is taken.
     """
 
     scoring: AnswerSet

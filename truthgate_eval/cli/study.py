@@ -101,7 +101,7 @@ def study(
     limit: Annotated[float | None, typer.Option(help="Documents per task, or a fraction below 1.")] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "-b", min=1, help="Documents in a batch.")] = 8,
     device: Annotated[str | None, typer.Option(help="Such as cuda:0 or cpu.")] = None,
-    seed: Annotated[int, typer.Option(help="Which documents make scores, and which judge gates.")] = 42,
+    seed: Annotated[int, typer.Option(help="Which documents make scores, and which evaluate gates.")] = 42,
     seeds: Annotated[int, typer.Option(min=1, help="Fits of a learned gate.")] = 1,
     apply_chat_template: Annotated[bool, typer.Option("--apply_chat_template")] = False,
     site: Annotated[Literal["post", "pre"], typer.Option(help="Where the gates act.")] = "post",
