@@ -32,16 +32,16 @@ SCORES = {
 }
 _CHILD = [
     "--model", "vlm", "--tasks", "scenes_random", "--apply_chat_template", "--limit", "300",
-    "--score", "gradient", "--score", "learned", "--score", "base on captions=base-captions.npz",
+    "--score", "gradient", "--score", "base on captions=base-captions.npz",
     "--score", "base on HaluEval=base-halueval.npz", "--action", "soft", "--kl", "0.002,0.01",
     "--controls", "2",
 ]  # fmt: skip
 STUDIES = {
-    "early": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes-early"],
+    "early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
     "child": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes"],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
-        "--score", "auroc", "--score", "context-gain", "--score", "gradient", "--score", "learned",
+        "--score", "auroc", "--score", "context-gain", "--score", "gradient",
         "--score", "divergence", "--score", "direct-effect", "--score", "copy", "--action", "soft",
         "--kl", "0.01", "--controls", "0",
     ],
@@ -120,7 +120,8 @@ def gates(rows: list[dict[str, Any]]) -> str:
 
 def interval(own: Mapping[str, float], digits: int) -> str:
     """A difference with its 95 % interval."""
-    return f"{own['mean']:+.{digits}f} [{own['low']:+.{digits}f}, {own['high']:+.{digits}f}]"
+    mean, low, high = (round(own[name], digits) + 0.0 for name in ("mean", "low", "high"))  # no -0.000
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def reliabilities(found: Mapping[str, Any]) -> str:
@@ -131,11 +132,12 @@ def reliabilities(found: Mapping[str, Any]) -> str:
     )
 
 
-def correlations(found: Mapping[str, Mapping[str, float]]) -> str:
-    """Pearson's r within layers between kinds."""
+def correlations(found: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Pearson's r within layers between kinds; nothing where a learned gate never left 1."""
     lines = [f"| r within layers | {' | '.join(found)} |", f"| --- |{' --- |' * len(found)}"]
     lines += [
-        f"| {name} | {' | '.join(f'{value:.2f}' for value in row.values())} |" for name, row in found.items()
+        f"| {name} | {' | '.join('' if r is None else f'{r:.2f}' for r in row.values())} |"
+        for name, row in found.items()
     ]
     return "\n".join(lines)
 

@@ -36,14 +36,14 @@ class StudyResult:
         vanilla: Figures of the model without a gate.
         rows: One for each gate, with its figures and conclusion.
         reliability: For each source, what its artifact says of its reliability.
-        correlations: Pearson correlation within layers of each pair of sources.
+        correlations: Pearson correlation within layers of each pair of sources; None where heads are equal.
         empty: Sources whose gate is no gate at any strength.
     """
 
     vanilla: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
     reliability: dict[str, Any] = field(default_factory=dict)
-    correlations: dict[str, dict[str, float]] = field(default_factory=dict)
+    correlations: dict[str, dict[str, float | None]] = field(default_factory=dict)
     empty: list[str] = field(default_factory=list)
 
 
@@ -209,17 +209,20 @@ def row_name(row: Mapping[str, Any]) -> str:
     return str(row["source"]) if row["action"] == "offset" else f"{row['source']}, {row['action']}"
 
 
-def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, dict[str, float]]:
-    """Pearson correlation of each pair of sources over heads, each layer's mean taken off."""
+def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, dict[str, float | None]]:
+    """Pearson correlation of each pair of sources over heads, without the layers' means."""
     centered = {
         name: (scores.scores - scores.scores.mean(axis=1, keepdims=True)).ravel()
         for name, scores in sources.items()
     }
     with np.errstate(invalid="ignore", divide="ignore"):
-        return {
+        found = {
             one: {other: float(np.corrcoef(a, b)[0, 1]) for other, b in centered.items()}
             for one, a in centered.items()
         }
+    return {
+        one: {other: r if np.isfinite(r) else None for other, r in row.items()} for one, row in found.items()
+    }
 
 
 def split_documents(answers: AnswerSet, shares: Sequence[float], seed: int) -> list[AnswerSet]:

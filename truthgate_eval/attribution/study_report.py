@@ -50,7 +50,8 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _interval(own: Mapping[str, float], digits: int) -> str:
-    return f"{own['mean']:+.{digits}f} [{own['low']:+.{digits}f}, {own['high']:+.{digits}f}]"
+    mean, low, high = (round(own[name], digits) + 0.0 for name in ("mean", "low", "high"))  # no -0.000
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def markdown(results: Mapping[str, StudyResult], key: Mapping[str, Any]) -> str:
@@ -87,7 +88,9 @@ def _correlation_rows(result: StudyResult) -> list[list[str]]:
         name: own.get("within") if isinstance(own, dict) else None for name, own in result.reliability.items()
     }
 
-    def cell(one: str, other: str, r: float) -> str:
+    def cell(one: str, other: str, r: float | None) -> str:
+        if r is None:
+            return ""
         if one == other:
             return f"({_number(reliability.get(one), '.2f') or '?'})"
         known = [value for name in (one, other) if (value := reliability.get(name)) is not None and value > 0]
