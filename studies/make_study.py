@@ -37,8 +37,8 @@ _CHILD = [
     "--controls", "2",
 ]  # fmt: skip
 STUDIES = {
-    "early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
-    "child": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes"],
+    "scenes-early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
+    "scenes": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes"],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",
