@@ -43,7 +43,7 @@ def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator
             with attach(model, Gate((1 + sign * step * gradient).astype(np.float32)), layout=layout):
                 odds.append(measure_log_odds(forward, documents[:_CHECKED], batch_size=4).mean())
         measured, expected = (odds[0] - odds[1]) / (2 * step), float((gradient**2).sum())
-        error = abs(measured - expected) / expected
+        error = float(abs(measured - expected) / expected)
         return {"passed": error < (0.02 if device == "cpu" else 0.2), "error_along_the_gradient": error}
 
     yield compare(
