@@ -186,6 +186,28 @@ def test_a_gate_that_is_a_bias_towards_yes_is_called_one(tiny: Tiny, tmp_path: P
     assert row["conclusion"] == "better only as far as a constant on yes would be"
 
 
+@pytest.mark.parametrize(("control", "rest"), [(1.0, ", but not than every"), (0.0, " and than every")])
+def test_a_gate_must_beat_its_controls(tiny: Tiny, tmp_path: Path, control: float, rest: str) -> None:
+    """Planted: the gate raises the log-odds of the right answers by about 1, its controls by `control`."""
+
+    class Planted(StudyRows):
+        def vanilla(self, part: str) -> GateEvaluation:
+            own = self.documents.part(part)
+            odds = np.random.default_rng(0).normal(size=len(own.documents))
+            return GateEvaluation(odds, [None] * len(odds), own.clusters)
+
+        def gated(self, direction: Direction, strength: float, part: str) -> GateEvaluation:
+            vanilla = self.vanilla(part)
+            raised = control if direction.is_control else 1.0
+            return dataclasses.replace(vanilla, odds=vanilla.odds + raised * (1 + 0.01 * vanilla.odds))
+
+    rows = Planted(tiny.shared, tiny.layout, tiny.documents, folder=tmp_path, key={})
+    gates = StudyGates(("soft",), 2, 1, 1)
+    result = run_study(rows, make_directions({"probe": scores()}, (3, 4), gates), [0.01])
+    conclusion = named(result, "probe", "soft")["conclusion"]
+    assert conclusion == f"better than the vanilla model{rest} control of equal strength"
+
+
 def test_a_gate_that_never_left_one_has_no_row(tiny: Tiny, tmp_path: Path) -> None:
     unmoved = TruthScores(np.zeros((3, 4)), metadata={"kind": "learned"})
     gates = StudyGates(("soft",), 2, 1, 0)
