@@ -59,6 +59,27 @@ class AnswerSet:
         )
 
 
+def split_documents(answers: AnswerSet, shares: Sequence[float], seed: int) -> list[AnswerSet]:
+    """Parts of some documents that share no cluster.
+
+    Args:
+        answers: The documents.
+        shares: Share of the clusters in each part but the last, which gets the rest.
+        seed: Of the split.
+
+    Raises:
+        ProbeError: A part would be empty.
+    """
+    names = np.array([str(cluster) for cluster in answers.clusters])
+    distinct = np.unique(names)
+    order = np.random.default_rng(seed).permutation(len(distinct))
+    ends = [*np.round(np.cumsum(shares) * len(distinct)).astype(int).tolist(), len(distinct)]
+    parts = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    if not all(len(part) for part in parts):
+        raise ProbeError(f"{len(distinct)} documents that share nothing cannot be split: raise --limit")
+    return [answers.subset(np.isin(names, distinct[part])) for part in parts]
+
+
 def summarize_documents(
     values: NDArray[Any],
     weights: NDArray[np.float64],

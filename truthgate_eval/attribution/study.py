@@ -21,7 +21,7 @@ from truthgate_eval.attribution.evaluation import (
     mean_odds_difference,
     paired_difference,
 )
-from truthgate_eval.attribution.run import AnswerSet
+from truthgate_eval.attribution.run import AnswerSet, split_documents
 from truthgate_eval.attribution.study_gates import Direction
 from truthgate_eval.attribution.study_rows import StudyDocuments, StudyRows
 from truthgate_eval.errors import ProbeError
@@ -223,27 +223,6 @@ def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, 
     return {
         one: {other: r if np.isfinite(r) else None for other, r in row.items()} for one, row in found.items()
     }
-
-
-def split_documents(answers: AnswerSet, shares: Sequence[float], seed: int) -> list[AnswerSet]:
-    """Parts of some documents that share no cluster.
-
-    Args:
-        answers: The documents.
-        shares: Share of the clusters in each part but the last, which gets the rest.
-        seed: Of the split.
-
-    Raises:
-        ProbeError: A part would be empty.
-    """
-    names = np.array([str(cluster) for cluster in answers.clusters])
-    distinct = np.unique(names)
-    order = np.random.default_rng(seed).permutation(len(distinct))
-    ends = [*np.round(np.cumsum(shares) * len(distinct)).astype(int).tolist(), len(distinct)]
-    parts = [order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    if not all(len(part) for part in parts):
-        raise ProbeError(f"{len(distinct)} documents that share nothing cannot be split: raise --limit")
-    return [answers.subset(np.isin(names, distinct[part])) for part in parts]
 
 
 def study_documents(answers: AnswerSet, targets: Sequence[float], seed: int) -> StudyDocuments:

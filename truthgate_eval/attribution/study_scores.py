@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from truthgate_eval.attribution import run
 from truthgate_eval.attribution.reliability import stepped_up_correlation
-from truthgate_eval.attribution.run import AnswerSet
+from truthgate_eval.attribution.run import AnswerSet, split_documents
 from truthgate_eval.errors import ProbeError, check_choice
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
 from truthgate_eval.gating.scores import TruthScores
@@ -96,7 +97,9 @@ class ScoreMaker:
         """
         scores = self._make(kind, self.answers, progress)
         if scores.metadata.get("reliability") is None:
-            halves = [self._make(kind, half, progress) for half in _halves(self.answers)]
+            halves = [
+                self._make(kind, half, progress) for half in split_documents(self.answers, [0.5], seed=0)
+            ]
             scores.metadata["reliability"] = stepped_up_correlation(halves[0].scores, halves[1].scores)
         return scores
 
@@ -131,7 +134,7 @@ class ScoreMaker:
         dataset = self.sequences.of_groups(groups).dataset
         controls = []
         if kind == CONTEXT_GAIN:
-            controls.append(Control(NO_CONTEXT, self._without().of_groups(groups).dataset))
+            controls.append(Control(NO_CONTEXT, self._without.of_groups(groups).dataset))
 
         def activations(of: ProbeDataset) -> NDArray[np.float32]:
             return own if of is dataset else self._activations(False, progress)[chosen]
@@ -144,13 +147,14 @@ class ScoreMaker:
     def _activations(self, with_context: bool, progress: Progress) -> NDArray[np.float32]:
         """Of all sequences, with or without their context; captured at the first call."""
         if with_context not in self._captured:
-            sequences = self.sequences if with_context else self._without()
+            sequences = self.sequences if with_context else self._without
             self._captured[with_context] = capture(
                 self.model.model, [list(own) for own in sequences.tokens], site=self.site,
                 batch_size=self.batch_size, layout=self.layout, forward=self.model, progress=progress,
             )  # fmt: skip
         return self._captured[with_context]
 
+    @cached_property
     def _without(self) -> Sequences:
         return self.without_context().of_groups(set(self.sequences.dataset.groups.tolist()))
 
@@ -162,11 +166,3 @@ class ScoreMaker:
         }
         examples = self.sequences.of_groups(groups).dataset.examples
         return [cluster[example.group] for example in examples]
-
-
-def _halves(answers: AnswerSet) -> list[AnswerSet]:
-    """Two halves of the documents that share no cluster."""
-    names = np.array([str(cluster) for cluster in answers.clusters])
-    distinct = np.random.default_rng(0).permutation(np.unique(names))
-    first = np.isin(names, distinct[: len(distinct) // 2])
-    return [answers.subset(first), answers.subset(~first)]

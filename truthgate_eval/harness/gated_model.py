@@ -6,6 +6,7 @@ Until then the model is the vanilla one. No labels are read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ class StoppedAtRequests(Exception):
         self.requests = requests
 
 
-class GatedModel:
+class GatedModel(ABC):
     """A harness's model with a gate on its attention heads.
 
     Attributes:
@@ -63,10 +64,11 @@ class GatedModel:
     gate_handle: GateHandle | None = None
     stops_at_requests: bool = False
 
+    @abstractmethod
     def gated_parts(self) -> tuple[Any, Any, str]:
         """The transformers model, its tokenizer, and its name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def divergence(self, requests: Sequence[Any], count: int) -> Divergence:
         """How far the model moves from what it is now, on prompts of some requests.
 
@@ -74,7 +76,6 @@ class GatedModel:
             requests: The harness's requests.
             count: The most prompts, drawn by their content.
         """
-        raise NotImplementedError
 
     def apply_gate(self, *, processes: int) -> None:
         """Gate the loaded model as `gate_settings` says, or only check that where the strength is pending.

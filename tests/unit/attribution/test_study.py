@@ -12,8 +12,8 @@ from helpers import tiny_models as factories
 from truthgate_eval.attribution import study_rows
 from truthgate_eval.attribution.evaluation import GateEvaluation, measure_log_odds
 from truthgate_eval.attribution.log_odds import AnswerDocument
-from truthgate_eval.attribution.run import AnswerSet, run_gradient
-from truthgate_eval.attribution.study import StudyResult, run_study, split_documents, study_documents
+from truthgate_eval.attribution.run import AnswerSet, run_gradient, split_documents
+from truthgate_eval.attribution.study import StudyResult, run_study, study_documents
 from truthgate_eval.attribution.study_gates import Direction, StudyGates, make_directions
 from truthgate_eval.attribution.study_report import markdown, save, table_rows
 from truthgate_eval.attribution.study_rows import StudyDocuments, StudyRows
