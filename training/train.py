@@ -1,8 +1,8 @@
-"""Trains smollm2-135m-scenes in two stages: first its vision tower alone, then the whole model.
+"""Trains a small LLaVA in two stages: first its vision tower alone, then the whole model.
 
-In the first stage the tower learns to name the objects on scenes; in the second the model learns to describe
-scenes and to answer questions about them. An interrupted run continues from its last checkpoint, which is at
-most a few minutes old.
+In the first stage the tower learns to name what is on an image; in the second the model learns to answer
+questions about images, and to describe them where the data has descriptions. An interrupted run continues
+from its last checkpoint, which is at most a few minutes old.
 """
 
 from __future__ import annotations
@@ -17,48 +17,43 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from training.training_data import TrainingConfig, TrainingExample, eval_set
+from training.training_data import TrainingConfig, TrainingExample
 from truthgate_eval.metrics import yes_no
-from truthgate_eval.packaged.scenes import OBJECTS, make_scene
 from truthgate_eval.packaged.scenes_llava import add_adapter, new_scenes_llava, save_weights
 
-TOWER_STEPS, TOWER_BATCH_SIZE, TOWER_LEARNING_RATE = 2000, 64, 1e-3
+TOWER_BATCH_SIZE, TOWER_LEARNING_RATE = 64, 1e-3
 ADAPTER_LEARNING_RATE, VISION_LEARNING_RATE = 3e-4, 6e-4
 CHECKPOINT_EVERY = 50
-EVAL_SCENES = 40
 # Above this accuracy the early state is a few steps away, and evaluations are this many steps apart.
 _NEAR_EARLY_ACCURACY, _NEAR_EARLY_EVAL_EVERY = 0.6, 10
-# Number of the first stage's first scene. The second stage begins at 0, and evaluation data at 10 million.
-_FIRST_TOWER_SCENE = 20_000_000
 # (stage, finished steps, all steps, note)
 ProgressCallback = Callable[[str, int, int, str], None]
 
 
 def train_vision_tower(model: Any, processor: Any, config: TrainingConfig, report: ProgressCallback) -> float:
-    """Train the vision tower, with a linear layer on its patches, to tell which objects are on a scene.
+    """Train the vision tower, with a linear layer on its patches, to tell what is on an image.
 
     Returns:
-        Accuracy over (image, object) pairs in the last tenth of the steps.
+        Accuracy over (image, name) pairs in the last tenth of the steps.
     """
     tower = model.model.vision_tower
-    head = nn.Linear(tower.config.hidden_size, len(OBJECTS))
+    head = nn.Linear(tower.config.hidden_size, len(config.labels))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=TOWER_LEARNING_RATE, weight_decay=0.01)
-    schedule = _make_schedule(optimizer, TOWER_STEPS)
+    schedule = make_schedule(optimizer, config.tower_steps)
     accuracies = []
-    for step in range(TOWER_STEPS):
-        first = _FIRST_TOWER_SCENE + step * TOWER_BATCH_SIZE
-        scenes = [make_scene(config.subset, first + n, tail=config.tail) for n in range(TOWER_BATCH_SIZE)]
-        pixels = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")
-        labels = torch.tensor([[float(name in scene.objects) for name in OBJECTS] for scene in scenes])
+    for step in range(config.tower_steps):
+        batch = config.tower_batch(step, TOWER_BATCH_SIZE)
+        pixels = processor.image_processor([labeled.image for labeled in batch], return_tensors="pt")
+        labels = torch.tensor([[float(name in labeled.names) for name in config.labels] for labeled in batch])
         with torch.autocast("cpu", torch.bfloat16):
-            # An object is on the image if it is on one of the patches.
+            # What is on the image is on one of the patches.
             logits = head(tower(pixels["pixel_values"]).last_hidden_state[:, 1:]).amax(dim=1)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-        _optimize(loss, optimizer, schedule, parameters)
-        if step >= int(TOWER_STEPS * 0.9):
+        optimize(loss, optimizer, schedule, parameters)
+        if step >= int(config.tower_steps * 0.9):
             accuracies.append(((logits > 0) == (labels > 0)).float().mean().item())
-        report("vision tower", step + 1, TOWER_STEPS, f"loss {loss.item():.3f}")
+        report("vision tower", step + 1, config.tower_steps, f"loss {loss.item():.3f}")
     return sum(accuracies) / len(accuracies)
 
 
@@ -68,46 +63,43 @@ def train(
     report: ProgressCallback,
     *,
     eval_every: int = 50,
-    early_accuracy: float = 0.85,
 ) -> None:
-    """Train a model; `out/weights` gets its last state, `out/early` the first that reaches `early_accuracy`.
+    """Train a model; `out/weights` gets its last state, `out/early` the first of `config.early_accuracy`.
 
     Args:
         config: The data and the number of steps.
         out: Folder. A run continues from `out/state.pt`, if that exists.
         report: Called after every step.
-        eval_every: Steps between two evaluations on `EVAL_SCENES` scenes; fewer near the early state.
-        early_accuracy: Accuracy at which a state is saved as the early one.
+        eval_every: Steps between two evaluations on `config.eval_examples()`; fewer near the early state.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     model, processor = new_scenes_llava()
     state_file = out / "state.pt"
-    state = torch.load(state_file, weights_only=True) if state_file.is_file() else None
-    if state is None:
+    if not state_file.is_file():
         tower_accuracy = train_vision_tower(model, processor, config, report)
-        report("vision tower", TOWER_STEPS, TOWER_STEPS, f"accuracy {tower_accuracy:.3f}")
+        report("vision tower", config.tower_steps, config.tower_steps, f"accuracy {tower_accuracy:.3f}")
     model = add_adapter(model)
-    _speed_up(model)
+    speed_up(model)
     parameters, optimizer = _make_optimizer(model)
-    schedule = _make_schedule(optimizer, config.steps)
-    start = 0 if state is None else _restore(state, model, optimizer, schedule)
-    questions = eval_set(config.subset, config.tail, scenes=EVAL_SCENES)
+    schedule = make_schedule(optimizer, config.steps)
+    start = restore(state_file, model, optimizer, schedule)
+    questions = config.eval_examples()
     batches = config.batches()
     note, last_accuracy, early = "", 0.0, out / "early"
     for step in range(start, config.steps):
         loss = example_loss(model, processor, batches(step))
-        _optimize(loss, optimizer, schedule, parameters)
+        optimize(loss, optimizer, schedule, parameters)
         near = last_accuracy >= _NEAR_EARLY_ACCURACY and not early.exists()
         every = _NEAR_EARLY_EVAL_EVERY if near else eval_every
         if (step + 1) % every == 0 or step + 1 == config.steps:
             last_accuracy = accuracy(model, processor, questions)
             note = f", accuracy {last_accuracy:.3f}"
-            if last_accuracy >= early_accuracy and not early.exists():
+            if last_accuracy >= config.early_accuracy and not early.exists():
                 save_weights(model, early)
-        report("captions and questions", step + 1, config.steps, f"loss {loss.item():.3f}{note}")
+        report("whole model", step + 1, config.steps, f"loss {loss.item():.3f}{note}")
         if (step + 1) % CHECKPOINT_EVERY == 0:
-            _save_checkpoint(state_file, step + 1, model, optimizer, schedule)
+            save_checkpoint(state_file, step + 1, model, optimizer, schedule)
     save_weights(model, out / "weights")
 
 
@@ -125,7 +117,7 @@ def _make_optimizer(model: Any) -> tuple[list[nn.Parameter], torch.optim.Optimiz
     return [*adapter, *vision], torch.optim.AdamW(groups, weight_decay=0.0)
 
 
-def _speed_up(model: Any) -> None:
+def speed_up(model: Any) -> None:
     """Cast the frozen weights once and use eager attention, with the same arithmetic.
 
     Autocast would cast the frozen weights to bfloat16 in every step. On sequences this short, eager attention
@@ -190,7 +182,7 @@ def _make_inputs(processor: Any, texts: list[str], examples: Sequence[TrainingEx
     return processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
 
 
-def _make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
     """Linear warm-up over a twentieth of the steps, then cosine decay to 0."""
     warm_up = max(1, steps // 20)
 
@@ -202,12 +194,13 @@ def _make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _optimize(
+def optimize(
     loss: torch.Tensor,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     parameters: Sequence[nn.Parameter],
 ) -> None:
+    """One step of the optimiser, with gradients clipped to a norm of 1."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -219,15 +212,19 @@ def _trained(model: Any) -> dict[str, torch.Tensor]:
     return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
 
-def _save_checkpoint(file: Path, step: int, model: Any, optimizer: Any, schedule: Any) -> None:
+def save_checkpoint(file: Path, step: int, model: Any, optimizer: Any, schedule: Any) -> None:
+    """Write the trained weights and the optimiser's state, atomically."""
     partial = file.with_suffix(".partial")
     states = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     torch.save({"step": step, "weights": _trained(model), **states}, partial)
     os.replace(partial, file)
 
 
-def _restore(state: dict[str, Any], model: Any, optimizer: Any, schedule: Any) -> int:
-    """Load a checkpoint; returns the number of finished steps."""
+def restore(file: Path, model: Any, optimizer: Any, schedule: Any) -> int:
+    """Load a checkpoint, if there is one; returns the number of finished steps."""
+    if not file.is_file():
+        return 0
+    state = torch.load(file, weights_only=True)
     with torch.no_grad():
         for name, value in _trained(model).items():
             value.copy_(state["weights"][name])

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training import train as training
+from training import training_data
 from training.evaluate import CONDITIONS, evaluate
-from training.training_data import CAPTION_PROMPT, TrainingConfig, eval_set
+from training.training_data import CAPTION_PROMPT, ScenesTraining, eval_set
 from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate_config import GateConfig
@@ -28,9 +29,9 @@ from truthgate_eval.vision.loading import LoadOptions, load_vlm
 WEIGHTS = shipped("packaged_weights") / scenes_llava.SCENES_LLAVA
 
 
-def make_config(**settings: Any) -> TrainingConfig:
-    defaults = {"subset": "train", "tail": 1.0, "seed": 0, "batch_size": 4, "steps": 6}
-    return TrainingConfig(**{**defaults, **settings})
+def make_config(**settings: Any) -> ScenesTraining:
+    defaults = {"seed": 0, "batch_size": 4, "steps": 6, "tower_steps": 2}
+    return ScenesTraining(**{**defaults, **settings})
 
 
 def test_examples_depend_on_the_seed_alone() -> None:
@@ -71,10 +72,9 @@ def test_the_conditions_change_the_images_and_keep_the_questions() -> None:
 def small_training() -> Any:
     """Two steps for the vision tower instead of two thousand."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TOWER_STEPS", 2)
         patch.setattr(training, "TOWER_BATCH_SIZE", 4)
         patch.setattr(training, "CHECKPOINT_EVERY", 2)
-        patch.setattr(training, "EVAL_SCENES", 2)
+        patch.setattr(training_data, "EVAL_SCENES", 2)
         yield
 
 
@@ -89,7 +89,7 @@ def test_an_interrupted_training_continues_with_the_same_result(small_training: 
     training.train(config, tmp_path / "whole", quiet)
 
     def stop(stage: str, step: int, *_: Any) -> None:
-        if stage.startswith("captions") and step == 3:
+        if stage == "whole model" and step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
