@@ -112,7 +112,10 @@ def probe(model: Any, tokenizer: Any, documents: int) -> dict[str, Any]:
     shape = (len(sequences), *layout.shape, layout.head_width("post"))
     with tempfile.TemporaryDirectory() as folder:
         room = allocate_activations(shape, memory=0, folder=Path(folder))
-        timed("activations", lambda: capture(model, sequences, batch_size=4, layout=layout, out=room))
+        timed(
+            "activations",
+            lambda: capture(model, sequences, batch_size=4, layout=layout, allocate=lambda _: room),
+        )
     labels, groups = np.arange(len(sequences)) % 2, np.arange(len(sequences)) // 2
     timed("probes", lambda: cross_validate_heads(room, labels, groups, ProbeConfig(solver="newton")))
     return {"sequences": len(sequences), "tokens_planned": planned.num_tokens, **seconds}

@@ -162,11 +162,11 @@ def multimodal_model(model: Model) -> Iterator[str]:
     )
     yield "Its own scores for gating, and scores for the analysis: text alone, a black image, and images.\n"
     yield block(
-        f"{probe} --tasks probe_rlhf_v --output {model.file}.npz",
-        f"{probe} --tasks probe_minimal_pairs --output {model.file}-minimal.npz",
+        f"{probe} --tasks probe_rlhf_v --format authors --output {model.file}.npz",
+        f"{probe} --tasks probe_minimal_pairs --format authors --output {model.file}-minimal.npz",
         f"{probe} --tasks probe_halueval_qa --limit 5000 --image none --output {model.file}-text.npz",
         f"{probe} --tasks probe_halueval_qa --limit 5000 --image black --output {model.file}-black.npz",
-        f"{probe} --tasks probe_phd_image --limit 5000 --output {model.file}-phd.npz",
+        f"{probe} --tasks probe_phd_image --format authors --limit 5000 --output {model.file}-phd.npz",
         f"truthgate show {model.file}.npz --plot {model.file}.png",
     )
     yield (

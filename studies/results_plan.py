@@ -214,7 +214,8 @@ def _probe(study: Study, name: str, model: str, task: str, half: str, site: str)
     elif task == "text":
         words += ["--tasks", "probe_scenes_text", *(["--image", "none"] if takes_images else [])]
     else:
-        words += ["--tasks", "probe_scenes", *(["--image", task] if task != "document" else [])]
+        words += ["--tasks", "probe_scenes", "--format", "authors"]
+        words += ["--image", task] if task != "document" else []
     if half == "a":
         # Shuffled labels cost no pass through the model; the other controls do, and run once for each kind of data.
         full = site == "post" and name.split("-a-")[0] in {source for source, _ in GATES.values()}

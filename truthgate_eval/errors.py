@@ -10,6 +10,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import TypeVar
 
+from truthgate_eval.escaping import visible
+
 Choice = TypeVar("Choice", bound=str)
 
 _MAX_SHOWN = 200  # characters of a value in a message
@@ -24,6 +26,10 @@ class TruthGateError(Exception):
 
 class ScoresError(TruthGateError):
     """A score artifact is missing, damaged, or does not fit the model."""
+
+
+class HubError(TruthGateError):
+    """Something on a model hub is not there, cannot be fetched, or cannot be uploaded."""
 
 
 class GateError(TruthGateError):
@@ -50,6 +56,10 @@ class ProbeError(TruthGateError):
     """Probes cannot be fitted to the data, or a setting of theirs does not exist."""
 
 
+class ProcessError(TruthGateError):
+    """One of several processes has failed: all of them raise this, with its message."""
+
+
 def check_choice(
     what: str, value: object, choices: Sequence[Choice], error: type[TruthGateError] = TruthGateError
 ) -> Choice:
@@ -71,7 +81,7 @@ def check_choice(
     for known in choices:
         if value == known:
             return known
-    raise error(f"unknown {what} {value!r}: expected one of {', '.join(choices)}")
+    raise error(f"unknown {what} {shorten(value)}: expected one of {', '.join(choices)}")
 
 
 def first_line(error: BaseException) -> str:
@@ -105,13 +115,14 @@ def one_line(error: BaseException) -> str:
     r"""An exception's whole message on one line, or the name of its class where the message is empty.
 
     Args:
-        error: Any exception; command lines print ours with it.
+        error: Any exception; command lines print ours with it. Messages quote names out of files: control
+            characters in them are written out, so that no terminal obeys them.
 
     Example:
         >>> one_line(TruthGateError("no such file:\n  a.npz"))
         'no such file: a.npz'
     """
-    return " ".join(str(error).split()) or type(error).__name__
+    return visible(" ".join(str(error).split())) or type(error).__name__
 
 
 def shorten(value: object) -> str:

@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import transformers
 
+from scripts.engines import quantized
 from scripts.engines.engines import measure
 from scripts.engines.models import CLASSES
 from scripts.engines.page import PAGE, page, table_row
@@ -34,6 +35,7 @@ def main() -> int:
             print(table_row(name, site, row))
     else:
         PAGE.write_text(page(rows), encoding="utf-8")
+        quantized.write(quantized.measure_all())
     return 0
 
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from scripts.engines.engines import BFLOAT16, ENGINES
+from scripts.engines.sections import all_sections
 from truthgate_eval.gating.attention_layout import Site
 
 PAGE = Path(__file__).parents[2] / "docs" / "engines.md"
@@ -38,31 +39,26 @@ models in float32 whose gate is drawn at random, with
 
 """
 _REST = """
-Measured once, by `tests/real/test_export.py`, on the real SmolLM2-135M-Instruct with its shipped scores,
-`lam=20,norm=centered`: over the choices of the first 12 documents of `halueval_qa_select` the gate moves
-log-likelihoods by up to 6.8. lm-eval's `hf` with the adapter differs from `gated_hf` by at most 2.3e-05,
-with the exported checkpoint by 1.9e-05.
-
-Measured once by hand, on a tiny Llama on the CPU with bitsandbytes 0.50.2: under 8-bit and 4-bit weights
-that compute in float32, the adapter gives the live gate's logits bit for bit, at both sites. In bfloat16
-PEFT's IA3 layers return float32 and the model stops with an error: gate such models live, with `gated_hf`
-or `gated_vlm`.
+Measured once, by the command lines of `tests/real/test_export.py`, on the real SmolLM2-135M-Instruct with its
+shipped scores, `lam=20,norm=centered`: over the choices of the first 12 documents of `halueval_qa_select` the
+gate moves log-likelihoods by up to 6.8. `lm_eval --model hf` with the adapter differs from `--model gated_hf`
+by at most 2.7e-05, with the exported checkpoint by 1.9e-05.
 
 A checkpoint in the shape of Llama-7B (13.5 GB in bfloat16) is exported in 107 MiB of memory above the 1,032
 MiB of the imports, without a GPU (`tests/unit/export/test_memory.py`).
 
-Not run: vLLM, which is not supported yet; lm-eval's `hf` with images, which it does not take; and a shift
-(`action=shift`), which is no adapter.
+Not run: lm-eval's `hf` with images, which it does not take; and a shift (`action=shift`), which is no
+adapter.
 """
 
 
 def page(rows: Mapping[tuple[str, Site], Mapping[str, float | str]]) -> str:
-    """The page's Markdown."""
+    """The page's Markdown, with the sections that other modules have written into it as they are."""
     versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in _PACKAGES)
     text = _INTRODUCTION.format(versions=versions)
     text += f"| {' | '.join(HEADER)} |\n|{' --- |' * len(HEADER)}\n"
     text += "".join(f"{table_row(name, site, row)}\n" for (name, site), row in rows.items())
-    return text + _REST
+    return text + _REST + all_sections(PAGE.read_text(encoding="utf-8"))
 
 
 def table_row(name: str, site: Site, row: Mapping[str, float | str]) -> str:

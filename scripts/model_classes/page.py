@@ -1,4 +1,4 @@
-"""The page docs/models.md: a table of model classes for each kind."""
+"""The page docs/models.md: a table of families, and one of model classes for each kind."""
 
 from __future__ import annotations
 
@@ -10,11 +10,36 @@ from pathlib import Path
 import torch
 import transformers
 
+from scripts.model_classes.end_to_end import LAM, FamilyRow
+from scripts.model_classes.subjects import NEW_TOKENS
 from scripts.model_classes.survey import KINDS, Kind, Row
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 _TITLES: Mapping[Kind, str] = {"text": "Text", "image-text": "Image and text"}
 _HEADER = "| class | first projection | attention layers | heads | post | pre | note |"
+_FAMILY_HEADER = (
+    "| class | checkpoints | layers x heads | probed | gated live | folded | texts | prefixes | note |"
+)
+_FAMILIES = """\
+## Families
+
+The classes of the published families, and those of checkpoints that many use, from a checkpoint's files to
+its answers: {versions},
+small random weights, the class's real processor or tokenizer, and nothing from a hub. Questions are about one
+picture, two or none. `uv run python -m scripts.model_classes --families` writes this section.
+
+* *probed*: the activations at the answer's last token are those with which plain `generate` writes that
+  answer, at both sites, within 1e-5 of the largest one, in batches of 3.
+* *gated live*, *folded*: under `lam={lam:g}`, at both sites, the first token's logits (within 1e-4 of the
+  largest) and the texts of `gated_vlm`, of `gated_hf` for text, are those of a copy of the model in which
+  every head is multiplied in a loop.
+* *texts*: with `scores=none` they are those of plain `generate`, one question at a time. Texts have
+  {new_tokens} tokens, in batches of 3; without a gate also one by one.
+* *prefixes*: *shared* where images and prompts are computed once ([How the engine
+  works](performance.md#how-the-engine-works)); on the *plain path*, every question runs by itself, for the
+  reason in the note.
+
+"""
 _INTRODUCTION = """\
 # Model classes
 
@@ -43,8 +68,13 @@ into the weights. Gated: {gated}. Refused, with one line that says why: {refused
 """
 
 
-def page(rows: Mapping[Kind, Sequence[Row]]) -> str:
-    """The page's Markdown."""
+def page(rows: Mapping[Kind, Sequence[Row]], families: Sequence[FamilyRow] = ()) -> str:
+    """The page's Markdown.
+
+    Args:
+        rows: The classes of each kind.
+        families: The families' rows.
+    """
     counts = Counter(row.result for found in rows.values() for row in found)
     text = _INTRODUCTION.format(
         versions=versions(),
@@ -53,10 +83,49 @@ def page(rows: Mapping[Kind, Sequence[Row]]) -> str:
         refused=counts["refused"],
         not_built=counts["not built"],
     )
+    text += f"\n{families_section(families)}"
     for kind in KINDS:
         text += f"\n## {_TITLES[kind]}\n\n{_HEADER}\n|{' --- |' * 7}\n"
         text += "".join(f"{table_row(row)}\n" for row in rows[kind])
     return text
+
+
+def families_section(rows: Sequence[FamilyRow]) -> str:
+    """The section of the families."""
+    text = _FAMILIES.format(versions=versions(), lam=LAM, new_tokens=NEW_TOKENS)
+    return text + f"{_FAMILY_HEADER}\n|{' --- |' * 9}\n" + "".join(f"{family_row(row)}\n" for row in rows)
+
+
+def with_families(text: str, rows: Sequence[FamilyRow]) -> str:
+    """A page with another section of families; the rest is as it was."""
+    before, _, rest = text.partition("\n## Families\n")
+    _, _, after = (rest or before).partition(f"\n## {_TITLES['text']}\n")
+    before = before.partition(f"\n## {_TITLES['text']}\n")[0]
+    return f"{before}\n{families_section(rows)}\n## {_TITLES['text']}\n{after}"
+
+
+def family_row(row: FamilyRow) -> str:
+    """A family's row of the table."""
+    note = _escape("; ".join(row.notes))
+    family = row.family
+    cells = (
+        family.name,
+        family.checkpoints,
+        row.heads,
+        row.probed,
+        row.live,
+        row.folded,
+        row.texts,
+        row.prefixes,
+        note,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(note: str) -> str:
+    """A note as text of a table's cell; what stands between backquotes stays code."""
+    parts = (note if note.count("`") % 2 == 0 else note.replace("`", "'")).split("`")
+    return "`".join(re.sub(r"([|*<\[])", r"\\\1", part) for part in parts)
 
 
 def versions() -> str:
@@ -81,7 +150,16 @@ def table_row(row: Row) -> str:
 
 
 def rows_of_page(text: str) -> Iterator[tuple[str, str]]:
-    """The class and the row of every row of a page's tables."""
+    """The class and the row of every row of a page's tables of classes."""
+    yield from _rows(text[text.index(f"\n## {_TITLES['text']}\n") :])
+
+
+def family_rows_of_page(text: str) -> Iterator[tuple[str, str]]:
+    """The class and the row of every row of a page's table of families."""
+    yield from _rows(text[: text.index(f"\n## {_TITLES['text']}\n")])
+
+
+def _rows(text: str) -> Iterator[tuple[str, str]]:
     for line in text.splitlines():
-        if line.startswith("| ") and line != _HEADER and not line.startswith("| ---"):
+        if line.startswith("| ") and line not in (_HEADER, _FAMILY_HEADER) and not line.startswith("| ---"):
             yield line.split(" | ")[0].removeprefix("| "), line

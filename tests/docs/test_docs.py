@@ -15,6 +15,7 @@ from truthgate_eval.cli import main as cli
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.lm_eval.patches import MODELS as LM_EVAL_MODELS
 from truthgate_eval.harness.lmms_eval.registry import MODELS as LMMS_EVAL_MODELS
+from truthgate_eval.harness.lmms_eval.registry import VLLM_MODEL
 from truthgate_eval.paths import shipped
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS
 
@@ -60,7 +61,8 @@ def test_harness_commands_name_models_tasks_and_arguments_that_exist(page: Path)
             continue
         model, lmms = option(words, "--model"), words[0] == "lmms_eval"
         if model is not None:
-            assert model in (LMMS_EVAL_MODELS if lmms else {**LM_EVAL_MODELS, "hf": ""}), words
+            of_lmms, of_lm = {*LMMS_EVAL_MODELS, VLLM_MODEL}, {*LM_EVAL_MODELS, "hf", "vllm"}
+            assert model in (of_lmms if lmms else of_lm), words
         for task in (option(words, "--tasks") or "").split(","):
             assert task in tasks or task == "", words
         arguments = [pair.split("=")[0] for pair in (option(words, "--model_args") or "").split(",") if pair]
@@ -73,7 +75,7 @@ def test_flags_in_the_reference_of_a_command_exist() -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = re.findall(r"^## truthgate (\w+)\n(.*?)(?=^## |\Z)", text, flags=re.DOTALL | re.MULTILINE)
     assert {name for name, _ in sections} == {
-        "probe", "study", "sweep", "correlate", "compare", "report", "export",
+        "probe", "study", "sweep", "correlate", "compare", "report", "export", "push",
     }  # fmt: skip
     for name, section in sections:
         known = {flag for parameter in program.commands[name].params for flag in parameter.opts}

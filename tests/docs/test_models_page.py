@@ -6,12 +6,24 @@ from typing import Any
 import pytest
 import transformers
 
-from scripts.model_classes import survey
-from scripts.model_classes.page import PAGE, page, rows_of_page, table_row, versions
+from scripts.model_classes import subjects, survey
+from scripts.model_classes.end_to_end import FamilyRow, run_family
+from scripts.model_classes.families import FAMILIES, Family
+from scripts.model_classes.page import (
+    PAGE,
+    family_row,
+    family_rows_of_page,
+    page,
+    rows_of_page,
+    table_row,
+    versions,
+    with_families,
+)
 from scripts.model_classes.survey import KINDS, Row, class_names, examine
 
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMITTED = dict(rows_of_page(TEXT))
+COMMITTED_FAMILIES = dict(family_rows_of_page(TEXT))
 IS_SAME_VERSION = f"transformers {transformers.__version__} " in TEXT
 # A class of each kind of row.
 QUICK = (
@@ -114,3 +126,70 @@ def test_an_exception_of_the_search_is_reported(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(survey, "find_attention_layout", fail)
     row = examine("LlamaForCausalLM")
     assert row.result == "wrong" and row.note == "RAW KeyError: 'x'"
+
+
+def family(maker: str) -> Family:
+    return next(family for family in FAMILIES if family.maker == maker)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maker", [family.maker for family in FAMILIES])
+def test_a_family_works_from_end_to_end_as_the_page_says(maker: str) -> None:
+    row = run_family(family(maker))
+    assert row.is_right, family_row(row)
+    if IS_SAME_VERSION:
+        assert family_row(row) == COMMITTED_FAMILIES[row.family.name]
+
+
+def test_the_page_has_every_family_once_and_nothing_differs() -> None:
+    assert list(COMMITTED_FAMILIES) == [family.name for family in FAMILIES]
+    for row in COMMITTED_FAMILIES.values():
+        cells = row.split(" | ")
+        assert cells[3:7] == ["equal"] * 4 and "RAW" not in row, row
+        assert cells[7] == "shared" or cells[8].startswith(f"{cells[7]}: "), row
+
+
+def test_another_table_of_families_leaves_the_rest_of_the_page() -> None:
+    row = FamilyRow(family("llava"), "3 x 4", *["equal"] * 4, "shared", ["`a` [b]"])
+    text = with_families(TEXT, [row])
+    assert dict(rows_of_page(text)) == COMMITTED
+    shown = r"| 3 x 4 | equal | equal | equal | equal | shared | `a` \[b] |"
+    assert dict(family_rows_of_page(text)) == {row.family.name: f"| {row.family.name} | LLaVA-1.5 {shown}"}
+    assert with_families(text, [row]) == text
+
+
+@pytest.mark.slow
+def test_answers_that_differ_from_plain_generate_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate that is never attached: the vanilla texts are right, and the gated ones are not."""
+    load = subjects.GatedHF
+
+    def ungated(
+        path: str, *, scores: str, lam: float = 0, norm: str = "", site: str = "", **options: Any
+    ) -> Any:
+        return load(path, scores="none", **{k: v for k, v in options.items() if k != "mode"})
+
+    monkeypatch.setattr(subjects, "GatedHF", ungated)
+    row = run_family(family("llama"))
+    assert row.texts == row.probed == "equal" and not row.is_right
+    assert row.live == row.folded and row.live.startswith("logits differ by ")
+
+
+@pytest.mark.slow
+def test_activations_of_another_token_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = subjects.capture
+
+    def earlier(model: Any, sequences: Any, **options: Any) -> Any:
+        return capture(model, [sequence[:-1] for sequence in sequences], **options)
+
+    monkeypatch.setattr(subjects, "capture", earlier)
+    row = run_family(family("llama"))
+    assert row.probed.startswith("differs by ") and row.probed.endswith(" at post")
+
+
+def test_an_exception_of_a_family_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(model: Any) -> Any:
+        raise KeyError("x")
+
+    monkeypatch.setattr(subjects, "find_attention_layout", fail)
+    row = run_family(family("llama"))
+    assert row.notes == ["RAW KeyError: 'x'"] and not row.is_right

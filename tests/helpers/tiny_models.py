@@ -100,12 +100,20 @@ def tiny_tokenizer() -> Any:
     return fast
 
 
-def save_tiny_checkpoint(folder: Any, name: str = "llama") -> str:
-    """Save a tiny model with its tokenizer, as a folder that both harnesses load; its path."""
+def save_tiny_checkpoint(folder: Any, name: str = "llama", **changes: Any) -> str:
+    """Save a tiny model with its tokenizer, as a folder that both harnesses load; its path.
+
+    Args:
+        folder: Where to.
+        name: Of `CONFIGS` or `MORE_CONFIGS`.
+        changes: Other values in the config, such as `hidden_size`.
+    """
     tokenizer = tiny_tokenizer()
     torch.manual_seed(0)
     config = {**CONFIGS, **MORE_CONFIGS}[name]()
     config.vocab_size, config.max_position_embeddings = len(tokenizer), 4096
+    for setting, value in changes.items():
+        setattr(config, setting, value)
     model = hf.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

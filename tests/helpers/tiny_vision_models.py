@@ -14,61 +14,34 @@ import torch
 import transformers as hf
 from PIL import Image
 
-LAYERS, HEADS = 3, 4
+from helpers import tiny_vision_families
+from helpers.tiny_vision_parts import (
+    HEADS,
+    LAYERS,
+    LLAVA_TEMPLATE,
+    QWEN_TEMPLATE,
+    STRING_TEMPLATE,
+    text_sizes,
+    tokenizer,
+)
+
+__all__ = [
+    "HEADS",
+    "LAYERS",
+    "LLAVA_TEMPLATE",
+    "STRING_TEMPLATE",
+    "make",
+    "random_image",
+    "save",
+    "tokenizer",
+]
+
 NAMES = ("llava", "llava_next", "qwen2_5_vl", "qwen2_5_omni")
-_SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 _QWEN = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 _OMNI = [
     "<|im_start|>", "<|im_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>", "<|AUDIO|>",
     "<|audio_bos|>", "<|audio_eos|>",
 ]  # fmt: skip
-
-# The chat templates of the real checkpoints: LLaVA-1.5's, and Qwen's with its system message.
-LLAVA_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'].upper() + ': ' }}{% if m['content'] is string %}{{ m['content'] }}"
-    "{% else %}{% for c in m['content'] if c['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
-    "{% for c in m['content'] if c['type'] == 'text' %}{{ c['text'] }}{% endfor %}{% endif %} {% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-QWEN_TEMPLATE = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\n"
-    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ m['role'] }}\n"
-    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}START-PICTURE-END{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-STRING_TEMPLATE = (
-    "{% for m in messages %}{{ m['role'] + '> ' + m['content'] + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant>' }}{% endif %}"
-)
-
-
-def tokenizer(extra: list[str], **named: str) -> Any:
-    """A byte-level BPE tokenizer; `named` are attributes such as image_token, as Qwen's files have them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    # Printable characters, space and line break only, so that different tokens give different texts.
-    symbols = _SPECIAL + [chr(n) for n in range(33, 127)] + ["\u0120", "\u010a"]
-    vocabulary = {symbol: i for i, symbol in enumerate(symbols)}
-    merges = [("t", "h"), ("i", "n"), ("a", "n"), ("e", "r"), ("\u0120", "Y"), ("\u0120", "N")]
-    for left, right in merges:
-        vocabulary[left + right] = len(vocabulary)
-    backend = Tokenizer(models.BPE(vocabulary, merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(extra)
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
-        extra_special_tokens=named,
-    )  # fmt: skip
-
-
-def _text(vocabulary: int, **more: Any) -> dict[str, Any]:
-    return {
-        "hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
-        "intermediate_size": 48, "vocab_size": vocabulary, "max_position_embeddings": 4096,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **more,
-    }  # fmt: skip
 
 
 def _clip() -> hf.CLIPVisionConfig:
@@ -90,7 +63,7 @@ _QWEN_IMAGES = {"size": {"shortest_edge": 56 * 56, "longest_edge": 112 * 112}}
 def llava() -> tuple[Any, Any]:
     words = tokenizer(["<image>"])
     config = hf.LlavaConfig(
-        vision_config=_clip(), text_config=hf.LlamaConfig(**_text(len(words))),
+        vision_config=_clip(), text_config=hf.LlamaConfig(**text_sizes(len(words))),
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
     )  # fmt: skip
     images = hf.CLIPImageProcessor(**_CLIP_IMAGES)
@@ -102,7 +75,7 @@ def llava_next() -> tuple[Any, Any]:
     words = tokenizer(["<image>"])
     grid = [[28, 56], [56, 28], [56, 56]]
     config = hf.LlavaNextConfig(
-        vision_config=_clip(), text_config=hf.LlamaConfig(**_text(len(words))), image_grid_pinpoints=grid,
+        vision_config=_clip(), text_config=hf.LlamaConfig(**text_sizes(len(words))), image_grid_pinpoints=grid,
         image_token_index=words.convert_tokens_to_ids("<image>"), image_seq_length=4,
     )  # fmt: skip
     images = hf.LlavaNextImageProcessor(**_CLIP_IMAGES, image_grid_pinpoints=grid)
@@ -114,7 +87,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     words = tokenizer(_QWEN)
     ids = dict(zip(_QWEN, words.convert_tokens_to_ids(_QWEN), strict=True))
     config = hf.Qwen2_5_VLConfig(
-        text_config=_text(len(words), rope_parameters=_ROPE), vision_config=_QWEN_VISION,
+        text_config=text_sizes(len(words), rope_parameters=_ROPE), vision_config=_QWEN_VISION,
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
@@ -129,7 +102,7 @@ def qwen2_5_vl() -> tuple[Any, Any]:
 def _omni_config(words: Any) -> Any:
     ids = dict(zip(_OMNI, words.convert_tokens_to_ids(_OMNI), strict=True))
     thinker = {
-        "text_config": _text(len(words), rope_parameters=_ROPE, tie_word_embeddings=False),
+        "text_config": text_sizes(len(words), rope_parameters=_ROPE, tie_word_embeddings=False),
         "vision_config": _QWEN_VISION,
         "audio_config": {
             "d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "output_dim": 32,
@@ -181,7 +154,7 @@ def paligemma() -> tuple[Any, Any]:
         "image_size": 28, "patch_size": 14, "intermediate_size": 32,
     }  # fmt: skip
     config = hf.PaliGemmaConfig(
-        text_config=_text(len(processor.tokenizer), model_type="gemma", head_dim=8, tie_word_embeddings=False),
+        text_config=text_sizes(len(processor.tokenizer), model_type="gemma", head_dim=8, tie_word_embeddings=False),
         vision_config=vision, image_token_index=processor.image_token_id, projection_dim=32,
         tie_word_embeddings=False,  # where they are tied, a random model repeats its last token
     )  # fmt: skip
@@ -201,7 +174,7 @@ def _blip_config(cls: type[Any], words: Any) -> Any:
             "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
             "encoder_hidden_size": 16, "vocab_size": len(words),
         },
-        text_config=_text(len(words), model_type="llama"), num_query_tokens=4,
+        text_config=text_sizes(len(words), model_type="llama"), num_query_tokens=4,
         image_token_index=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
 
@@ -232,7 +205,7 @@ def llava_onevision() -> tuple[Any, Any]:
     }  # fmt: skip
     image, video = words.convert_tokens_to_ids(["<image>", "<video>"])
     config = hf.LlavaOnevisionConfig(
-        vision_config=vision, text_config=_text(len(words), model_type="qwen2"), image_grid_pinpoints=grid,
+        vision_config=vision, text_config=text_sizes(len(words), model_type="qwen2"), image_grid_pinpoints=grid,
         image_token_index=image, video_token_index=video, vision_feature_layer=-1,
     )  # fmt: skip
     images = hf.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=grid)
@@ -252,7 +225,7 @@ _MAKERS = {
 def make(name: str) -> tuple[Any, Any]:
     """A random model and its processor; the weights are large enough that texts differ."""
     torch.manual_seed(0)
-    model, processor = _MAKERS[name]()
+    model, processor = {**_MAKERS, **tiny_vision_families.MAKERS}[name]()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

@@ -172,6 +172,20 @@ def test_an_interrupted_sweep_continues(
     assert len(TruthScores.load(tmp_path / "a.npz").metadata["recommended"]["points"]) == 3
 
 
+def test_what_changes_every_candidate_is_recorded_with_the_choice(text: list[str], tmp_path: Path) -> None:
+    index = text.index("--model_args") + 1
+    text[index] += ",contrast=0.5"
+    text[text.index("--lam") + 1] = "1"
+    done = truthgate(*text, "--rest_limit", "0", "--limit", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("chosen: ")]
+    assert " with contrast=0.5 -> " in line
+    recommended = TruthScores.load(tmp_path / "a.npz").metadata["recommended"]
+    assert recommended["conditions"] == {"contrast": 0.5}
+    shown = truthgate("show", str(tmp_path / "a.npz"), cwd=tmp_path)
+    assert "halueval_qa_select, contrast=0.5" in shown.stdout
+
+
 def test_every_mistake_is_one_line(text: list[str], tmp_path: Path) -> None:
     for more, message in [
         (("--metric", "f2"), "has no metric 'f2': it has acc"),

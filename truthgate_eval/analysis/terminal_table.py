@@ -12,6 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from truthgate_eval.escaping import terminal_text
+
 # In a cell: a space where the table is wide enough on one line, otherwise a line break.
 SOFT_BREAK = "\v"
 # The parts of a name without spaces, each with the signs that end it.
@@ -47,6 +49,11 @@ def fold_name(name: str, width: int) -> str:
             while len(lines[-1]) > room:
                 lines[-1:] = [lines[-1][:room], lines[-1][room:]]
     return "\n".join(indent + line for line in lines if line)
+
+
+def _folded(text: str, width: int, style: str) -> Text:
+    """Lines of text that are folded like names."""
+    return Text("\n".join(fold_name(line, width) for line in text.split("\n")), style=style)
 
 
 def _longest_part(name: str) -> int:
@@ -98,7 +105,8 @@ class TerminalTable:
     def add_row(self, *cells: str, style: str = "", end_section: bool = False) -> None:
         """Append a row, with a rule below it if it ends a section; missing cells at the right are empty."""
         missing = len(self.columns) - len(cells)
-        self._rows.append(_Row((*cells, *[""] * missing), style, end_section))
+        texts = map(terminal_text, (*cells, *[""] * missing))
+        self._rows.append(_Row(tuple(texts), style, end_section))
 
     def rows(self, width: int) -> list[tuple[str, ...]]:
         """The cells as they are printed in a terminal of so many columns."""
@@ -148,13 +156,9 @@ class TerminalTable:
             yield from row.cells[number].replace(SOFT_BREAK, replacement).split("\n")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """What rich prints."""
+        """What rich prints; title and caption beside the table, since rich would fold them to its width."""
         rows, gap = self._layout(options.max_width)
         table = Table(
-            title=Text(self.title) if self.title else None,
-            title_justify="left",
-            caption=Text(self.caption) if self.caption else None,
-            caption_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
             pad_edge=False,
@@ -166,5 +170,9 @@ class TerminalTable:
             table.add_row(
                 *(Text(cell) for cell in cells), style=row.style or None, end_section=row.end_section
             )
+        if self.title:
+            yield _folded(terminal_text(self.title), options.max_width, "table.title")
         yield table
+        if self.caption:
+            yield _folded(terminal_text(self.caption), options.max_width, "table.caption")
         yield ""  # an empty line, which separates it from what follows

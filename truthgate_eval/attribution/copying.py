@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from truthgate_eval.attribution.log_odds import AnswerDocument
 from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.attention_layout import AttentionLayout
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 
 def copy_scores(
@@ -26,6 +27,7 @@ def copy_scores(
     documents: Sequence[AnswerDocument],
     *,
     progress: Callable[[int], object] = lambda _: None,
+    processes: Processes = ONE_PROCESS,
 ) -> tuple[NDArray[np.float32], list[int]]:
     """Attention on copies, for each document whose right answer has a token that the context contains.
 
@@ -34,25 +36,31 @@ def copy_scores(
         layout: Its attention heads.
         documents: Questions with right and wrong answers.
         progress: Called with the number of documents done since the last call.
+        processes: Those that call this with the same documents, and take turns at them.
 
     Returns:
-        float32 [found, layers, heads], and the indices of these documents.
+        float32 [found, layers, heads], complete in the first process only; and the indices of these
+        documents.
 
     Raises:
         ProbeError: No right answer has a token that its context contains, or the model returns no weights.
+        ProcessError: Another process has failed.
     """
-    scores, found = [], []
+    scores = np.zeros((len(documents), *layout.shape), dtype=np.float32)
+    own: list[int] = []
     with _eager(model), torch.no_grad():
-        for index, document in enumerate(documents):
+        for index in range(processes.rank, len(documents), processes.count):
+            document = documents[index]
             sequence = next(s for s, own in zip(document.sequences, document.truthful, strict=True) if own)
             copies = _copies(sequence, document.context_length)
             if copies:
-                scores.append(_attention_on(model, layout, sequence, copies))
-                found.append(index)
+                scores[index] = _attention_on(model, layout, sequence, copies)
+                own.append(index)
             progress(1)
-    if not scores:
+    found = processes.gather_rows(own, scores[own], scores.__setitem__)
+    if not found:
         raise ProbeError("no right answer has a token that its context contains: there is nothing to copy")
-    return np.stack(scores), found
+    return scores[found], found
 
 
 def _copies(sequence: Sequence[int], start: int) -> dict[int, list[int]]:

@@ -22,6 +22,7 @@ from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
 from truthgate_eval.inference.prefix_plan import PackedPrompt
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 
 def direct_effects(
@@ -32,6 +33,7 @@ def direct_effects(
     site: Site = "pre",
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda _: None,
+    processes: Processes = ONE_PROCESS,
 ) -> NDArray[np.float32]:
     """Each head's direct effect on each document's logit difference.
 
@@ -42,17 +44,20 @@ def direct_effects(
         site: `pre` takes what the head writes through its columns of W_o, `post` its slice of W_o's output.
         batch_size: Documents in a batch.
         progress: Called with the number of documents done since the last call.
+        processes: Those that call this with the same documents, and take turns at the batches.
 
     Returns:
-        float32 [documents, layers, heads].
+        float32 [documents, layers, heads]; complete in the first process only.
 
     Raises:
         ProbeError: The model has no final normalization or no unembedding matrix.
+        ProcessError: Another process has failed.
     """
-    effects = np.empty((len(documents), *layout.shape), dtype=np.float32)
+    effects = np.zeros((len(documents), *layout.shape), dtype=np.float32)
+    done: list[int] = []
     order = sorted(range(len(documents)), key=lambda i: documents[i].context_length)
     with _ResidualWrites(model, layout) as writes:
-        for start in range(0, len(order), batch_size):
+        for start in range(0, len(order), batch_size)[processes.rank :: processes.count]:
             indices = order[start : start + batch_size]
             contexts = [documents[i].sequences[0][: documents[i].context_length] for i in indices]
             prompts = [PackedPrompt((), (tokens,), (n,)) for n, tokens in enumerate(contexts)]
@@ -62,7 +67,9 @@ def direct_effects(
             directions = torch.stack([_logit_direction(model.model, documents[i]) for i in indices])
             for layer in range(layout.num_layers):
                 effects[indices, layer] = writes.effects(layer, directions, site).numpy()
+            done += indices
             progress(len(indices))
+    processes.gather_rows(done, effects[done], effects.__setitem__)
     return effects
 
 

@@ -7,7 +7,7 @@ gains nothing then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -173,7 +173,7 @@ def mean_odds_difference(
 def conclusion(
     difference: PairedDifference,
     with_offset: PairedDifference | None,
-    controls: Sequence[PairedDifference],
+    controls: Mapping[str, PairedDifference],
     *,
     corrected_p: float | None = None,
 ) -> str:
@@ -182,9 +182,14 @@ def conclusion(
     Args:
         difference: Its log-loss less the vanilla model's.
         with_offset: The same with the best yes/no offset for both; None where answers are free text.
-        controls: Its log-loss less that of each control (shuffled, random) of equal strength; none for a
-            control itself.
+        controls: By its name, its log-loss less that of each control of equal strength (shuffled, random, a
+            constant on yes); none for a control itself.
         corrected_p: P-value of `difference`, corrected for the other rows; None for no correction.
+
+    Example:
+        >>> better, unclear = PairedDifference(-2, -3, -1, 0.01), PairedDifference(0, -1, 1, 0.9)
+        >>> conclusion(better, None, {"random 0": unclear, "yes offset up": better})
+        'better than the vanilla model, but not than random 0 of equal strength'
     """
     uncertain = corrected_p is not None and not corrected_p < _LEVEL
     if difference.low > 0 and not uncertain:
@@ -192,12 +197,13 @@ def conclusion(
     if not difference.high < 0 or uncertain:
         return "no difference from the vanilla model is seen"
     if with_offset is not None and not with_offset.high < 0:
-        return "better only as far as a constant on yes would be"
+        return "better than the vanilla model, but not once both have their best constant on yes"
     if not controls:
         return "better than the vanilla model"
-    if all(control.high < 0 for control in controls):
-        return "better than the vanilla model and than every control of equal strength"
-    return "better than the vanilla model, but not than every control of equal strength"
+    not_beaten = [name for name, control in controls.items() if not control.high < 0]
+    if not_beaten:
+        return f"better than the vanilla model, but not than {', '.join(not_beaten)} of equal strength"
+    return "better than the vanilla model and than every control of equal strength"
 
 
 def describe(evaluation: GateEvaluation, baseline: GateEvaluation) -> dict[str, Any]:

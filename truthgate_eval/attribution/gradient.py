@@ -7,6 +7,7 @@ all heads; the model's weights stay fixed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from truthgate_eval.attribution.log_odds import AnswerDocument, frozen, log_odds
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
 from truthgate_eval.gating.head_factors import HeadFactors
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 
 def gate_gradients(
@@ -27,6 +29,7 @@ def gate_gradients(
     site: Site = "post",
     batch_size: int = 8,
     progress: Callable[[int], object] = lambda _: None,
+    processes: Processes = ONE_PROCESS,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Gradient of each document's log-odds with respect to the gate of each head, at g = 1.
 
@@ -37,15 +40,22 @@ def gate_gradients(
         site: Where the gate acts.
         batch_size: Documents in a batch. A batch keeps the activations of all layers.
         progress: Called with the number of documents done since the last call.
+        processes: Those that call this with the same documents, and take turns at the batches.
 
     Returns:
-        float32 [documents, layers, heads], and each document's log-odds, float32 [documents].
+        float32 [documents, layers, heads], and each document's log-odds, float32 [documents]; complete in the
+        first process only.
+
+    Raises:
+        ProcessError: Another process has failed.
     """
-    gradients = np.empty((len(documents), *layout.shape), dtype=np.float32)
-    odds = np.empty(len(documents), dtype=np.float32)
+    gradients = np.zeros((len(documents), *layout.shape), dtype=np.float32)
+    odds = np.zeros(len(documents), dtype=np.float32)
+    done: list[int] = []
     differentiable = model.with_gradients()
     with frozen(model.model), HeadFactors(layout, site) as heads:
-        for batch in make_batches(differentiable, documents, batch_size=batch_size):
+        batches = make_batches(differentiable, documents, batch_size=batch_size)
+        for batch in itertools.islice(batches, processes.rank, None, processes.count):
             # One row of factors for each document, and one for padding.
             factors = torch.ones(len(batch.indices) + 1, *layout.shape, requires_grad=True)
             heads.factors, heads.owners = factors, batch.owners
@@ -54,7 +64,10 @@ def gate_gradients(
             assert factors.grad is not None
             gradients[batch.indices] = factors.grad[:-1].numpy()
             odds[batch.indices] = values.detach().cpu().numpy()
+            done += batch.indices
             progress(len(batch.indices))
+    processes.gather_rows(done, gradients[done], gradients.__setitem__)
+    processes.gather_rows(done, odds[done], odds.__setitem__)
     return gradients, odds
 
 

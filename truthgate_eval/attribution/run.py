@@ -16,12 +16,13 @@ from truthgate_eval.attribution.divergence import context_divergence
 from truthgate_eval.attribution.gradient import document_weights, gate_gradients
 from truthgate_eval.attribution.learned import LearnedGate, LearnedGateConfig, learn_gate
 from truthgate_eval.attribution.log_odds import AnswerDocument
-from truthgate_eval.attribution.reliability import split_half_reliability
 from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.probing.reliability import split_half_reliability
 from truthgate_eval.probing.statistics import influence_stderr
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 Progress = Callable[[int], object]
 # Every fifth cluster of documents chooses the epoch of a learned gate.
@@ -124,13 +125,17 @@ def run_gradient(
     site: Site,
     batch_size: int,
     progress: Progress,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
-    """An artifact of kind `gradient`, see `attribution.gradient`."""
+    """An artifact of kind `gradient`, see `attribution.gradient`; the same in all processes."""
     values, odds = gate_gradients(
-        model, layout, answers.documents, site=site, batch_size=batch_size, progress=progress
-    )
+        model, layout, answers.documents, site=site, batch_size=batch_size, progress=progress,
+        processes=processes,
+    )  # fmt: skip
     own = {"kind": "gradient", "log_odds": _describe_odds(odds, answers.weights)}
-    return summarize_documents(values, answers.weights, answers.clusters, {**metadata, **own})
+    return processes.on_main(
+        lambda: summarize_documents(values, answers.weights, answers.clusters, {**metadata, **own})
+    )
 
 
 def run_direct_effect(
@@ -142,13 +147,16 @@ def run_direct_effect(
     site: Site,
     batch_size: int,
     progress: Progress,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
-    """An artifact of kind `direct-effect`, see `attribution.direct_effect`."""
+    """An artifact of kind `direct-effect`, see `attribution.direct_effect`; the same in all processes."""
     values = direct_effects(
-        model, layout, answers.documents, site=site, batch_size=batch_size, progress=progress
-    )
-    return summarize_documents(
-        values, answers.weights, answers.clusters, {**metadata, "kind": "direct-effect"}
+        model, layout, answers.documents, site=site, batch_size=batch_size, progress=progress,
+        processes=processes,
+    )  # fmt: skip
+    described = {**metadata, "kind": "direct-effect"}
+    return processes.on_main(
+        lambda: summarize_documents(values, answers.weights, answers.clusters, described)
     )
 
 
@@ -159,12 +167,18 @@ def run_copying(
     metadata: Mapping[str, Any],
     *,
     progress: Progress,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
-    """An artifact of kind `copy`, see `attribution.copying`, of the documents with something to copy."""
-    values, found = copy_scores(model.model, layout, answers.documents, progress=progress)
-    chosen = np.isin(np.arange(len(answers.documents)), found)
-    own = answers.subset(chosen)
-    return summarize_documents(values, own.weights, own.clusters, {**metadata, "kind": "copy"})
+    """An artifact of kind `copy`, see `attribution.copying`, of the documents with something to copy.
+
+    It is the same in all processes.
+    """
+    values, found = copy_scores(
+        model.model, layout, answers.documents, progress=progress, processes=processes
+    )
+    own = answers.subset(np.isin(np.arange(len(answers.documents)), found))
+    described = {**metadata, "kind": "copy"}
+    return processes.on_main(lambda: summarize_documents(values, own.weights, own.clusters, described))
 
 
 def run_divergence(

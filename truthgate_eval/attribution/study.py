@@ -21,11 +21,13 @@ from truthgate_eval.attribution.evaluation import (
     mean_odds_difference,
     paired_difference,
 )
-from truthgate_eval.attribution.run import AnswerSet, split_documents
 from truthgate_eval.attribution.study_gates import Direction
-from truthgate_eval.attribution.study_rows import StudyDocuments, StudyRows
+from truthgate_eval.attribution.study_rows import StudyRows
 from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.scores import TruthScores
+
+# The action of a row that only adds a constant to the logit of yes.
+_OFFSET = "offset"
 
 
 @dataclass(eq=False)
@@ -63,7 +65,7 @@ def run_study(
         rows: Measures a gate, once.
         directions: The gates up to their strength, each before its controls.
         targets: Divergences from the vanilla model, in nats.
-        progress: Called with 1 after each gate that was evaluated.
+        progress: Called with 1 after each of `directions`.
 
     Raises:
         GateError: A gate changes too little, whatever its strength.
@@ -76,8 +78,8 @@ def run_study(
     empty = [direction.source for direction in directions if direction.is_empty]
     for direction in directions:
         if direction.source in empty or direction.control_of in empty:
-            continue
-        if direction.is_random:
+            used = []
+        elif direction.is_random:
             used = sorted({target for (_, action), target in chosen.items() if action == direction.action})
         elif direction.control_of is not None:
             used = [chosen[direction.control_of, direction.action]]
@@ -86,13 +88,12 @@ def run_study(
         else:
             used = [_choose(rows, direction, targets)]
             chosen[direction.source, direction.action] = used[0]
-        for target in used:
-            evaluated.append(_evaluate(rows, direction, target))
-            progress(1)
+        evaluated += [_evaluate(rows, direction, target) for target in used]
+        progress(1)
     evaluated += [
-        _EvaluatedGate(f"{'yes' if sign > 0 else 'no'} offset", "offset", None, True, target, *found)
+        _EvaluatedGate(f"yes offset {direction}", _OFFSET, None, True, target, *found)
         for target in sorted(set(chosen.values()))
-        for sign in (1, -1)
+        for direction, sign in (("up", 1), ("down", -1))
         if (found := rows.offset(target, sign)) is not None
     ]
     test = rows.documents.test
@@ -181,14 +182,15 @@ def _describe(evaluated: Sequence[_EvaluatedGate], rows: StudyRows) -> list[dict
 def _conclude(
     one: _EvaluatedGate, evaluated: Sequence[_EvaluatedGate], vanilla: GateEvaluation, p: float | None
 ) -> str:
-    """What a row allows to say, against the controls of its action and strength."""
+    """What a row allows to say, against the controls of its strength: of its action, and offsets of yes."""
     test = one.test
     controls = [
         other
         for other in evaluated
         if not one.is_control
         and other.is_control
-        and (other.action, other.target) == (one.action, one.target)
+        and other.action in (one.action, _OFFSET)
+        and other.target == one.target
         and other.control_of in (None, one.source)
     ]
     with_offset = None
@@ -199,14 +201,17 @@ def _conclude(
     return conclusion(
         paired_difference(test.losses(), vanilla.losses(), test.clusters),
         with_offset,
-        [paired_difference(test.losses(), other.test.losses(), test.clusters) for other in controls],
+        {
+            other.source: paired_difference(test.losses(), other.test.losses(), test.clusters)
+            for other in controls
+        },
         corrected_p=p,
     )
 
 
 def row_name(row: Mapping[str, Any]) -> str:
     """What a table calls a row."""
-    return str(row["source"]) if row["action"] == "offset" else f"{row['source']}, {row['action']}"
+    return str(row["source"]) if row["action"] == _OFFSET else f"{row['source']}, {row['action']}"
 
 
 def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, dict[str, float | None]]:
@@ -223,18 +228,3 @@ def correlations_within_layers(sources: Mapping[str, TruthScores]) -> dict[str, 
     return {
         one: {other: r if np.isfinite(r) else None for other, r in row.items()} for one, row in found.items()
     }
-
-
-def study_documents(answers: AnswerSet, targets: Sequence[float], seed: int) -> StudyDocuments:
-    """Two fifths for scoring, a fifth for choosing if there are several targets, the rest for the test.
-
-    Args:
-        answers: All documents.
-        targets: The study's divergences.
-        seed: Of the split.
-    """
-    if len(targets) == 1:
-        scoring, test = split_documents(answers, [0.4], seed)
-        return StudyDocuments(scoring, test)
-    scoring, choosing, test = split_documents(answers, [0.4, 0.2], seed)
-    return StudyDocuments(scoring, test, choosing)

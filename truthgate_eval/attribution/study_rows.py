@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from truthgate_eval.attribution.evaluation import GateEvaluation, measure_log_odds
-from truthgate_eval.attribution.run import AnswerSet
+from truthgate_eval.attribution.study_documents import StudyDocuments
 from truthgate_eval.attribution.study_gates import Direction
 from truthgate_eval.errors import GateError
 from truthgate_eval.files import read_json, write_atomic
@@ -30,26 +29,6 @@ from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
 # Prompts that the divergence is measured on.
 _PROMPTS = 64
-
-
-@dataclass(frozen=True)
-class StudyDocuments:
-    """The documents of a study; its parts share no image and no question.
-
-    Attributes:
-        scoring: Scores are made on them, and strengths found.
-        test: Gates are evaluated on them.
-        choosing: Where several strengths are tried, the one with the lowest log-loss on these is taken.
-    """
-
-    scoring: AnswerSet
-    test: AnswerSet
-    choosing: AnswerSet | None = None
-
-    def part(self, name: str) -> AnswerSet:
-        """The part of that name."""
-        found: AnswerSet = getattr(self, name)
-        return found
 
 
 class StudyRows:

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.attribution import run
-from truthgate_eval.attribution.reliability import stepped_up_correlation
 from truthgate_eval.attribution.run import AnswerSet, split_documents
 from truthgate_eval.errors import ProbeError, check_choice
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site
@@ -26,6 +25,7 @@ from truthgate_eval.probing.capture import capture
 from truthgate_eval.probing.config import CONTEXT_GAIN, NO_CONTEXT, ProbeConfig, ScoreName
 from truthgate_eval.probing.controls import Control
 from truthgate_eval.probing.dataset import ProbeDataset
+from truthgate_eval.probing.reliability import stepped_up_correlation
 from truthgate_eval.probing.run import score_activations
 
 Progress = Callable[[int], None]

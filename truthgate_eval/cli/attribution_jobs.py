@@ -13,7 +13,16 @@ from truthgate_eval.attribution import run
 from truthgate_eval.attribution.config import AttributionKind
 from truthgate_eval.attribution.image_answers import tokenize_with_images
 from truthgate_eval.attribution.log_odds import answer_documents
-from truthgate_eval.cli.probe_data import AuthorsFile, DataOptions, load_text, load_vlm_dataset
+from truthgate_eval.cli.probe_data import (
+    AuthorsFile,
+    DataOptions,
+    check_not_split,
+    load_text,
+    load_vlm_dataset,
+    on_own_device,
+    writes_chat_template,
+)
+from truthgate_eval.cli.probe_jobs import image_answers, text_answers
 from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
@@ -27,6 +36,7 @@ from truthgate_eval.probing.controls import context_change
 from truthgate_eval.probing.dataset import ProbeDataset
 from truthgate_eval.probing.image_capture import capture_with_images
 from truthgate_eval.probing.image_conditions import apply_image_condition
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 Progress = Callable[[int], None]
 
@@ -38,10 +48,12 @@ class AttributionJob:
     Attributes:
         run: Runs it; its argument is told how many documents or sequences are done.
         total: How many there are, for a progress bar; None where it is not known before.
+        measure_answers: As in `ProbeJob`.
     """
 
     run: Callable[[Progress], TruthScores]
     total: int | None
+    measure_answers: Callable[[int], dict[str, Any]]
 
 
 def make_lm_attribution(
@@ -54,6 +66,7 @@ def make_lm_attribution(
     seeds: int,
     device: str | None,
     batch_size: int,
+    processes: Processes = ONE_PROCESS,
 ) -> AttributionJob:
     """A text model on lm-eval's tasks.
 
@@ -66,12 +79,14 @@ def make_lm_attribution(
         seeds: On how many splits a learned gate is fitted.
         device: As in lm-eval.
         batch_size: Documents in a batch.
+        processes: Those that run this together.
     """
     from truthgate_eval.harness.lm_eval.probing import load_lm, tokenize
 
+    check_not_split(arguments)
     lm = load_lm(model, arguments, batch_size=batch_size, device=device)
     dataset = load_text(options, lm=lm)
-    tokens = tokenize(lm, dataset).tokens
+    tokens, measure_answers = tokenize(lm, dataset).tokens, text_answers(lm, dataset)
     layout = find_attention_layout(lm.model)
     name = getattr(lm, "model_name", str(lm.pretrained))
     metadata = {**describe_model(lm.model, name, layout, site), **describe_data(dataset)}
@@ -83,16 +98,19 @@ def make_lm_attribution(
         def read(sequences: list[list[int]], progress: Progress) -> NDArray[np.float32]:
             return capture(
                 lm.model, sequences, site=site, batch_size=batch_size, layout=layout, forward=shared,
-                progress=progress,
+                progress=progress, processes=processes,
             )  # fmt: skip
 
         return AttributionJob(
-            lambda progress: run.run_divergence(
-                read(tokens, progress), read(without, progress), dataset.groups.tolist(), metadata
+            lambda progress: _divergence(
+                read(tokens, progress), read(without, progress), dataset.groups.tolist(), metadata, processes
             ),
             2 * len(dataset),
+            measure_answers,
         )
-    return _job(kind, shared, layout, tokens, dataset, metadata, site, seeds, batch_size)
+    return _job(
+        kind, shared, layout, tokens, dataset, metadata, site, seeds, batch_size, processes, measure_answers
+    )
 
 
 def make_vlm_attribution(
@@ -107,6 +125,7 @@ def make_vlm_attribution(
     seeds: int,
     device: str | None,
     batch_size: int,
+    processes: Processes = ONE_PROCESS,
 ) -> AttributionJob:
     """A vision-language model on tasks of either harness, or on the authors' file.
 
@@ -121,6 +140,7 @@ def make_vlm_attribution(
         seeds: On how many splits a learned gate is fitted.
         device: Where the model goes.
         batch_size: Documents in a batch.
+        processes: Those that run this together.
     """
     from truthgate_eval.harness.lmms_eval.probing import load_for_probing
     from truthgate_eval.vision import self_check as vision_self_check
@@ -128,7 +148,10 @@ def make_vlm_attribution(
     if kind == "copy":
         raise TaskError("--score copy looks for the answer's words in a text: use --model hf")
     dataset = load_vlm_dataset(options, image=image, file=file)
-    vlm = load_for_probing(model, arguments, device=device, chat=options.apply_chat_template)
+    chat = writes_chat_template(options, image=image, file=file)
+    arguments, device = on_own_device(arguments, device, processes)
+    vlm = load_for_probing(model, arguments, device=device, chat=chat)
+    measure_answers = image_answers(vlm, dataset)
     layout = find_attention_layout(vlm.model)
     metadata = {**describe_model(vlm.model, vlm.name, layout, site), **describe_data(dataset)}
     if kind == "divergence":
@@ -138,17 +161,31 @@ def make_vlm_attribution(
 
         def read(chosen: ProbeDataset, progress: Progress) -> NDArray[np.float32]:
             return capture_with_images(
-                vlm, chosen, site=site, batch_size=batch_size, layout=layout, progress=progress
-            )
+                vlm, chosen, site=site, batch_size=batch_size, layout=layout, progress=progress,
+                processes=processes,
+            )  # fmt: skip
 
         return AttributionJob(
-            lambda progress: run.run_divergence(
-                read(dataset, progress), read(without, progress), _clusters(dataset), metadata
+            lambda progress: _divergence(
+                read(dataset, progress), read(without, progress), _clusters(dataset), metadata, processes
             ),
             2 * len(dataset),
+            measure_answers,
         )
     shared, tokens = tokenize_with_images(vision_self_check.load(vlm, layout.decoder), dataset)
-    return _job(kind, shared, layout, tokens, dataset, metadata, site, seeds, batch_size)
+    return _job(
+        kind, shared, layout, tokens, dataset, metadata, site, seeds, batch_size, processes, measure_answers
+    )
+
+
+def _divergence(
+    with_context: NDArray[np.float32],
+    without: NDArray[np.float32],
+    clusters: Sequence[object],
+    metadata: Mapping[str, Any],
+    processes: Processes,
+) -> TruthScores:
+    return processes.on_main(lambda: run.run_divergence(with_context, without, clusters, metadata))
 
 
 def _job(
@@ -161,20 +198,24 @@ def _job(
     site: Site,
     seeds: int,
     batch_size: int,
+    processes: Processes,
+    measure_answers: Callable[[int], dict[str, Any]],
 ) -> AttributionJob:
     answers = answer_set(tokens, dataset)
-    own: dict[str, Any] = {"site": site, "batch_size": batch_size}
+    own: dict[str, Any] = {"site": site, "batch_size": batch_size, "processes": processes}
     total: int | None = len(answers.documents)
     if kind == "gradient":
         measure: Callable[..., TruthScores] = run.run_gradient
     elif kind == "direct-effect":
         measure = run.run_direct_effect
     elif kind == "copy":
-        measure, own = run.run_copying, {}
+        measure, own = run.run_copying, {"processes": processes}
     else:
         measure, own, total = run.run_learned, {"site": site, "seeds": seeds}, None
     return AttributionJob(
-        lambda progress: measure(model, layout, answers, metadata, progress=progress, **own), total
+        lambda progress: measure(model, layout, answers, metadata, progress=progress, **own),
+        total,
+        measure_answers,
     )
 
 

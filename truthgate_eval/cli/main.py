@@ -11,15 +11,17 @@ import typer
 
 from truthgate_eval import __version__
 from truthgate_eval.cli.compare import compare
-from truthgate_eval.cli.console import console, print_line, set_up_logging
+from truthgate_eval.cli.console import console, exit_on_termination, print_line, set_up_logging
 from truthgate_eval.cli.correlate import correlate
 from truthgate_eval.cli.data import data_app
 from truthgate_eval.cli.export import export
 from truthgate_eval.cli.probe import probe
+from truthgate_eval.cli.push import push
 from truthgate_eval.cli.report import report
 from truthgate_eval.cli.study import study
 from truthgate_eval.cli.sweep import sweep
-from truthgate_eval.errors import TruthGateError, one_line
+from truthgate_eval.errors import ProcessError, TruthGateError, one_line
+from truthgate_eval.processes import check_one_process, launched
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +41,7 @@ app.command()(compare)
 app.command()(correlate)
 app.command()(export)
 app.command()(probe)
+app.command()(push)
 app.command()(report)
 app.command()(study)
 app.command()(sweep)
@@ -47,9 +50,11 @@ app.command()(sweep)
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit status 1."""
     try:
-        app()
+        with exit_on_termination():
+            app()
     except TruthGateError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        if launched().is_main or not isinstance(error, ProcessError):  # which all processes have
+            sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(1)
 
 
@@ -70,6 +75,8 @@ def _root(
     ] = False,
 ) -> None:
     set_up_logging(context, verbose=verbose)
+    if context.invoked_subcommand != "probe":
+        check_one_process(f"truthgate {context.invoked_subcommand}")
 
 
 @app.command()
@@ -80,21 +87,25 @@ def show(
 ) -> None:
     """Show an artifact: where it comes from, its best heads, and a heat map."""
     from rich.table import Table
+    from rich.text import Text
 
     from truthgate_eval.analysis.heads.control_report import print_controls
     from truthgate_eval.analysis.heads.heat_map import save_heat_map, terminal_heat_map, top_heads
+    from truthgate_eval.cli.artifact_lines import warnings_of
     from truthgate_eval.gating.scores import TruthScores
 
     artifact = TruthScores.resolve(scores)
     summary = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _summary(artifact):
-        summary.add_row(f"[dim]{name}[/dim]", value)
+        summary.add_row(Text(name, style="dim"), Text(value))
     console.print(summary)
     console.print()
     console.print(top_heads(artifact, min(top, artifact.scores.size)))
     console.print()
     console.print(terminal_heat_map(artifact, colour=console.color_system is not None))
     print_controls(artifact, console)
+    for line in warnings_of(artifact):
+        print_line(line)
     if plot is not None:
         save_heat_map(artifact, plot)
         print_line(f"heat map -> {plot}")
@@ -103,6 +114,8 @@ def show(
 def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
     """An artifact's most important metadata, as (name, text) pairs."""
     from truthgate_eval.analysis.formatting import score_decimals
+    from truthgate_eval.analysis.heads.reliability import describe_reliability
+    from truthgate_eval.cli.artifact_lines import describe_format, describe_own_answers
 
     digits = score_decimals(float(abs(artifact.scores).max()))
     meta = artifact.metadata
@@ -114,22 +127,36 @@ def _summary(artifact: TruthScores) -> list[tuple[str, str]]:
         ("site", meta.get("site")),
         ("sequences", meta.get("sequences") and f"{meta['sequences']} of {meta.get('documents')} documents"),
         ("probe", probe and f"{probe.get('solver')}, {probe.get('folds')} folds by {probe.get('split')}"),
+        ("format", describe_format(meta)),
         ("answers", meta.get("surface_matched") and "of equal length, without final punctuation"),
+        ("own answers", describe_own_answers(meta)),
         ("score", meta.get("score")),
         ("imported from", meta.get("imported_from")),
         ("note", meta.get("note")),
         ("mean score", f"{artifact.scores.mean():.{digits}f}"),
         ("mean stderr", None if artifact.stderr is None else f"{artifact.stderr.mean():.{digits}f}"),
+        ("reliability", describe_reliability(artifact)),
         ("seeds", None if artifact.seed_scores is None else _seed_deviation(artifact.seed_scores, digits)),
         ("sha256", artifact.fingerprint[:16]),
         ("created", meta.get("created")),
+        ("from the hub", _hub_file(meta)),
     ]
     if recommended := meta.get("recommended"):
         chosen = ", ".join(
             f"{key}={recommended[key]}" for key in ("lam", "norm", "site") if key in recommended
         )
-        pairs.append(("recommended", f"{chosen} (chosen on {recommended.get('task', 'unknown data')})"))
+        conditions = "".join(f", {key}={value}" for key, value in recommended.get("conditions", {}).items())
+        task = recommended.get("task", "unknown data")
+        pairs.append(("recommended", f"{chosen} (chosen on {task}{conditions})"))
     return [(name, str(value)) for name, value in pairs if value]
+
+
+def _hub_file(metadata: dict[str, Any]) -> str | None:
+    """The file on the hub that an artifact is or was made from, with its commit."""
+    from truthgate_eval.gating.hub_scores import recorded_origin
+
+    origin = recorded_origin(metadata).get("hub", {})
+    return ", ".join(f"{name} {value}" for name, value in origin.items()) or None
 
 
 def _seed_deviation(seed_scores: np.ndarray[Any, Any], digits: int) -> str:
@@ -141,8 +168,10 @@ def _seed_deviation(seed_scores: np.ndarray[Any, Any], digits: int) -> str:
 @app.command("import")
 def import_scores(
     file: Annotated[
-        Path,
-        typer.Argument(help="A .npy, a cv5_head_metrics.csv, a head map, or an exported adapter's folder."),
+        str,
+        typer.Argument(
+            help="A .npy, a cv5_head_metrics.csv, a head map, an exported adapter's folder, or hf://..."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     model: Annotated[
@@ -170,11 +199,13 @@ def import_scores(
     from truthgate_eval.gating.head_maps import parse_shape
     from truthgate_eval.gating.normalization import check_norm
     from truthgate_eval.gating.scores import TruthScores, check_output
+    from truthgate_eval.hub import is_hub_address
 
     check_output(output)
     if site is not None:
         check_site(site)
-    source = TruthScores.load(file, shape=None if shape is None else parse_shape(shape))
+    read = TruthScores.resolve if is_hub_address(file) else TruthScores.load
+    source = read(file, shape=None if shape is None else parse_shape(shape))
     metadata = _stated_metadata(source, {"model": model, "task": task, "site": site})
     if note:
         metadata["note"] = note
@@ -203,7 +234,7 @@ def _stated_metadata(source: TruthScores, stated: dict[str, str | None]) -> dict
         if name not in metadata and not (is_gate and name == "task"):  # a random gate was made on no task
             raise ScoresError(f"the file does not say it: give --{name}")
     metadata |= {"layers": source.shape[0], "heads": source.shape[1]}
-    return metadata if is_gate and not given else {**metadata, "probed_by": "stated by the user"}
+    return {**metadata, "probed_by": "stated by the user"} if given else metadata
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -19,11 +21,13 @@ from truthgate_eval.probing.config import (
     ControlName,
     ImageCondition,
     ProbeConfig,
+    ProbeFormat,
     SolverName,
     SplitUnit,
     check_condition,
     check_control,
 )
+from truthgate_eval.processes import Processes, check_one_process, in_all_processes, join
 
 if TYPE_CHECKING:
     from truthgate_eval.cli.attribution_jobs import AttributionJob
@@ -36,15 +40,12 @@ ScoreKind = Literal[
 ]
 
 
-# Where a reliability is of heads.
-_SCOPES = {"all": "over all heads", "within": "within layers"}
-
-
 def _choice(choices: Any, text: str, *names: str) -> Any:
     """An option whose choices `--help` shows. Our own checks report a wrong one, in one line."""
     return typer.Option(*names, help=f"{', '.join(get_args(choices))}. {text}", metavar="<name>", parser=str)
 
 
+@in_all_processes
 def probe(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .npz to write.")],
     tasks: Annotated[
@@ -67,6 +68,10 @@ def probe(
         ImageCondition,
         _choice(ImageCondition, "With a vlm: the document's own image, none, or a black one."),
     ] = "document",
+    format: Annotated[
+        ProbeFormat,
+        _choice(ProbeFormat, "As the task is evaluated, or in the authors' plain format (image tasks)."),
+    ] = "task",
     sequences: Annotated[
         Path | None, typer.Option(help="With a vlm: the authors' JSON lines, instead of tasks.")
     ] = None,
@@ -144,6 +149,9 @@ def probe(
     )  # fmt: skip
     capture_config = CaptureConfig(site=site, batch_size=batch_size, memory=memory, scratch=output.parent)
     check_condition(image)
+    if kind == "learned":
+        check_one_process("truthgate probe --score learned")
+    processes = join()
     controls = list(map(check_control, control or []))
     if kind in ATTRIBUTION_KINDS and controls:
         raise ProbeError(f"--control {controls[0]} is for probes: --score {kind} fits none")
@@ -165,23 +173,30 @@ def probe(
         metadata={**arguments, **parse_metadata(metadata)},
         include_path=include_path,
         surface_matched=surface_matched,
+        format=check_choice("--format", format, get_args(ProbeFormat), TaskError),
     )
     source = AuthorsFile(sequences, tuple(images or ()), allow_missing) if sequences else None
     if kind in ATTRIBUTION_KINDS:
-        own: dict[str, Any] = {"site": site, "seeds": seeds, "device": device, "batch_size": batch_size}
+        own: dict[str, Any] = {
+            "site": site, "seeds": seeds, "device": device, "batch_size": batch_size, "processes": processes,
+        }  # fmt: skip
         attribution = (
             make_vlm_attribution(kind, model, arguments, options, image=image, file=source, **own)
             if takes_images
             else make_lm_attribution(kind, model, arguments, options, **own)
         )
-        _save_attribution(attribution, kind, output)
+        _save_attribution(attribution, kind, output, batch_size, processes)
         return
     if takes_images:
-        job = make_vlm_job(model, arguments, options, controls, image=image, file=source, device=device)
+        job = make_vlm_job(
+            model, arguments, options, controls, image=image, file=source, device=device, processes=processes
+        )
     else:
-        job = make_lm_job(model, arguments, options, controls, device=device, batch_size=batch_size)
+        job = make_lm_job(
+            model, arguments, options, controls, device=device, batch_size=batch_size, processes=processes
+        )
     scores = _run(job, config, capture_config)
-    scores.save(output)
+    _save(scores, partial(job.measure_answers, batch_size), output, processes)
     _print_summary(scores, output)
 
 
@@ -197,16 +212,32 @@ def _run(job: ProbeJob, config: ProbeConfig, capture_config: CaptureConfig) -> T
         )
 
 
-def _save_attribution(job: AttributionJob, kind: str, output: Path) -> None:
+def _save(
+    scores: TruthScores, measure_answers: Callable[[], dict[str, Any]], output: Path, processes: Processes
+) -> None:
+    """Write the artifact, and again with what the model itself makes of the answers."""
+    if processes.is_main:
+        scores.save(output)
+    scores.metadata["own_answers"] = processes.on_main(measure_answers)
+    if processes.is_main:
+        scores.save(output)
+
+
+def _save_attribution(
+    job: AttributionJob, kind: str, output: Path, batch_size: int, processes: Processes
+) -> None:
+    from truthgate_eval.analysis.heads.reliability import format_reliability
+
     with progress_bar() as bars:
         documents = bars.add_task(kind, total=job.total)
         scores = job.run(lambda done: bars.advance(documents, done))
-    scores.save(output)
+        bars.update(documents, completed=job.total)  # of other processes' documents nothing is told before
+    _save(scores, partial(job.measure_answers, batch_size), output, processes)
     print_line(f"{scores.shape[0]} x {scores.shape[1]} scores ({kind}) of {scores.model} -> {output}")
-    reliability = scores.metadata.get("reliability")
+    reliability = format_reliability(scores.metadata.get("reliability") or {})
     if reliability:
-        figures = [f"{value:.2f} {_SCOPES[scope]}" for scope, value in reliability.items()]
-        print_line(f"split-half reliability {', '.join(figures)}; show them with: truthgate show {output}")
+        print_line(f"split-half reliability {reliability}; show them with: truthgate show {output}")
+    _print_answers(scores)
 
 
 def _print_summary(scores: TruthScores, output: Path) -> None:
@@ -216,3 +247,13 @@ def _print_summary(scores: TruthScores, output: Path) -> None:
     print_controls(scores, console)
     mean, best = scores.scores.mean(), scores.scores.max()
     print_line(f"mean {mean:.3f}, best {best:.3f}; show them with: truthgate show {output}")
+    _print_answers(scores)
+
+
+def _print_answers(scores: TruthScores) -> None:
+    """What the model itself makes of the answers, and the warnings."""
+    from truthgate_eval.cli.artifact_lines import describe_own_answers, warnings_of
+
+    own = describe_own_answers(scores.metadata)
+    for line in [*([f"the model's own answers: {own}"] if own else []), *warnings_of(scores)]:
+        print_line(line)

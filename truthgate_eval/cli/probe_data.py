@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.errors import TaskError
-from truthgate_eval.probing.config import DOCUMENT, ImageCondition
+from truthgate_eval.errors import ModelError, TaskError
+from truthgate_eval.probing.config import (
+    AUTHORS_FORMAT,
+    DOCUMENT,
+    TASK_FORMAT,
+    ImageCondition,
+    ProbeFormat,
+)
 from truthgate_eval.probing.controls import ContextChange
 from truthgate_eval.probing.dataset import ProbeDataset, load_author_dataset
 from truthgate_eval.probing.image_conditions import apply_image_condition
+from truthgate_eval.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,11 @@ class DataOptions:
         metadata: Passed to the tasks.
         include_path: A folder with the user's own tasks.
         surface_matched: Keep only documents whose answers are about equally long.
+        format: How image tasks ask: as the `task` is evaluated, or in the `authors`' format. Text tasks ask
+            as they are written, which for those of this package is the authors' format.
+
+    Raises:
+        TaskError: The authors' format, which has no chat template, and a chat template.
     """
 
     tasks: tuple[str, ...]
@@ -38,6 +50,11 @@ class DataOptions:
     metadata: dict[str, Any]
     include_path: str | None
     surface_matched: bool
+    format: ProbeFormat = TASK_FORMAT
+
+    def __post_init__(self) -> None:
+        if self.format == AUTHORS_FORMAT and self.apply_chat_template:
+            raise TaskError("--format authors has no chat template: leave --apply_chat_template out")
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,19 @@ def load_vlm_dataset(
         dataset = load_text_for_vlm(options)
     else:
         dataset = _load_image_tasks(options)
+    described = {"chat_template": writes_chat_template(options, image=image, file=file)}
+    dataset = replace(dataset, settings={**dataset.settings, **described})
     return apply_image_condition(dataset, image)
+
+
+def writes_chat_template(options: DataOptions, *, image: ImageCondition, file: AuthorsFile | None) -> bool:
+    """Whether a vision-language model gets its sequences in its chat template.
+
+    Image tasks are evaluated in it. In text tasks the user decides, as in lm-eval, and the authors' file was
+    made without one.
+    """
+    asks_as_evaluated = options.format == TASK_FORMAT and file is None and not are_text_tasks(options, image)
+    return options.apply_chat_template or asks_as_evaluated
 
 
 def are_text_tasks(options: DataOptions, image: ImageCondition) -> bool:
@@ -94,7 +123,7 @@ def load_text(
     """
     from truthgate_eval.harness.lm_eval.probing import load_dataset
 
-    return load_dataset(
+    dataset = load_dataset(
         list(options.tasks),
         limit=options.limit,
         seed=options.seed,
@@ -109,6 +138,7 @@ def load_text(
         surface_matched=options.surface_matched,
         change=change,
     )
+    return replace(dataset, settings={**dataset.settings, "format": options.format})
 
 
 def load_text_for_vlm(options: DataOptions, *, change: ContextChange | None = None) -> ProbeDataset:
@@ -131,6 +161,7 @@ def _load_image_tasks(options: DataOptions) -> ProbeDataset:
         limit=options.limit,
         include_path=options.include_path,
         surface_matched=options.surface_matched,
+        format=options.format,
     )
 
 
@@ -144,4 +175,43 @@ def _load_authors_file(file: AuthorsFile, options: DataOptions) -> ProbeDataset:
     if options.surface_matched:
         raise TaskError("--surface-matched is for tasks, whose documents have several answers each")
     folders = ImageFolders(file.images)
-    return load_author_dataset(file.path, folders, limit=options.limit, allow_missing=file.allow_missing)
+    dataset = load_author_dataset(file.path, folders, limit=options.limit, allow_missing=file.allow_missing)
+    described = {} if options.apply_chat_template else {"format": AUTHORS_FORMAT}
+    return replace(dataset, settings={**dataset.settings, **described})
+
+
+def check_not_split(arguments: dict[str, Any]) -> None:
+    """Refuse a text model of which each process would have a part: probing gives each its own sequences.
+
+    Raises:
+        ModelError: `tp_plan` is given.
+    """
+    if arguments.get("tp_plan"):
+        raise ModelError(
+            "tp_plan splits a model over processes, and probing splits the sequences: leave it out, or "
+            "spread the model over the devices of one process with parallelize=True"
+        )
+
+
+def on_own_device(
+    arguments: dict[str, Any], device: str | None, processes: Processes
+) -> tuple[dict[str, Any], str | None]:
+    """A vision-language model's arguments and device where each of several processes has a device of its own.
+
+    lm-eval's models look after that themselves.
+
+    Args:
+        arguments: The model's arguments.
+        device: The command's `--device`.
+        processes: The processes.
+
+    Raises:
+        ModelError: `device_map` would spread the model over the devices of other processes.
+    """
+    if processes.count == 1:
+        return arguments, device
+    if arguments.get("device_map"):
+        raise ModelError("device_map spreads one model over the devices: start one process only")
+    chosen = arguments.get("device") or device
+    others = {name: value for name, value in arguments.items() if name != "device"}
+    return others, "cpu" if chosen == "cpu" else None

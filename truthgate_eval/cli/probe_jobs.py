@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -11,9 +11,12 @@ from truthgate_eval.cli.probe_data import (
     AuthorsFile,
     DataOptions,
     are_text_tasks,
+    check_not_split,
     load_text,
     load_text_for_vlm,
     load_vlm_dataset,
+    on_own_device,
+    writes_chat_template,
 )
 from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.attention_layout import find_attention_layout
@@ -31,7 +34,10 @@ from truthgate_eval.probing.controls import Control, context_change, make_contro
 from truthgate_eval.probing.cross_validation import Progress
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
 from truthgate_eval.probing.image_conditions import apply_image_condition
+from truthgate_eval.probing.own_answers import measure_own_answers
 from truthgate_eval.probing.run import run_image_probing, run_probing
+from truthgate_eval.processes import ONE_PROCESS, Processes
+from truthgate_eval.vision.model import VisionLanguageModel
 
 
 class RunProbing(Protocol):
@@ -56,11 +62,14 @@ class ProbeJob:
         run: The run.
         num_sequences: How many sequences will run through the model.
         num_probes: How many probes each seed fits.
+        measure_answers: What the model itself makes of the answers, see `probing.own_answers`; its argument
+            is how many of them are in a batch.
     """
 
     run: RunProbing
     num_sequences: int
     num_probes: int
+    measure_answers: Callable[[int], dict[str, Any]]
 
 
 def make_lm_job(
@@ -71,6 +80,7 @@ def make_lm_job(
     *,
     device: str | None,
     batch_size: int,
+    processes: Processes = ONE_PROCESS,
 ) -> ProbeJob:
     """A text model on lm-eval's tasks.
 
@@ -81,9 +91,11 @@ def make_lm_job(
         controls: Names of the controls.
         device: As in lm-eval.
         batch_size: As in lm-eval.
+        processes: Those that run this together.
     """
     from truthgate_eval.harness.lm_eval.probing import load_lm, tokenize
 
+    check_not_split(arguments)
     lm = load_lm(model, arguments, batch_size=batch_size, device=device)
     dataset = load_text(options, lm=lm)
 
@@ -99,8 +111,9 @@ def make_lm_job(
         name=name,
         mixed_precision_dtype=lm.mixed_precision_dtype,
         controls=made,
+        processes=processes,
     )
-    return _job(run, lm.model, dataset, made)
+    return _job(run, lm.model, dataset, made, text_answers(lm, dataset))
 
 
 def make_vlm_job(
@@ -112,6 +125,7 @@ def make_vlm_job(
     image: ImageCondition,
     file: AuthorsFile | None,
     device: str | None,
+    processes: Processes = ONE_PROCESS,
 ) -> ProbeJob:
     """A vision-language model on tasks of either harness, or on the authors' file.
 
@@ -123,6 +137,7 @@ def make_vlm_job(
         image: Which image the model gets.
         file: Instead of tasks.
         device: Where the model goes.
+        processes: Those that run this together.
     """
     from truthgate_eval.harness.lmms_eval.probing import load_for_probing
     from truthgate_eval.harness.quiet import log_to_stderr
@@ -141,12 +156,39 @@ def make_vlm_job(
         return swap_images(dataset, options.seed)
 
     made = make_controls(controls, dataset, changed, seed=options.seed)
-    vlm = load_for_probing(model, arguments, device=device, chat=options.apply_chat_template)
-    return _job(partial(run_image_probing, vlm, dataset, controls=made), vlm.model, dataset, made)
+    chat = writes_chat_template(options, image=image, file=file)
+    arguments, device = on_own_device(arguments, device, processes)
+    vlm = load_for_probing(model, arguments, device=device, chat=chat)
+    run = partial(run_image_probing, vlm, dataset, controls=made, processes=processes)
+    return _job(run, vlm.model, dataset, made, image_answers(vlm, dataset))
 
 
-def _job(run: RunProbing, model: Any, dataset: ProbeDataset, controls: list[Control]) -> ProbeJob:
+def text_answers(lm: Any, dataset: ProbeDataset) -> Callable[[int], dict[str, Any]]:
+    """`ProbeJob.measure_answers` of a model of lm-eval, whose batches are its own."""
+    from truthgate_eval.harness.lm_eval.answer_reader import TextAnswerReader
+
+    return lambda _batch_size: measure_own_answers(dataset, TextAnswerReader(lm))
+
+
+def image_answers(vlm: VisionLanguageModel, dataset: ProbeDataset) -> Callable[[int], dict[str, Any]]:
+    """`ProbeJob.measure_answers` of a vision-language model."""
+    from truthgate_eval.harness.lmms_eval.answer_reader import ImageAnswerReader
+
+    def measure(batch_size: int) -> dict[str, Any]:
+        reader = ImageAnswerReader(vlm, bare_questions=dataset.bare_questions, batch_size=batch_size)
+        return measure_own_answers(dataset, reader)
+
+    return measure
+
+
+def _job(
+    run: RunProbing,
+    model: Any,
+    dataset: ProbeDataset,
+    controls: list[Control],
+    measure_answers: Callable[[int], dict[str, Any]],
+) -> ProbeJob:
     layers, heads = find_attention_layout(model).shape
     captures = 1 + sum(control.sequences is not None for control in controls)
     of_controls = sum(1 if control.features is not None else layers * heads for control in controls)
-    return ProbeJob(run, captures * len(dataset), layers * heads + of_controls)
+    return ProbeJob(run, captures * len(dataset), layers * heads + of_controls, measure_answers)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from truthgate_eval.attribution.image_answers import features_digest, tokenize_with_images
 from truthgate_eval.attribution.run import AnswerSet
+from truthgate_eval.attribution.study_documents import Prompt, Role
 from truthgate_eval.attribution.study_scores import ScoreMaker, Sequences
 from truthgate_eval.cli.attribution_jobs import answer_set
-from truthgate_eval.cli.probe_data import DataOptions, load_text, load_vlm_dataset
+from truthgate_eval.cli.probe_data import (
+    DataOptions,
+    load_text,
+    load_vlm_dataset,
+    writes_chat_template,
+)
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.harness.cache_keys import digest, model_fingerprint
 from truthgate_eval.harness.lmms_eval.registry import MODELS
@@ -19,6 +26,7 @@ from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.artifact import describe_model
 from truthgate_eval.probing.config import DOCUMENT, NO_CONTEXT, NONE
 from truthgate_eval.probing.controls import context_change
+from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, next_group
 from truthgate_eval.probing.image_conditions import apply_image_condition
 
 
@@ -31,7 +39,8 @@ class StudyModel:
         model: The model, with the images of all answers.
         layout: Its attention heads.
         sequences: The answers.
-        without_context: Returns the same answers without their knowledge or image.
+        groups: Which questions the tasks of each role have; `scoring` are those of the study's tasks.
+        without_context: Returns the answers of `scoring` without their knowledge or image.
         metadata: Provenance of scores that are made with it.
         fingerprint: SHA-256 of the model and of the images' features.
     """
@@ -40,14 +49,15 @@ class StudyModel:
     model: SharedPrefixModel
     layout: AttentionLayout
     sequences: Sequences
+    groups: Mapping[Role, set[int]]
     without_context: Callable[[], Sequences]
     metadata: dict[str, Any]
     fingerprint: str
 
-    @property
-    def answers(self) -> AnswerSet:
-        """The documents of the answers."""
-        return answer_set(self.sequences.tokens, self.sequences.dataset)
+    def answers(self, role: Role = "scoring") -> AnswerSet:
+        """The documents of a role's tasks."""
+        own = self.sequences.of_groups(self.groups[role])
+        return answer_set(own.tokens, own.dataset)
 
     def score_maker(self, answers: AnswerSet, *, site: Site, seeds: int, batch_size: int) -> ScoreMaker:
         """What makes scores on some of the documents."""
@@ -58,11 +68,29 @@ class StudyModel:
         )  # fmt: skip
 
 
+def document_prompts(dataset: ProbeDataset) -> dict[int, Prompt]:
+    """What each document asks, by its group; images are told apart by their pixels.
+
+    Args:
+        dataset: Its images are decoded, each once.
+    """
+    images: dict[Hashable, tuple[str, ...]] = {}
+    found: dict[int, Prompt] = {}
+    for number, example in enumerate(dataset.examples):
+        if example.group not in found:
+            key = ("example", number) if example.image_key is None else example.image_key
+            if key not in images:
+                images[key] = _image_digests(example)
+            found[example.group] = Prompt(example.context, images[key])
+    return found
+
+
 def load_study_model(
     model: str,
     arguments: dict[str, Any],
     options: DataOptions,
     *,
+    own_tasks: Mapping[Role, tuple[str, ...]],
     site: Site,
     device: str | None,
     batch_size: int,
@@ -73,19 +101,21 @@ def load_study_model(
         model: `hf` and its like, or `vlm` and its like for images.
         arguments: Its model_args.
         options: The tasks.
+        own_tasks: Tasks of the roles that do not take their documents from those of `options`.
         site: Where scores will be measured.
         device: As in the harness.
         batch_size: As in the harness.
     """
     if model == "vlm" or model in MODELS:
-        return _load_vlm(model, arguments, options, site=site, device=device)
-    return _load_lm(model, arguments, options, site=site, device=device, batch_size=batch_size)
+        return _load_vlm(model, arguments, options, own_tasks, site=site, device=device)
+    return _load_lm(model, arguments, options, own_tasks, site=site, device=device, batch_size=batch_size)
 
 
 def _load_lm(
     model: str,
     arguments: dict[str, Any],
     options: DataOptions,
+    own_tasks: Mapping[Role, tuple[str, ...]],
     *,
     site: Site,
     device: str | None,
@@ -94,7 +124,7 @@ def _load_lm(
     from truthgate_eval.harness.lm_eval.probing import load_lm, tokenize
 
     lm = load_lm(model, arguments, batch_size=batch_size, device=device)
-    dataset = load_text(options, lm=lm)
+    dataset, groups = _load_roles(lambda own: load_text(own, lm=lm), options, own_tasks)
     layout = find_attention_layout(lm.model)
     name = getattr(lm, "model_name", str(lm.pretrained))
 
@@ -107,6 +137,7 @@ def _load_lm(
         self_check.load(lm.model, layout.decoder),
         layout,
         Sequences(dataset, tokenize(lm, dataset).tokens),
+        groups,
         without,
         describe_model(lm.model, name, layout, site),
         model_fingerprint(lm.model, lm.tokenizer, {"chat": options.apply_chat_template}),
@@ -114,19 +145,29 @@ def _load_lm(
 
 
 def _load_vlm(
-    model: str, arguments: dict[str, Any], options: DataOptions, *, site: Site, device: str | None
+    model: str,
+    arguments: dict[str, Any],
+    options: DataOptions,
+    own_tasks: Mapping[Role, tuple[str, ...]],
+    *,
+    site: Site,
+    device: str | None,
 ) -> StudyModel:
     from truthgate_eval.harness.lmms_eval.probing import load_for_probing
     from truthgate_eval.vision import self_check as vision_self_check
 
-    dataset = load_vlm_dataset(options, image=DOCUMENT, file=None)
-    vlm = load_for_probing(model, arguments, device=device, chat=options.apply_chat_template)
+    dataset, groups = _load_roles(
+        lambda own: load_vlm_dataset(own, image=DOCUMENT, file=None), options, own_tasks
+    )
+    chat = writes_chat_template(options, image=DOCUMENT, file=None)
+    vlm = load_for_probing(model, arguments, device=device, chat=chat)
     layout = find_attention_layout(vlm.model)
     bare = vision_self_check.load(vlm, layout.decoder)
     shared, tokens = tokenize_with_images(bare, dataset)
+    sequences = Sequences(dataset, tokens)
 
     def without() -> Sequences:
-        changed = apply_image_condition(dataset, NONE)
+        changed = apply_image_condition(sequences.of_groups(groups["scoring"]).dataset, NONE)
         return Sequences(changed, tokenize_with_images(bare, changed)[1])
 
     fingerprint = model_fingerprint(vlm.model, vlm.processor, {"chat": vlm.chat.template})
@@ -134,8 +175,41 @@ def _load_vlm(
         vlm.name,
         shared,
         layout,
-        Sequences(dataset, tokens),
+        sequences,
+        groups,
         without,
         describe_model(vlm.model, vlm.name, layout, site),
         digest([fingerprint, features_digest(shared)]),
+    )
+
+
+def _load_roles(
+    load: Callable[[DataOptions], ProbeDataset],
+    options: DataOptions,
+    own_tasks: Mapping[Role, tuple[str, ...]],
+) -> tuple[ProbeDataset, dict[Role, set[int]]]:
+    """The answers of all tasks as one data set, and which questions each role has.
+
+    Its settings are those of the tasks that make scores.
+    """
+    first = load(options)
+    examples = list(first.examples)
+    groups: dict[Role, set[int]] = {"scoring": {example.group for example in examples}}
+    rows = {name: list(numbers) for name, numbers in first.rows.items()}
+    for role, tasks in own_tasks.items():
+        own = load(replace(options, tasks=tasks))
+        start = next_group(examples)
+        moved = [replace(example, group=start + example.group) for example in own.examples]
+        groups[role] = {example.group for example in moved}
+        examples += moved
+        for name, numbers in own.rows.items():
+            rows[name] = [*dict.fromkeys([*rows.get(name, []), *numbers])]
+    return replace(first, examples=examples, rows=rows), groups
+
+
+def _image_digests(example: ProbeExample) -> tuple[str, ...]:
+    """SHA-256 of the pixels of an answer's images."""
+    images = example.load_images() if example.load_images is not None else ()
+    return tuple(
+        hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest() for image in images
     )

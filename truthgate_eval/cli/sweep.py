@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from truthgate_eval.cli.console import console, print_line
+from truthgate_eval.credentials import mask_credentials
 from truthgate_eval.errors import TruthGateError
+from truthgate_eval.escaping import terminal_text
 from truthgate_eval.harness.lmms_eval.registry import MODELS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from truthgate_eval.analysis.terminal_table import TerminalTable
     from truthgate_eval.gating.gate_config import GateConfig
     from truthgate_eval.gating.scores import TruthScores
     from truthgate_eval.gating.sweep import Candidate
@@ -74,6 +79,11 @@ def sweep(
     from truthgate_eval.limits import check_limit
 
     # All arguments are checked before the model is loaded.
+    if scores.parts[:1] == ("hf:",):
+        raise TruthGateError(
+            "a sweep writes its choice into the artifact: copy it from the hub first, with "
+            "truthgate import hf://... -o FILE.npz"
+        )
     artifact = TruthScores.load(scores)
     if scores.suffix != ".npz":
         raise TruthGateError(
@@ -92,7 +102,7 @@ def sweep(
         device=device,
     )
     identity = {
-        "scores": artifact.fingerprint, "model": model, "model_args": config.model_args,
+        "scores": artifact.fingerprint, "model": model, "model_args": mask_credentials(config.model_args),
         "tasks": config.tasks, "metric": metric, "limit": limit, "rest_limit": rest_limit,
         "batch_size": batch_size, "layers": layers,
     }  # fmt: skip
@@ -146,13 +156,13 @@ def _recommend(
 ) -> Candidate:
     """Choose a candidate, save it in the artifact, and print and plot all of them."""
     from truthgate_eval.data.splits import SELECTION
-    from truthgate_eval.gating.sweep import best_candidate, format_candidates, recommend
+    from truthgate_eval.gating.sweep import best_candidate, recommend
     from truthgate_eval.gating.sweep_plot import save_sweep_plot
 
     config, tasks = evaluator.config, ",".join(evaluator.config.tasks)
-    console.print(format_candidates(candidates, config.metric))
+    console.print(_candidates_table(candidates, config.metric))
     save_sweep_plot(candidates, config.metric, tasks, store.plot_file)
-    chosen = best_candidate(candidates)
+    chosen, conditions = best_candidate(candidates), find_conditions(config.model_args)
     recommended = recommend(
         artifact,
         chosen,
@@ -162,11 +172,53 @@ def _recommend(
         modality=evaluator.modality,
         split=SELECTION,
         layers=config.layers,
+        conditions=conditions,
     )
     recommended.save(scores)
-    print_line(f"chosen: {_setting(chosen)} -> {scores}")
+    under = "".join(f", {name}={value}" for name, value in conditions.items())
+    print_line(f"chosen: {_setting(chosen)}{under and f' with{under[1:]}'} -> {scores}")
     print_line(f"plot -> {store.plot_file}")
     return chosen
+
+
+def find_conditions(model_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The model arguments that change what every candidate answers: a contrast, a system instruction.
+
+    Args:
+        model_args: Those of the sweep.
+
+    Example:
+        >>> find_conditions({"pretrained": "m", "contrast": 0.5, "system_instruction": "Be brief."})
+        {'contrast': 0.5, 'system_instruction': 'Be brief.'}
+        >>> find_conditions({"contrast": 0, "contrast_image": "none"})
+        {}
+    """
+    from truthgate_eval.gating.gate_arguments import is_missing
+    from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS, Contrast
+
+    names: tuple[str, ...] = ("system_instruction",)
+    if Contrast.parse(model_args) is not None:
+        names = (*CONTRAST_ARGUMENTS, *names)
+    return {name: model_args[name] for name in names if not is_missing(model_args.get(name))}
+
+
+def _candidates_table(candidates: list[Candidate], metric: str) -> TerminalTable:
+    """All candidates, with the chosen one marked."""
+    from truthgate_eval.analysis.terminal_table import Column, TerminalTable
+    from truthgate_eval.gating.sweep import best_candidate
+
+    chosen = best_candidate(candidates)
+    names = ("lam", "norm", "site", metric, "± stderr", "")
+    table = TerminalTable(
+        [Column(name, "right" if name in ("lam", metric, "± stderr") else "left") for name in names],
+        title=f"{metric} on the held-out fifth, n = {candidates[0].documents}",
+    )
+    for candidate in candidates:
+        own = ("-", "-") if candidate.lam == 0 else (candidate.norm, candidate.site)
+        stderr = "" if candidate.stderr is None else f"{candidate.stderr:.4f}"
+        mark = "chosen" if candidate is chosen else ""
+        table.add_row(candidate.strength, *own, f"{candidate.value:.4f}", stderr, mark)
+    return table
 
 
 def _setting(candidate: Candidate) -> str:
@@ -216,7 +268,7 @@ def _evaluate_on_test_split(evaluator: Evaluator, gates: dict[str, GateConfig], 
 
 def _print_progress(line: str) -> None:
     """Print a line of progress on stderr, so that stdout stays clean for pipes."""
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{terminal_text(line)}\n")
 
 
 def _print_comparison(folders: list[Path]) -> None:

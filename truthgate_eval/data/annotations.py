@@ -11,7 +11,7 @@ from typing import Any
 
 from truthgate_eval.data.records import Record, as_text, read_records
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import read_json
+from truthgate_eval.files import MAX_DATASET_BYTES, read_json
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _identity(name: str) -> str:
 def _whole_object(file: Path) -> Mapping[str, Any] | None:
     """COCO's object, or None for a file that has one record a line or a list of records."""
     try:
-        whole = read_json(file)
+        whole = read_json(file, most=MAX_DATASET_BYTES)
     except DataError:
         if not file.is_file():
             raise

@@ -7,6 +7,7 @@ import os
 import posixpath
 import re
 import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -211,24 +212,33 @@ def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
     from PIL import Image, ImageOps
 
     try:
-        with raise_on_truncated_files(), Image.open(path) as image:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise DataError(f"cannot read the image {path}: it is no regular file")
+        with raise_on_unsound_files(), Image.open(path) as image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
             return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"no image at {path}: prepare the data set again where the images are") from error
+    except DataError:
+        raise
     except Exception as error:  # of many classes: each of Pillow's formats has its own
         raise DataError(f"cannot read the image {path}: {first_line(error)}") from error
 
 
 @contextmanager
-def raise_on_truncated_files() -> Iterator[None]:
-    """Undo for a while lmms-eval's setting that Pillow fills truncated files up with gray."""
-    from PIL import ImageFile
+def raise_on_unsound_files() -> Iterator[None]:
+    """Let Pillow refuse truncated files, and those of more pixels than it warns of, 89 million.
+
+    lmms-eval has truncated files filled up with gray; larger ones are decoded up to twice that number.
+    """
+    from PIL import Image, ImageFile
 
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -22,7 +22,7 @@ from truthgate_eval.data.store import (
     write_dataset,
 )
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import read_json, sha256
+from truthgate_eval.files import MAX_DATASET_BYTES, read_json, sha256
 from truthgate_eval.metrics.yes_no import YES_NO, Answer
 from truthgate_eval.paths import data_dir
 
@@ -73,7 +73,7 @@ def _records(path: Path) -> list[Any]:
             f"PhD's data.json is not at {path}: download it from the PhD release and give "
             '--metadata \'{"phd_path": "FILE"}\', or put it there'
         )
-    records = read_json(path)
+    records = read_json(path, most=MAX_DATASET_BYTES)
     if not isinstance(records, list) or not records:
         found = "an empty one" if records == [] else type(records).__name__
         raise DataError(f"{path}: expected a list of records, found {found}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from truthgate_eval.errors import DataError, shorten
-from truthgate_eval.files import read_json, read_json_lines
+from truthgate_eval.files import MAX_DATASET_BYTES, open_regular, read_json, read_json_lines, unreadable
 
 _INT64 = range(-(2**63), 2**63)  # what a column of a Parquet file holds
 _WHOLE_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,18}")
@@ -171,7 +171,7 @@ def read_records(path: Path) -> Iterator[Record]:
         DataError: The file cannot be read, or has neither format.
     """
     if _begins_with_bracket(path):
-        for number, value in enumerate(read_json(path)):
+        for number, value in enumerate(read_json(path, most=MAX_DATASET_BYTES)):
             yield Record.of(value, f"{path}, record {number}")
         return
     for number, fields in read_json_lines(path):
@@ -179,8 +179,8 @@ def read_records(path: Path) -> Iterator[Record]:
 
 
 def _begins_with_bracket(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
+    with open_regular(path) as file:
+        try:
             return file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+        except OSError as error:
+            raise unreadable(path, error) from error

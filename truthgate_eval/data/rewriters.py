@@ -10,8 +10,10 @@ from typing import Any
 
 from truthgate_eval.data.images import open_image
 from truthgate_eval.data.minimal_pairs import AnswerPair, Rewriter
-from truthgate_eval.errors import DataError, ModelError
+from truthgate_eval.errors import ModelError
+from truthgate_eval.files import read_bounded
 
+_MAX_IMAGE_BYTES = 64 << 20
 _MAX_NEW_TOKENS = 256
 _INSTRUCTION = """\
 Below are a question about the image, a correct answer and a wrong answer. Rewrite the wrong answer so
@@ -96,8 +98,5 @@ def local_rewriter(model: str, *, device: str | None = None) -> Rewriter:
 
 
 def _data_url(path: Path) -> str:
-    try:
-        content = base64.b64encode(path.read_bytes()).decode()
-    except OSError as error:
-        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+    content = base64.b64encode(read_bounded(path, _MAX_IMAGE_BYTES)).decode()
     return f"data:{mimetypes.guess_type(path.name)[0] or 'image/jpeg'};base64,{content}"

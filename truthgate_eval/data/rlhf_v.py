@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +14,12 @@ from truthgate_eval.data.store import (
     PreparedDataset,
     Row,
     add_image_paths,
-    iterate_rows,
     require_images,
     write_dataset,
 )
 from truthgate_eval.errors import DataError, first_line
 from truthgate_eval.files import folder_lock, parse_json, sha256, update_folder
+from truthgate_eval.files.parquet import iterate_rows
 
 HUB = "openbmb/RLHF-V-Dataset"
 _COLUMNS = ("image", "text", "origin_split", "idx")
@@ -109,8 +108,9 @@ def _question_type(record: Record) -> str:
     """The type in `origin_split`, which is an object with a type, JSON of one, or the type alone."""
     origin = record.fields["origin_split"]
     try:
-        parsed = json.loads(origin) if isinstance(origin, str) else origin
-    except (ValueError, RecursionError):  # the type alone
+        is_text = isinstance(origin, str)
+        parsed = parse_json(origin.encode("utf-8", "surrogatepass"), "origin_split") if is_text else origin
+    except DataError:  # the type alone
         parsed = origin
     found = parsed.get("type", origin) if isinstance(parsed, dict) else parsed
     text = found.lower().replace(" ", "_").replace("-", "_") if isinstance(found, str) else ""

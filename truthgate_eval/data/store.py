@@ -11,21 +11,21 @@ from __future__ import annotations
 import datetime
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truthgate_eval import __version__
 from truthgate_eval.data.images import describe_missing
-from truthgate_eval.errors import DataError, first_line
+from truthgate_eval.errors import DataError
 from truthgate_eval.files import update_folder
+from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.paths import data_dir
 
 if TYPE_CHECKING:
     import pyarrow
 
-_BATCH_ROWS = 64  # of Parquet files that are read; rows of a release hold whole image files
 MISSING_FILE, PROVENANCE_FILE = "missing_pictures.txt", "prepared.json"
 
 # The command that makes each data set, for error messages.
@@ -77,29 +77,8 @@ def prepared_file(name: str, *, data: Path | None = None) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a Parquet file, see `iterate_rows`."""
+    """The rows of a Parquet file, see `truthgate_eval.files.parquet.iterate_rows`."""
     return list(iterate_rows(path))
-
-
-def iterate_rows(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file in its order; few are in memory at once.
-
-    Raises:
-        DataError: The file is missing, or is not Parquet.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    if not path.is_file():
-        raise DataError(f"no file {path}")
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                yield from batch.to_pylist()
-    # Damaged files end in OSError, and texts and dates in them that Python cannot hold in the others.
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = first_line(error)
-        raise DataError(f"{path} is not a Parquet file that can be read: {reason}") from error
 
 
 def write_dataset(

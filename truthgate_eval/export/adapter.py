@@ -135,16 +135,27 @@ def _vectors(projections: tuple[GatedProjection, ...]) -> dict[str, torch.Tensor
     }
 
 
-def _use(base_model: str, modality: Modality) -> str:
+def peft_snippet(base_model: str, modality: Modality, adapter: str) -> str:
+    """Markdown that shows how PEFT loads an adapter.
+
+    Args:
+        base_model: The model's hub id.
+        modality: `text` for a causal language model.
+        adapter: Arguments of `PeftModel.from_pretrained` that name the adapter, as Python.
+    """
     auto = "AutoModelForCausalLM" if modality == "text" else "AutoModelForImageTextToText"
-    python = (
+    return (
         "```python\n"
         "from peft import PeftModel\n"
         f"from transformers import {auto}\n\n"
         f'model = {auto}.from_pretrained("{base_model}")\n'
-        'model = PeftModel.from_pretrained(model, "THIS_FOLDER")\n'
+        f"model = PeftModel.from_pretrained(model, {adapter})\n"
         "```\n\n`model.merge_and_unload()` then gives an ordinary model."
     )
+
+
+def _use(base_model: str, modality: Modality) -> str:
+    python = peft_snippet(base_model, modality, '"THIS_FOLDER"')
     if modality == "image":
         return python
     arguments = f"pretrained={base_model},peft=THIS_FOLDER"

@@ -20,7 +20,7 @@ from truthgate_eval.export.checkpoint_keys import find_checkpoint_keys
 from truthgate_eval.export.output import new_folder, write_card
 from truthgate_eval.export.projections import GatedProjection, gated_projections
 from truthgate_eval.export.safetensors_file import FLOATS, SafetensorsFile, read_header, write_tensor
-from truthgate_eval.export.source import other_files, weight_files
+from truthgate_eval.export.source import QUANTIZED, other_files, weight_files
 from truthgate_eval.gating.attention_layout import AttentionLayout
 from truthgate_eval.gating.gate import Gate
 
@@ -113,7 +113,7 @@ def _find_projections(
     for name, key in find_checkpoint_keys(model, wanted, file_of).items():
         entry = file_of[key].entries[key]
         if entry.dtype not in FLOATS:
-            raise ModelError(f"{key} has dtype {entry.dtype}: {_QUANTIZED}")
+            raise ModelError(f"{key} has dtype {entry.dtype}: {QUANTIZED}")
         if entry.shape != wanted[name].shape:
             raise ModelError(
                 f"{key} has shape {entry.shape}, and {name} of {type(model).__name__} "
@@ -137,10 +137,6 @@ def _fold(projection: GatedProjection, places: _Places, folder: Path) -> None:
             write_tensor(folder / file.path.name, file.entries[key], module.get_parameter(name))
 
 
-_QUANTIZED = (
-    "a gate cannot be multiplied into quantized weights; use --format peft, or export the checkpoint that it "
-    "was quantized from"
-)
 _USE = (
     "It loads like the model that it was made from, in every engine, and needs no code beside it: "
     '`AutoModel....from_pretrained("THIS_FOLDER")`, `lm_eval --model hf --model_args pretrained=THIS_FOLDER`.'
@@ -150,7 +146,7 @@ _USE = (
 def _check_plain(config: Any) -> None:
     text = config.get_text_config(decoder=True)
     if any(getattr(found, "quantization_config", None) is not None for found in (config, text)):
-        raise ModelError(f"the checkpoint is quantized: {_QUANTIZED}")
+        raise ModelError(f"the checkpoint is quantized: {QUANTIZED}")
 
 
 def _check_biases(projections: tuple[GatedProjection, ...], model: Any) -> None:

@@ -6,7 +6,7 @@ import datetime
 import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from truthgate_eval import __version__
 from truthgate_eval.errors import DataError, TruthGateError
+from truthgate_eval.export.local_paths import without_folders
 from truthgate_eval.files import read_json, replace_folder
 from truthgate_eval.gating.ia3_adapter import is_adapter
 
@@ -84,11 +85,11 @@ def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: 
         gate: `GateConfig.describe()`, which has the scores' SHA-256.
         task: What the scores were measured on.
     """
-    gate = {**gate, "scores": _without_folders(str(gate["scores"]))}
+    gate = {**gate, "scores": without_folders(str(gate["scores"]))}
     if isinstance(probed := gate.get("probed"), dict) and isinstance(probed.get("model"), str):
-        gate["probed"] = {**probed, "model": _without_folders(probed["model"])}
+        gate["probed"] = {**probed, "model": without_folders(probed["model"])}
     return {
-        "model": _without_folders(model),
+        "model": without_folders(model),
         "revision": revision,
         "gate": gate,
         "task": task,
@@ -101,15 +102,20 @@ def provenance(model: str, revision: str | None, gate: Mapping[str, Any], task: 
     }
 
 
-def _without_folders(name: str) -> str:
-    """A path of this machine without its folders; another name, such as a hub id, as it is."""
-    if name.startswith("hf://"):
-        return name
-    # `shuffled:FILE:SEED` has a path in it.
-    return ":".join(
-        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
-        for part in name.split(":")
-    )
+def front_matter(base_models: Sequence[str], library: str) -> str:
+    """The YAML that a hub reads at the beginning of a model card.
+
+    Args:
+        base_models: Hub ids of the models that are gated.
+        library: The hub's word for what loads it.
+    """
+    base = base_models[0] if len(base_models) == 1 else list(base_models)
+    front = {
+        **({"base_model": base} if base_models else {}),
+        "library_name": library,
+        "tags": ["truthgate", "attention-heads"],
+    }
+    return "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items()) + "---\n\n"
 
 
 def write_card(
@@ -143,12 +149,7 @@ def write_card(
         )
         if gate.get(name) is not None
     )
-    front = {
-        **({} if base_model is None else {"base_model": base_model}),
-        "library_name": library,
-        "tags": ["truthgate", "attention-heads"],
-    }
-    text = "---\n" + "".join(f"{name}: {json.dumps(value)}\n" for name, value in front.items()) + "---\n\n"
+    text = front_matter([] if base_model is None else [base_model], library)
     text += f"# {title}\n\nThe attention heads of `{model}` under a gate of `truthgate_eval`: {settings}.\n"
     text += f"\n## Use\n\n{use}\n\n## Provenance\n\n```json\n{json.dumps(record, indent=2)}\n```\n"
     (folder / CARD).write_text(text, encoding="utf-8")

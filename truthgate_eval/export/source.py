@@ -37,6 +37,14 @@ _OTHER_FORMATS = ("pytorch_model", "tf_model", "flax_model")
 # Qwen2.5-Omni's voices, without which the whole model does not load.
 _NO_WEIGHTS = ("spk_dict.pt",)
 _TEMPLATES = "additional_chat_templates"
+QUANTIZED = (
+    "a gate cannot be multiplied into quantized weights; use --format peft, or export the checkpoint that it "
+    "was quantized from"
+)
+_NO_SAFETENSORS = (
+    f"has no {_WEIGHTS} and no {_INDEX}: load it with transformers and save it with save_pretrained, which "
+    "writes safetensors, or use --format peft"
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class ModelSource:
         config: Its config; of an Omni checkpoint, its thinker's.
         revision: Git branch, tag or commit on the hub.
         trust_remote_code: Run code that comes with the model.
+        gguf_file: The file with config and weights, of a model in llama.cpp's format; or None.
     """
 
     name: str
@@ -58,13 +67,14 @@ class ModelSource:
     config: Any
     revision: str | None = None
     trust_remote_code: bool = False
+    gguf_file: str | None = None
 
     @property
     def base_model(self) -> str | None:
-        """The hub id by which others load it; None for a folder and the packaged vision child."""
+        """The hub id by which others load it; None for a folder, a GGUF file, the packaged vision child."""
         if self.name == SMOLLM2:
             return SMOLLM2_HUB
-        return None if Path(self.location).is_dir() else self.name
+        return None if self.gguf_file is not None or Path(self.location).is_dir() else self.name
 
     @property
     def commit(self) -> str | None:
@@ -74,7 +84,8 @@ class ModelSource:
         from huggingface_hub import try_to_load_from_cache
 
         # transformers has just put it there, or found it there; its folder is named after the commit.
-        path = try_to_load_from_cache(self.location, "config.json", revision=self.revision or "main")
+        file = self.gguf_file or "config.json"
+        path = try_to_load_from_cache(self.location, file, revision=self.revision or "main")
         return Path(path).parent.name if isinstance(path, str) else None
 
     def skeleton(self) -> Any:
@@ -85,8 +96,10 @@ class ModelSource:
         """The folder of the checkpoint; of a model on the hub, what is needed of it is fetched.
 
         Raises:
-            ModelError: It cannot be fetched.
+            ModelError: It cannot be fetched, or has no safetensors.
         """
+        if self.gguf_file is not None:
+            raise ModelError(f"{self.gguf_file} is quantized: {QUANTIZED}")
         if Path(self.location).is_dir():
             return Path(self.location)
         from huggingface_hub import snapshot_download
@@ -101,13 +114,27 @@ class ModelSource:
             raise
         except Exception as error:  # no network, no access, no such revision: all of different classes
             raise ModelError(f"model {self.name!r} cannot be fetched: {first_line(error)}") from error
+        if not any((folder / name).is_file() for name in (_WEIGHTS, _INDEX)):
+            raise ModelError(f"model {self.name!r} on the hub {_NO_SAFETENSORS}")
         return folder
 
 
 def find_source(
-    name: str, modality: Modality, *, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    modality: Modality,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
 ) -> ModelSource:
     """A model by its hub id, its folder or its packaged name; only its config is read.
+
+    Args:
+        name: Hub id, folder or packaged name.
+        modality: `text` or `image`.
+        revision: Git branch, tag or commit on the hub.
+        trust_remote_code: Run code that comes with the model.
+        gguf_file: The file of a text model in llama.cpp's format.
 
     Raises:
         ModelError: There is no such model, or it is of another kind.
@@ -116,12 +143,13 @@ def find_source(
     if modality == "image":
         config = load_config(LoadOptions(pretrained=location, revision=revision))
     else:
-        more = {"trust_remote_code": True} if trust_remote_code else {}
+        more: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+        more |= {} if gguf_file is None else {"gguf_file": gguf_file}
         try:
             config = transformers.AutoConfig.from_pretrained(location, revision=revision or "main", **more)
         except Exception as error:
             raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
-    return ModelSource(name, location, modality, config, revision, trust_remote_code)
+    return ModelSource(name, location, modality, config, revision, trust_remote_code, gguf_file)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -136,11 +164,9 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / _WEIGHTS]
     if not (folder / _INDEX).is_file():
         others = sorted(path.name for path in folder.iterdir() if path.suffix in _WEIGHT_SUFFIXES)
-        found = f"only {shorten(others)}" if others else "and no weights at all"
-        raise ModelError(
-            f"{folder} has no {_WEIGHTS} and no {_INDEX}, {found}: load it with transformers and save it "
-            "with save_pretrained, or use --format peft"
-        )
+        if not others:
+            raise ModelError(f"{folder} has a config and no weights: is it the model's folder?")
+        raise ModelError(f"{folder} holds {shorten(others)}, but {_NO_SAFETENSORS}")
     paths = [folder / name for name in _shard_names(folder)]
     missing = next((path for path in paths if not path.is_file()), None)
     if missing is not None:

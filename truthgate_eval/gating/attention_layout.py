@@ -16,6 +16,7 @@ from torch import nn
 from truthgate_eval.decoder import find_decoder
 from truthgate_eval.errors import AttentionLayoutError, GateError, check_choice, first_line
 from truthgate_eval.gating.dry_pass import LinearCall, find_output_projections
+from truthgate_eval.gating.tensor_parallel import split_of_heads
 
 Site = Literal["post", "pre"]
 SITES: tuple[Site, ...] = get_args(Site)
@@ -153,9 +154,13 @@ def find_attention_layout(model: Any) -> AttentionLayout:
     decoder = find_decoder(model)
     layers, calls = find_output_projections(decoder, count, attention_layers)
     projections = tuple(
-        Projection(c.name, c.module, c.in_features, c.out_features, _head_dim(decoder, c, heads))
+        # In a projection that is split over processes, this one's part of the heads has run.
+        Projection(
+            c.name, c.module, c.in_features * split_of_heads(c.module), c.out_features,
+            _head_dim(decoder, c, heads),
+        )
         for c in calls
-    )
+    )  # fmt: skip
     widths = {p.out_features for p in projections}
     if len(widths) != 1:
         raise AttentionLayoutError(f"the layers' output projections differ in output width: {sorted(widths)}")
@@ -208,7 +213,8 @@ def _head_dim(decoder: nn.Module, call: LinearCall, heads: int) -> int | None:
     found = next((numbers[name] for name in _HEAD_COUNTS if name in numbers), None)
     if found is None and head_dim and call.in_features % head_dim == 0:
         found = call.in_features // head_dim
-    if found is not None and found != heads:
+    # Under tensor parallelism a block states its own heads.
+    if found is not None and found not in (heads, heads // split_of_heads(call.module)):
         raise AttentionLayoutError(
             f"{call.name} is the output projection of {found} heads, and the config says {heads}: gates need "
             "the same number of heads in all layers"

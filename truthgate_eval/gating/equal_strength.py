@@ -45,6 +45,9 @@ class Divergence(Protocol):
     def of_first(self, count: int) -> Divergence:
         """The same on the first prompts alone, or on all where that is not cheaper."""
 
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """Values on all prompts, given those on the prompts of `reference`, which may be a process's own."""
+
 
 def find_equal_strength(
     config: GateConfig, model: Any, name: str, divergence: Divergence, *, tokenizer: Any
@@ -95,7 +98,13 @@ def _search(
     target = config.target.target
     if config.target.argument == "yes_offset":
         tokens = yes_tokens(tokenizer)
-        return _find(lambda offset: offset_divergences(divergence.reference, tokens, offset), target)
+        reference = divergence.reference
+
+        def of_offset(offset: float) -> torch.Tensor:
+            own = offset_divergences(reference, tokens, offset) if len(reference) else torch.zeros(0)
+            return divergence.gather(own)
+
+        return _find(of_offset, target)
     layout = find_attention_layout(model)
     gates = config.gates(layout, name)
     with attach(model, gates(0.0), layout=layout) as handle:

@@ -15,6 +15,7 @@ from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import check_site
 from truthgate_eval.gating.normalization import Norm, check_norm
 from truthgate_eval.gating.positions import check_positions
+from truthgate_eval.gating.score_files import MOST_HEADS
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.gating.selection import HeadSelection
 from truthgate_eval.gating.shift import HeadShift
@@ -39,6 +40,7 @@ ACTION_ARGUMENTS = (
     "kl_prompts",
 )  # fmt: skip
 GATE_ARGUMENTS = ("scores", "lam", "norm", "site", "layers", "mode", *ACTION_ARGUMENTS)
+_MOST_SHOWN = 100  # characters of a value in a message
 _STRENGTHS: tuple[StrengthArgument, ...] = get_args(StrengthArgument)
 
 
@@ -199,17 +201,25 @@ def parse_layers(value: object) -> tuple[int, ...] | None:
     parts = [str(part) for part in value] if isinstance(value, list | tuple) else str(value).split("+")
     numbers: set[int] = set()
     for part in parts:
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
-            raise GateError(f"layers={value} is not a list of layers: write 8-15, or 3+8-15")
+            raise GateError(f"layers={_shown(value)} is not a list of layers: write 8-15, or 3+8-15")
+        if last >= MOST_HEADS:
+            raise GateError(f"layers={_shown(value)}: no model has a layer {last}")
         numbers |= set(range(first, last + 1))
     return tuple(sorted(numbers))
 
 
+def _shown(value: object) -> str:
+    """A value for a message; an artifact may recommend one of any length."""
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}..."
+
+
 def _parse_count(name: str, value: object, of: str = "heads") -> int:
-    if not re.fullmatch(r"[0-9]+", str(value)):
-        raise GateError(f"{name}={value} is not a number of {of}")
+    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
+        raise GateError(f"{name}={_shown(value)} is not a number of {of}")
     return int(str(value))
 
 
@@ -225,8 +235,8 @@ def parse_number(name: str, value: Any) -> float:
     """
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise GateError(f"{name}={value} is not a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise GateError(f"{name}={_shown(value)} is not a number") from None
     if not math.isfinite(number):
         raise GateError(f"{name}={value} is not a finite number")
     return number

@@ -19,6 +19,7 @@ from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold
 from truthgate_eval.gating.gate_arguments import MODES, Action, Modality, Mode, parse_layers, read_arguments
 from truthgate_eval.gating.gate_source import load_source, source_name
 from truthgate_eval.gating.gates_by_strength import selected_gates, shifted_gates, soft_gates
+from truthgate_eval.gating.hub_scores import recorded_origin
 from truthgate_eval.gating.layer_gate import check_foldable
 from truthgate_eval.gating.normalization import Norm, check_norm
 from truthgate_eval.gating.positions import Positions, check_positions
@@ -292,7 +293,7 @@ class GateConfig:
         if is_soft:
             described["norm"] = self.norm
         if self.scores is not None:
-            described["sha256"] = self.scores.fingerprint
+            described |= {"sha256": self.scores.fingerprint, **recorded_origin(self.scores.metadata)}
             names = ("model", "architecture", "task", "site")
             described |= {"probed": {name: self.scores.metadata.get(name) for name in names}}
         return described

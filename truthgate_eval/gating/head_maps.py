@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from truthgate_eval.errors import ScoresError
-from truthgate_eval.files import parse_json, read_json
+from truthgate_eval.errors import ScoresError, shorten
+from truthgate_eval.files import parse_json, read_bounded, read_json
 
 Shape = tuple[int, int]
 # AD-HH's names of its lists, and what a head in them scores.
 _SIGNED_LISTS = {"hal_heads": -1.0, "non_hal_heads": 1.0}
 # A head beyond these is a damaged file, and an array that large would not fit in memory.
 _MOST = 1024
+_MAX_LINES = 4 << 20  # bytes of a file with a line for each head
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 def read_head_map(path: Path, shape: Shape | None = None) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def parse_shape(text: str) -> Shape:
         >>> parse_shape("28x12")
         (28, 12)
     """
-    match = re.fullmatch(r"(\d+)\s*x\s*(\d+)", text.strip())
+    match = re.fullmatch(r"([0-9]{1,4})\s*x\s*([0-9]{1,4})", text.strip())
     if match is None or not 0 < int(match[1]) <= _MOST or not 0 < int(match[2]) <= _MOST:
         raise ScoresError(f"--shape {text}: expected LAYERSxHEADS, such as 32x32")
     return int(match[1]), int(match[2])
@@ -89,7 +91,7 @@ def parse_shape(text: str) -> Shape:
 
 def _read_allpath(path: Path) -> dict[Shape, float]:
     values: dict[Shape, float] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(read_bounded(path, _MAX_LINES).split(b"\n"), 1):
         if not line.strip():
             continue
         row = parse_json(line, f"line {number}")
@@ -121,10 +123,15 @@ def _read_json_map(path: Path) -> tuple[dict[Shape, float], str]:
         return values, "head list"
     if isinstance(content, dict) and content:
         for name, scores in content.items():
-            match = re.fullmatch(r"(\d{1,4})-(\d{1,4})", name)
-            if match is None or not isinstance(scores, list) or not scores:
-                raise ScoresError(f'entry {name!r} is not "layer-head": [scores]')
-            numbers: list[float] = [_number(score, name) for score in scores]
+            match = re.fullmatch(r"([0-9]{1,4})-([0-9]{1,4})", name)
+            if (
+                match is None
+                or max(int(match[1]), int(match[2])) >= _MOST
+                or not isinstance(scores, list)
+                or not scores
+            ):
+                raise ScoresError(f'entry {shorten(name)} is not "layer-head": [scores]')
+            numbers = [_number(score, name) for score in scores]
             _add(values, (int(match[1]), int(match[2])), float(np.mean(numbers)), name)
         return values, "retrieval"
     raise ScoresError('is no head map: expected {"layer-head": [scores]} or [[layer, head], ...]')
@@ -132,7 +139,7 @@ def _read_json_map(path: Path) -> tuple[dict[Shape, float], str]:
 
 def _add_list(values: dict[Shape, float], heads: Any, sign: float) -> None:
     if not isinstance(heads, Iterable):
-        raise ScoresError(f"holds {heads!r} where a list of heads was expected")
+        raise ScoresError(f"holds {shorten(heads)} where a list of heads was expected")
     for number, head in enumerate(heads, 1):
         where = f"head {number} of the list"
         signed = isinstance(head, list) and len(head) == 3
@@ -153,10 +160,10 @@ def _head(value: Any, where: str) -> Shape:
         and all(type(number) is int and 0 <= number < _MOST for number in value)
     ):
         return value[0], value[1]
-    raise ScoresError(f"{where}: {value!r} is not [layer, head]")
+    raise ScoresError(f"{where}: {shorten(value)} is not [layer, head]")
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
-        raise ScoresError(f"{where}: {value!r} is not a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ScoresError(f"{where}: {shorten(value)} is not a finite number")
     return float(value)

@@ -9,6 +9,7 @@ and without trusting them: only safetensors, and every shape is checked.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,18 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.errors import DataError, ScoresError, reason_of, shorten
-from truthgate_eval.files import check_json_depth, parse_json, read_json
+from truthgate_eval.errors import DataError, ScoresError, one_line, shorten
+from truthgate_eval.files import parse_json, read_bounded, read_json
+from truthgate_eval.files.safetensors_header import FLOAT_BYTES, TensorEntry, read_safetensors_header
 
 if TYPE_CHECKING:
     from truthgate_eval.gating.attention_layout import Site
+
+log = logging.getLogger(__name__)
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Under this name the weights' header has the export's own metadata, as JSON.
 METADATA_KEY = "truthgate_eval"
 IA3_SUFFIX = ".ia3_l"
 # No gate's adapter is larger: a vector for each layer, of the width of the residual stream or of the heads.
-_MAX_BYTES, _MAX_CONFIG_BYTES, _MAX_LAYERS = 256 << 20, 1 << 20, 1024
+_MAX_BYTES, _MAX_CONFIG_BYTES, _MAX_LAYERS = 32 << 20, 1 << 20, 1024
 _MAX_METADATA = 1 << 20  # characters
 
 
@@ -58,6 +62,12 @@ def read_adapter(folder: Path, shape: tuple[int, int] | None = None) -> dict[str
     if len(by_layer) != shape[0]:
         raise ScoresError(f"scales {len(by_layer)} modules, expected one in each of {shape[0]} layers")
     values = np.stack([_head_factors(name, vector, shape[1]) for name, vector in by_layer])
+    if not exported:  # an adapter that PEFT has loaded and saved again has lost its mark, too
+        log.warning(
+            "%s bears no mark of `truthgate export`: what scales its %s is taken for a gate of the heads' "
+            "output projections",
+            folder, by_layer[0][0].rpartition(".")[2],
+        )  # fmt: skip
     metadata = {
         "imported_from": folder.name,
         "kind": "gate",
@@ -83,7 +93,7 @@ def _check_config(folder: Path) -> None:
         raise ScoresError(
             f"{ADAPTER_CONFIG} has {path.stat().st_size} bytes: no adapter's config is that long"
         )
-    config = read_json(path)
+    config = read_json(path, most=_MAX_CONFIG_BYTES)
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "IA3":
         raise ScoresError(
@@ -94,41 +104,49 @@ def _check_config(folder: Path) -> None:
 
 def _read_vectors(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
     """The adapter's tensors by their modules' names, and the metadata of the export."""
-    import torch
-    from safetensors import safe_open
-
-    if not path.is_file():
+    if not path.exists():
         raise ScoresError(f"holds no {path.name}; adapters in other formats are not read")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ScoresError(f"{path.name} has {path.stat().st_size} bytes: no gate is that large")
-    vectors: dict[str, NDArray[np.float32]] = {}
     try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            if len(names) > _MAX_LAYERS:
-                raise ScoresError(f"{path.name} holds {len(names)} tensors: no gate has that many layers")
-            exported = _parse_metadata((file.metadata() or {}).get(METADATA_KEY))
-            for name in names:
-                tensor = file.get_tensor(name)
-                if not name.endswith(IA3_SUFFIX) or not tensor.is_floating_point() or tensor.ndim != 2:
-                    raise ScoresError(f"tensor {name} is no vector of an IA3 adapter")
-                vectors[name.removesuffix(IA3_SUFFIX)] = tensor.to(torch.float32).numpy()
-    except (ScoresError, DataError):
-        raise
-    except Exception as error:  # safetensors' own class, OSError, MemoryError
-        raise ScoresError(f"{path.name} cannot be read ({reason_of(error)}); export it again") from error
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise ScoresError(f"{path.name} has {size} bytes: no gate is that large")
+        entries, metadata = read_safetensors_header(path)
+        if len(entries) > _MAX_LAYERS:
+            raise ScoresError(f"{path.name} holds {len(entries)} tensors: no gate has that many layers")
+        content = read_bounded(path, _MAX_BYTES)
+    except (DataError, OSError) as error:
+        reason = one_line(error).removeprefix(f"{path} ")
+        raise ScoresError(f"{path.name} cannot be read ({reason}); export it again") from error
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for name, entry in entries.items():
+        is_vector = entry.dtype in FLOAT_BYTES and len(entry.shape) == 2 and 0 not in entry.shape
+        if not name.endswith(IA3_SUFFIX) or not is_vector:
+            raise ScoresError(f"tensor {shorten(name)} is no vector of an IA3 adapter")
+        vectors[name.removesuffix(IA3_SUFFIX)] = _as_float32(content[entry.begin : entry.end], entry)
     if not vectors:
         raise ScoresError(f"{path.name} holds no tensors")
-    return vectors, exported
+    return vectors, _parse_metadata(metadata.get(METADATA_KEY))
 
 
-def _parse_metadata(text: str | None) -> dict[str, Any]:
+def _as_float32(content: bytes, entry: TensorEntry) -> NDArray[np.float32]:
+    """A tensor's bytes as an array; bfloat16 has the upper half of float32's bits."""
+    if entry.dtype == "BF16":
+        bits = np.frombuffer(content, "<u2").astype(np.uint32) << 16
+        return bits.view(np.float32).reshape(entry.shape)
+    with np.errstate(over="ignore"):  # infinite values are refused later
+        numbers = np.frombuffer(content, f"<f{FLOAT_BYTES[entry.dtype]}").astype(np.float32)
+    return numbers.reshape(entry.shape)
+
+
+def _parse_metadata(text: Any) -> dict[str, Any]:
     if text is None:
         return {}
+    if not isinstance(text, str):
+        raise ScoresError(f"its metadata is {shorten(text)}, expected a text")
     if len(text) > _MAX_METADATA:
         raise ScoresError(f"its metadata has {len(text)} characters, more than any export writes")
-    found = parse_json(text.encode(), "the adapter's metadata")
-    check_json_depth(found, "the adapter's metadata")
+    content = text.encode("utf-8", "surrogatepass")
+    found = parse_json(content, "the adapter's metadata", unique_names=True)
     if not isinstance(found, dict):
         raise ScoresError(f"its metadata is {shorten(found)}, expected an object")
     return found
@@ -172,6 +190,7 @@ def _in_layer_order(vectors: dict[str, NDArray[np.float32]]) -> list[tuple[str, 
 
 def _head_factors(name: str, vector: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
     """[heads] factors of a vector that repeats each over the head's features."""
+    name = shorten(name)
     if vector.size % heads:
         raise ScoresError(f"{name} has {vector.size} features, which do not divide into {heads} heads")
     by_head = vector.reshape(heads, -1)

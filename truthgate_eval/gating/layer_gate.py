@@ -14,6 +14,7 @@ from truthgate_eval.errors import GateError
 from truthgate_eval.gating.attention_layout import Site
 from truthgate_eval.gating.dry_pass import linear_shape
 from truthgate_eval.gating.positions import GatedPositions
+from truthgate_eval.gating.tensor_parallel import is_distributed, own_input_features
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,12 @@ class LayerGateHook:
             positions: Finds the tokens that are changed; None changes all.
         """
         device = weights_device(module)
-        self.factors = gate.factors.to(device)
-        self.shift = None if gate.shift is None else gate.shift.to(device)
+        factors, shift = gate.factors, gate.shift
+        if gate.site == "pre":
+            factors = own_input_features(module, factors)
+            shift = None if shift is None else own_input_features(module, shift)
+        self.factors = factors.to(device)
+        self.shift = None if shift is None else shift.to(device)
         self.positions = positions
         self.handle: RemovableHandle
         if gate.site == "pre":
@@ -92,20 +97,23 @@ def check_foldable(name: str, module: nn.Module) -> None:
         module: The projection.
 
     Raises:
-        GateError: A weight is quantized, wrapped by an adapter, or offloaded.
+        GateError: A weight is quantized, wrapped by an adapter, offloaded, or split over processes.
     """
-    plain = linear_shape(module) is not None and not hasattr(module, "base_layer")
+    if hasattr(module, "base_layer"):
+        raise GateError(f"{name} is wrapped by an adapter: merge the adapter first, or use mode=live")
     weight = getattr(module, "weight", None)
+    if isinstance(weight, nn.Parameter) and is_distributed(weight):
+        raise GateError(f"{name} is split over processes, so a gate cannot be folded into it; use mode=live")
     # torchao keeps quantized weights in subclasses of Tensor that say they are floating-point.
     if (
-        not plain
+        linear_shape(module) is None
         or not isinstance(weight, nn.Parameter)
         or type(weight.data) is not torch.Tensor
         or not weight.is_floating_point()
     ):
         raise GateError(
-            f"{name} is a {type(module).__name__}: a gate folds only into plain floating-point weights; "
-            "merge the adapter first, or use mode=live"
+            f"{name} is a {type(module).__name__} with a weight of class {type(weight).__name__}: a gate "
+            "folds only into plain floating-point weights; use mode=live"
         )
     if weight.is_meta:
         raise GateError(f"{name} is offloaded, so a gate cannot be folded into it; use mode=live")

@@ -6,12 +6,11 @@ the method's authors published can be loaded, too.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,21 +18,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.errors import ScoresError, first_line, one_line, shorten
-from truthgate_eval.files import check_json_depth, write_atomic
+from truthgate_eval.errors import DataError, ScoresError, one_line, shorten
+from truthgate_eval.files import write_atomic
 from truthgate_eval.gating.head_maps import read_head_map
+from truthgate_eval.gating.hub_scores import fetch_scores
 from truthgate_eval.gating.ia3_adapter import is_adapter, read_adapter
+from truthgate_eval.gating.score_files import (
+    ARRAYS,
+    CONTROL,
+    MOST_HEADS,
+    OF_WIDTH,
+    SCHEMA_VERSION,
+    STDERR,
+    describe_shape,
+    read_csv_scores,
+    read_npy_scores,
+    read_npz_scores,
+)
+from truthgate_eval.hub import is_hub_address
 from truthgate_eval.paths import shipped
-
-SCHEMA_VERSION = 1
-_PER_HEAD = (
-    "scores", "stderr", "auroc", "train_accuracy", "probe_bias", "accuracy", "activation_std",
-    "mean_difference_std",
-)  # fmt: skip
-_OF_WIDTH = ("probe_weight", "mean_difference")
-_ARRAYS = (*_PER_HEAD, *_OF_WIDTH, "seed_scores")
-# The file has control_NAME and control_NAME_stderr for each control.
-_CONTROL, _STDERR = "control_", "_stderr"
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,25 +86,25 @@ class TruthScores:
         recommended = self.metadata.get("recommended", {})
         if not isinstance(recommended, dict):
             raise ScoresError(
-                f"the metadata's `recommended` is {recommended!r}, expected an object such as "
+                f"the metadata's `recommended` is {shorten(recommended)}, expected an object such as "
                 '{"lam": 1.0, "norm": "centered", "site": "post"}'
             )
 
     def _convert_arrays(self) -> None:
-        for name in _ARRAYS:
+        for name in ARRAYS:
             array = getattr(self, name)
             if array is not None:
                 object.__setattr__(self, name, _as_float32(name, array))
         if self.scores.ndim != 2 or self.scores.size == 0:
             raise ScoresError(f"scores have shape {self.scores.shape}, expected [layers, heads]")
-        for name in _ARRAYS[1:]:
+        for name in ARRAYS[1:]:
             array = getattr(self, name)
             if array is not None and not self._has_expected_shape(name, array):
                 raise ScoresError(f"{name} has shape {array.shape}, scores have {self.shape}")
 
     def _check_controls(self) -> None:
         for name in sorted(self.controls.keys() ^ self.control_stderr.keys()):
-            missing = f"{_CONTROL}{name}{_STDERR}" if name in self.controls else f"{_CONTROL}{name}"
+            missing = f"{CONTROL}{name}{STDERR}" if name in self.controls else f"{CONTROL}{name}"
             raise ScoresError(
                 f"control {name!r} has no array {missing}: an accuracy and its standard error are needed"
             )
@@ -112,12 +115,12 @@ class TruthScores:
     def _has_expected_shape(self, name: str, array: NDArray[np.float32]) -> bool:
         if name == "seed_scores":
             return array.ndim == 3 and array.shape[1:] == self.shape
-        return array.shape[:2] == self.shape and array.ndim == (3 if name in _OF_WIDTH else 2)
+        return array.shape[:2] == self.shape and array.ndim == (3 if name in OF_WIDTH else 2)
 
     def _control_arrays(self) -> dict[str, NDArray[np.float32]]:
         """The controls' arrays by their names in the file."""
-        accuracies = {f"{_CONTROL}{name}": array for name, array in self.controls.items()}
-        errors = {f"{_CONTROL}{name}{_STDERR}": array for name, array in self.control_stderr.items()}
+        accuracies = {f"{CONTROL}{name}": array for name, array in self.controls.items()}
+        errors = {f"{CONTROL}{name}{STDERR}": array for name, array in self.control_stderr.items()}
         return {name: _as_float32(name, array) for name, array in {**accuracies, **errors}.items()}
 
     @property
@@ -140,8 +143,9 @@ class TruthScores:
         """Raise `ScoresError`, naming both shapes, unless the scores fit `model`."""
         if self.shape != shape:
             raise ScoresError(
-                f"scores of {self.model} have {_heads(self.shape)}, but {model} has {_heads(shape)}: "
-                "they belong to another architecture; use scores of this model's own family"
+                f"scores of {self.model} have {describe_shape(self.shape)}, but {model} has "
+                f"{describe_shape(shape)}: they belong to another architecture; use scores of this model's "
+                "own family"
             )
 
     def save(self, path: str | Path) -> Path:
@@ -153,7 +157,7 @@ class TruthScores:
         """
         path = Path(path)
         check_output(path)
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
         arrays.update(self._control_arrays())
         metadata = {"schema": SCHEMA_VERSION, **self.metadata}
         content = io.BytesIO()
@@ -173,12 +177,12 @@ class TruthScores:
             ScoresError: The file is missing, damaged, pickled, or not [layers, heads].
         """
         path = Path(path)
-        if not path.is_file() and not is_adapter(path):
+        if not path.exists() or (path.is_dir() and not is_adapter(path)):
             raise ScoresError(f"no score file at {path}")
         readers: dict[str, Callable[[Path], dict[str, Any]]] = {
-            ".npz": _read_npz,
-            ".npy": _read_npy,
-            ".csv": _read_csv,
+            ".npz": read_npz_scores,
+            ".npy": read_npy_scores,
+            ".csv": read_csv_scores,
             ".json": partial(read_head_map, shape=shape),
             ".jsonl": partial(read_head_map, shape=shape),
         }
@@ -186,26 +190,41 @@ class TruthScores:
         if reader is None:
             raise ScoresError(f"{path.name} is not a score file: expected {', '.join(readers)}")
         try:
-            return cls(**reader(path))
+            scores = cls(**reader(path))
+            if max(scores.shape) > MOST_HEADS:
+                raise ScoresError(
+                    f"has {describe_shape(scores.shape)}: no model has more than {MOST_HEADS} of either"
+                )
         except ScoresError as error:
             raise ScoresError(f"{path}: {error}") from error
-        # numpy, zipfile and their decompressors raise some twenty classes for files that are damaged,
-        # pickled, encrypted or larger than the memory.
-        except Exception as error:
-            reason = one_line(error)
+        except DataError as error:
+            reason = one_line(error).removeprefix(f"{path} ").removeprefix("is ")
             raise ScoresError(f"{path} cannot be read as a score file ({reason}); make it again") from error
+        return scores
 
     @classmethod
-    def resolve(cls, name: str) -> TruthScores:
-        """Load scores by path, by a name in `score_artifacts/`, or from `hf://owner/repo/file`.
+    def resolve(cls, name: str, *, shape: tuple[int, int] | None = None) -> TruthScores:
+        """Load scores by path, by a name in `score_artifacts/`, or from the hub.
+
+        Args:
+            name: The name; on the hub `hf://OWNER/REPO[@REVISION]/FILE[#sha256=HEX]`, or an exported
+                adapter's folder in place of the file. The metadata then say the commit and the file's
+                SHA-256, under `hub`.
+            shape: As in `load`.
 
         Raises:
-            ScoresError: Nothing by that name; the message lists the shipped artifacts.
+            ScoresError: Nothing by that name, and the message lists the shipped artifacts; or it cannot be
+                fetched.
         """
-        if name.startswith("hf://"):
-            return cls.load(_from_hub(name))
+        if is_hub_address(name):
+            fetched = fetch_scores(name)
+            try:
+                scores = cls.load(fetched.path, shape=shape)
+            except ScoresError as error:
+                raise ScoresError(str(error).replace(str(fetched.path), str(fetched.pinned))) from error
+            return replace(scores, metadata=fetched.with_origin(scores.metadata))
         if Path(name).is_file() or is_adapter(Path(name)):
-            return cls.load(name)
+            return cls.load(name, shape=shape)
         folder = shipped("score_artifacts")
         for candidate in (folder / name, folder / f"{name}.npz"):
             if candidate.is_file():
@@ -225,76 +244,14 @@ def check_output(path: Path) -> None:
         raise ScoresError(f"the folder of {path} does not exist; make it first")
 
 
-def _heads(shape: tuple[int, int]) -> str:
-    return f"{shape[0]} layers x {shape[1]} heads"
-
-
 def _as_float32(name: str, array: Any) -> NDArray[np.float32]:
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
         raise ScoresError(f"{name} holds {array.dtype}, expected numbers")
-    array = array.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused
+        array = array.astype(np.float32)
     # AUROC is undefined where all labels are equal, so only that array may hold NaN.
     if name != "auroc" and not np.isfinite(array).all():
         index = np.argwhere(~np.isfinite(array))[0].tolist()
         raise ScoresError(f"{name} holds NaN or infinite values at [layer, head, ...] = {index}")
     return array
-
-
-def _read_npz(path: Path) -> dict[str, Any]:
-    with np.load(path, allow_pickle=False) as archive:
-        if "scores" not in archive.files:
-            raise ScoresError(f"holds no array 'scores', only {archive.files}")
-        fields: dict[str, Any] = {name: archive[name] for name in _ARRAYS if name in archive.files}
-        controls = {name: archive[name] for name in archive.files if name.startswith(_CONTROL)}
-        metadata = json.loads(str(archive["metadata"])) if "metadata" in archive.files else {}
-    if not isinstance(metadata, dict):
-        raise ScoresError(f"holds metadata that are no JSON object, but {type(metadata).__name__}")
-    check_json_depth(metadata, "the metadata")
-    schema = metadata.get("schema", SCHEMA_VERSION)
-    if not isinstance(schema, int):
-        raise ScoresError(f"the metadata's `schema` is {shorten(schema)}, expected a number")
-    if schema > SCHEMA_VERSION:
-        raise ScoresError(
-            f"written in schema {schema}, this version reads up to {SCHEMA_VERSION}: update truthgate_eval"
-        )
-    fields["control_stderr"] = {
-        name.removeprefix(_CONTROL).removesuffix(_STDERR): array
-        for name, array in controls.items()
-        if name.endswith(_STDERR)
-    }
-    fields["controls"] = {
-        name.removeprefix(_CONTROL): array for name, array in controls.items() if not name.endswith(_STDERR)
-    }
-    return {**fields, "metadata": metadata}
-
-
-def _read_npy(path: Path) -> dict[str, Any]:
-    return {"scores": np.load(path, allow_pickle=False), "metadata": {"imported_from": path.name}}
-
-
-def _read_csv(path: Path) -> dict[str, Any]:
-    """The authors' `cv5_head_metrics.csv`: one row per (layer, head), with the head's accuracy."""
-    with path.open(newline="", encoding="utf-8-sig") as file:  # Excel writes a byte-order mark
-        rows = list(csv.DictReader(file))
-    if not rows or not {"layer", "head", "accuracy"} <= rows[0].keys():
-        raise ScoresError("expected a table with the columns layer, head and accuracy")
-    cells = {(int(row["layer"]), int(row["head"])): float(row["accuracy"]) for row in rows}
-    shape = (max(layer for layer, _ in cells) + 1, max(head for _, head in cells) + 1)
-    if len(cells) != len(rows) or len(cells) != shape[0] * shape[1]:
-        raise ScoresError(f"{len(rows)} rows do not fill {_heads(shape)} once each")
-    scores = np.array([[cells[layer, head] for head in range(shape[1])] for layer in range(shape[0])])
-    return {"scores": scores, "metadata": {"imported_from": path.name}}
-
-
-def _from_hub(name: str) -> str:
-    from huggingface_hub import hf_hub_download
-
-    parts = name.removeprefix("hf://").split("/", 2)
-    if len(parts) != 3:
-        raise ScoresError(f"{name!r} does not name a file on the hub: expected hf://owner/repo/file.npz")
-    owner, repository, filename = parts
-    try:
-        return hf_hub_download(f"{owner}/{repository}", filename)
-    except Exception as error:  # no network, no repository, no file, no access: all of different classes
-        raise ScoresError(f"{name} cannot be fetched from the hub: {first_line(error)}") from error

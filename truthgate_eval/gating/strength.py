@@ -85,7 +85,7 @@ def parse_target(value: object) -> float | None:
     except ValueError:
         target = math.nan
     if not (math.isfinite(target) and target > 0):
-        raise GateError(f"{value}: expected kl: and a positive divergence in nats, such as kl:0.05")
+        raise GateError(f"{value[:80]}: expected kl: and a positive divergence in nats, such as kl:0.05")
     return target
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
-from truthgate_eval.errors import GateError
+from truthgate_eval.errors import DataError, GateError, shorten
 from truthgate_eval.gating.attention_layout import Site, check_site
 from truthgate_eval.gating.gate_arguments import Modality, parse_layers
 from truthgate_eval.gating.gate_config import GateConfig
@@ -67,6 +66,36 @@ class Candidate:
     reached: float | None = None
     stderr_reached: float | None = None
     prompts: int | None = None
+
+    @classmethod
+    def from_record(cls, record: object, where: str) -> Candidate:
+        """A candidate as it was written into a file.
+
+        Args:
+            record: An object of JSON with the fields; `target` and what follows may be missing.
+            where: What the message calls it.
+
+        Raises:
+            DataError: It is no such object, or a value has another type.
+        """
+        fields = record if isinstance(record, Mapping) else {}
+        values: dict[str, Any] = {field.name: fields.get(field.name) for field in dataclasses.fields(cls)}
+        counts, texts = ("documents", "prompts"), ("norm", "site")
+        for name, value in values.items():
+            if value is None and name in ("stderr", "target", "reached", "stderr_reached", "prompts"):
+                continue
+            kind = str if name in texts else int if name in counts else (int, float)
+            is_number = isinstance(value, int | float) and (
+                value != value or abs(value) <= sys.float_info.max
+            )
+            if not isinstance(value, kind) or not (name in texts or is_number):
+                raise DataError(f"{where} is no candidate of a sweep: its {name} is {shorten(value)}")
+        try:
+            check_norm(values["norm"])
+            check_site(values["site"])
+        except GateError as error:
+            raise DataError(f"{where} is no candidate of a sweep: {error}") from error
+        return cls(**values)
 
     @property
     def label(self) -> tuple[float | str, str, str]:
@@ -202,6 +231,7 @@ def recommend(
     modality: Modality,
     split: str,
     layers: str | None = None,
+    conditions: Mapping[str, Any] | None = None,
 ) -> TruthScores:
     """The artifact with the chosen gate, and all candidates, in its metadata.
 
@@ -214,6 +244,8 @@ def recommend(
         modality: `text` or `image`.
         split: The split that they were evaluated on.
         layers: The layers that every candidate gated; None for all.
+        conditions: Model arguments that changed every candidate's answers, and the vanilla model's, such as
+            `contrast`; the choice holds with them.
     """
     recommended: dict[str, Any] = {
         "lam": chosen.lam,
@@ -224,6 +256,7 @@ def recommend(
         "metric": metric,
         "subset": split,
         **({} if layers is None else {"layers": layers}),
+        **({"conditions": dict(conditions)} if conditions else {}),
         **_found_strength(chosen),
         "points": [dataclasses.asdict(candidate) for candidate in candidates],
     }
@@ -236,18 +269,3 @@ def _found_strength(chosen: Candidate) -> dict[str, Any]:
         return {}
     numbers = {"reached": chosen.reached, "stderr": chosen.stderr_reached, "prompts": chosen.prompts}
     return {"strength": {"target": chosen.target, **numbers}}
-
-
-def format_candidates(candidates: Sequence[Candidate], metric: str) -> Table:
-    """A table of all candidates with the chosen one marked, for the terminal."""
-    chosen = best_candidate(candidates)
-    title = f"{metric} on the held-out fifth, n = {candidates[0].documents}"
-    table = Table(title=title, title_justify="left")
-    for column in ("lam", "norm", "site", metric, "± stderr", ""):
-        table.add_column(column, justify="right" if column in ("lam", metric, "± stderr") else "left")
-    for candidate in candidates:
-        names = ("-", "-") if candidate.lam == 0 else (candidate.norm, candidate.site)
-        stderr = "" if candidate.stderr is None else f"{candidate.stderr:.4f}"
-        mark = "chosen" if candidate is chosen else ""
-        table.add_row(candidate.strength, *names, f"{candidate.value:.4f}", stderr, mark)
-    return table

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from truthgate_eval.escaping import plot_text
 from truthgate_eval.files import write_atomic
 from truthgate_eval.gating.sweep import Candidate, best_candidate
 
@@ -70,8 +71,8 @@ def save_sweep_plot(candidates: Sequence[Candidate], metric: str, tasks: str, pa
         lam, value = [chart.chosen.lam], [chart.chosen.value]
         axes.plot(lam, value, "o", markersize=12, fillstyle="none", color="black", label="chosen")
     axes.set_xlabel("lam")
-    axes.set_ylabel(metric)
-    axes.set_title(f"{tasks}, held-out fifth, n = {candidates[0].documents}", fontsize=10)
+    axes.set_ylabel(plot_text(metric))
+    axes.set_title(f"{plot_text(tasks)}, held-out fifth, n = {candidates[0].documents}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="best")
     content = io.BytesIO()

@@ -11,18 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from truthgate_eval.errors import DataError, TruthGateError
-from truthgate_eval.files import read_json_lines, write_atomic
+from truthgate_eval.files import read_bounded, read_json, read_json_lines, write_atomic
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.sweep import Candidate, EvalResult
 
+log = logging.getLogger(__name__)
+
 # Sweeps from before strengths were found have points without these fields.
 _ADDED = ("target", "reached", "stderr_reached", "prompts")
+_MAX_POINTS = 32 << 20  # bytes
 _FIELDS = tuple(field.name for field in dataclasses.fields(Candidate) if field.name not in _ADDED)
 
 
@@ -61,9 +67,11 @@ class SweepStore:
             write_atomic(file, (json.dumps(identity, indent=2) + "\n").encode())
             return
         try:
-            found = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{file} is not JSON: remove {self.folder} and start again") from error
+            found = read_json(file)
+        except DataError as error:
+            raise DataError(f"{error}: remove {self.folder} and start again") from error
+        if not isinstance(found, dict):
+            raise DataError(f"{file} is no sweep's: remove {self.folder} and start again")
         different = [name for name in identity if found.get(name) != identity[name]]
         if different:
             raise TruthGateError(
@@ -75,14 +83,14 @@ class SweepStore:
         """The evaluated candidates by their label; a last line without an end is removed from the file."""
         if not self.points_file.is_file():
             return {}
-        text = self.points_file.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
+        text = read_bounded(self.points_file, _MAX_POINTS)
+        complete = text[: text.rfind(b"\n") + 1]
         if complete != text:
-            write_atomic(self.points_file, complete.encode())
-        candidates: list[Candidate] = []
-        for _, point in read_json_lines(self.points_file, _FIELDS):
-            fields: dict[str, Any] = {name: point.get(name) for name in (*_FIELDS, *_ADDED)}
-            candidates.append(Candidate(**fields))
+            write_atomic(self.points_file, complete)
+        candidates = [
+            Candidate.from_record(point, f"{self.points_file}, line {number}")
+            for number, point in read_json_lines(self.points_file, _FIELDS)
+        ]
         return {candidate.label: candidate for candidate in candidates}
 
     def add(self, candidate: Candidate) -> None:
@@ -99,9 +107,11 @@ class SweepStore:
             find: Finds it.
         """
         file = self.folder / "strengths.json"
-        kept: dict[str, Any] = json.loads(file.read_bytes()) if file.is_file() else {}
+        kept = _read_state(file) if file.exists() else {}
         described = json.loads(json.dumps(gate.describe()))
-        if kept.get(name, {}).get("gate") != described:
+        own = kept.get(name)
+        is_kept = isinstance(own, dict) and own.get("gate") == described and _is_strength(own.get("found"))
+        if not is_kept:
             found = find()
             assert found.target is not None
             known = found.target
@@ -126,15 +136,53 @@ class SweepStore:
         folder = self.folder / "rest" / name
         done_file = folder / "done.json"
         described = json.loads(json.dumps(gate.describe()))
-        if done_file.is_file():
-            done = json.loads(done_file.read_bytes())
+        if done_file.exists():
+            done = _read_state(done_file)
             # Runs from before there were actions recorded neither of these.
             defaults = {} if gate.is_vanilla else {"action": "soft", "positions": "all"}
-            if {**defaults, **done["gate"]} == described:
-                return folder, EvalResult(**done["outcome"])
+            result = _result_of(done.get("outcome"))
+            if isinstance(done.get("gate"), dict) and {**defaults, **done["gate"]} == described and result:
+                return folder, result
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         result = evaluate(folder)
         done = {"gate": described, "outcome": dataclasses.asdict(result)}
         write_atomic(done_file, json.dumps(done).encode())
         return folder, result
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    """The object in one of the folder's files; empty, with a warning, where the file is damaged."""
+    try:
+        found = read_json(file)
+    except DataError:
+        found = None
+    if isinstance(found, dict):
+        return found
+    log.warning("%s is damaged: what it held is done again", file)
+    return {}
+
+
+def _is_number(value: object) -> bool:
+    """Whether a value is a number that a float holds; a metric that is not defined is NaN."""
+    return isinstance(value, int | float) and (value != value or abs(value) <= sys.float_info.max)
+
+
+def _is_strength(value: object) -> bool:
+    """Whether a value is the strength, its divergence and standard error, and the number of prompts."""
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(_is_number(number) for number in value)
+        and not math.isnan(value[0])
+        and isinstance(value[3], int)
+    )
+
+
+def _result_of(outcome: object) -> EvalResult | None:
+    """The result that was recorded, or None where it is none."""
+    fields = outcome if isinstance(outcome, dict) else {}
+    value, stderr, documents = (fields.get(name) for name in ("value", "stderr", "documents"))
+    if not isinstance(value, int | float) or not _is_number(value) or not isinstance(documents, int):
+        return None
+    return EvalResult(value, stderr if _is_number(stderr) else None, documents)

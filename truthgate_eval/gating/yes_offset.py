@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,8 +60,8 @@ def offset_divergences(log_probs: torch.Tensor, tokens: list[int], offset: float
     return torch.logaddexp(rest, share.log() + offset) - offset * share
 
 
-def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> None:
-    """Add a constant to the logits of `yes_tokens` in all that a model computes from now on.
+def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> Callable[[], None]:
+    """Add a constant to the logits of `yes_tokens` in all that a model computes until it is taken back.
 
     It is added to what `forward` returns, and not to the output of the language-model head: some models
     scale or cap logits after that. `forward` is replaced, and not hooked, for wrappers that call it directly.
@@ -70,11 +71,14 @@ def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> None:
         tokenizer: Its tokenizer.
         offset: What to add; 0 leaves the model alone.
 
+    Returns:
+        Takes the offset back.
+
     Raises:
         GateError: The tokenizer writes yes and no alike.
     """
     if not offset:
-        return
+        return lambda: None
     tokens = torch.tensor(yes_tokens(tokenizer))
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     forward = inner.forward
@@ -85,4 +89,8 @@ def add_yes_offset(model: Any, tokenizer: Any, offset: float) -> None:
         output.logits[..., tokens.to(output.logits.device)] += offset
         return output
 
+    def take_back() -> None:
+        inner.forward = forward
+
     inner.forward = with_offset
+    return take_back

@@ -86,8 +86,10 @@ def model_fingerprint(model: Any, preprocessor: Any, settings: Mapping[str, obje
 def _weights_digest(model: Any) -> str:
     import torch  # not above: task files need `digest` alone
 
+    from truthgate_eval.inference.quantization import stored_tensors
+
     found = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in stored_tensors(model):
         found.update(f"\n{name} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')}\n".encode())
         if not isinstance(value, torch.Tensor):
             found.update(repr(value).encode())

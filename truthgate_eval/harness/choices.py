@@ -31,6 +31,17 @@ def as_yes_no(text: object) -> Answer | None:
     return next((answer for answer in YES_NO if answer == word), None)
 
 
+def answer_words(answers: Iterable[str]) -> dict[str, list[str]]:
+    """The distinct answers, for a data set's settings, if each of them is yes or no; else nothing.
+
+    Example:
+        >>> answer_words([" Yes", " No", " Yes"]), answer_words([" yes", " a dog"])
+        ({'answer_words': ['Yes', 'No']}, {})
+    """
+    distinct = list(dict.fromkeys(answer.strip() for answer in answers))
+    return {"answer_words": distinct} if distinct and all(map(as_yes_no, distinct)) else {}
+
+
 def give_choices(name: str, task: Any, documents: Iterable[Mapping[str, Any]]) -> list[str] | None:
     """See to it that `task.doc_to_choice` gives the answers of every document.
 

@@ -6,8 +6,9 @@ Until then the model is the vanilla one. No labels are read.
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from truthgate_eval.errors import GateError, ModelError
@@ -17,6 +18,9 @@ from truthgate_eval.gating.gate_arguments import is_missing
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.yes_offset import add_yes_offset
 from truthgate_eval.inference.next_token_divergence import Divergence
+from truthgate_eval.processes import ONE_PROCESS, Processes, join
+
+log = logging.getLogger(__name__)
 
 
 def check_not_given(arguments: Mapping[str, object], names: Iterable[str], reason: str) -> None:
@@ -63,6 +67,9 @@ class GatedModel(ABC):
     gate_settings: GateConfig
     gate_handle: GateHandle | None = None
     stops_at_requests: bool = False
+    # The configuration before a run found its strength; None where nothing was found.
+    _before_run: GateConfig | None = None
+    _take_back_offset: Callable[[], None] | None = None
 
     @abstractmethod
     def gated_parts(self) -> tuple[Any, Any, str]:
@@ -72,36 +79,58 @@ class GatedModel(ABC):
     def divergence(self, requests: Sequence[Any], count: int) -> Divergence:
         """How far the model moves from what it is now, on prompts of some requests.
 
+        Several processes share the prompts: all of them must call it, and what it returns.
+
         Args:
-            requests: The harness's requests.
-            count: The most prompts, drawn by their content.
+            requests: The harness's requests, this process's part of them.
+            count: The most prompts, drawn by their content from those of all processes.
         """
 
-    def apply_gate(self, *, processes: int) -> None:
+    @property
+    def processes(self) -> Processes:
+        """The processes that run the model, each on a part of a run's requests."""
+        return join() if getattr(self, "world_size", 1) > 1 else ONE_PROCESS
+
+    def apply_gate(self) -> None:
         """Gate the loaded model as `gate_settings` says, or only check that where the strength is pending.
 
-        Args:
-            processes: How many processes run the model.
-
         Raises:
-            GateError: The gate does not fit the model, or several processes would look for a strength.
+            GateError: The gate does not fit the model.
             ScoresError: The scores do not fit the model.
         """
         settings = self.gate_settings
-        if settings.is_pending and settings.target is not None and processes > 1:
-            raise GateError(
-                f"{settings.target.text} is found by one process, and {processes} are running: find it in "
-                "one, then give the number that its results file has"
-            )
         model, tokenizer, name = self.gated_parts()
         self.gate_handle = settings.apply(model, name)
-        add_yes_offset(model, tokenizer, settings.yes_offset)
+        self._take_back_offset = add_yes_offset(model, tokenizer, settings.yes_offset)
+
+    def start_run(self) -> None:
+        """Forget a strength that another run found on its requests: call it before a run's first request.
+
+        A folded gate is in the weights and cannot be taken back: its strength stays, and a warning says so.
+        """
+        before = self._before_run
+        if before is None:
+            return
+        if before.mode == "folded" and not before.is_vanilla:
+            log.warning(
+                "the gate of an earlier run is folded into the weights, with the strength that was found "
+                "there: %s",
+                self.gate_settings.describe(),
+            )
+            return
+        if self.gate_handle is not None:
+            self.gate_handle.remove()
+        if self._take_back_offset is not None:
+            self._take_back_offset()
+        self.gate_settings, self.gate_handle, self._before_run = before, None, None
 
     def see_requests(self, requests: Sequence[Any]) -> None:
         """Find a pending strength on these requests' prompts, and gate the model: call it before answering.
 
+        Several processes find one strength on the prompts of all, whichever has which.
+
         Args:
-            requests: All requests of one kind that a run has.
+            requests: All requests of one kind that a run has, in this process.
 
         Raises:
             GateError: No strength has the divergence that was asked for.
@@ -110,12 +139,15 @@ class GatedModel(ABC):
         if self.stops_at_requests:
             raise StoppedAtRequests(requests)
         settings = self.gate_settings
-        if not requests or not settings.is_pending or settings.target is None:
+        if not settings.is_pending or settings.target is None:
+            return
+        if not requests and self.processes.count == 1:
             return
         model, tokenizer, name = self.gated_parts()
         divergence = self.divergence(requests, settings.target.prompts)
         self.gate_settings = find_equal_strength(settings, model, name, divergence, tokenizer=tokenizer)
-        self.apply_gate(processes=1)
+        self._before_run = settings
+        self.apply_gate()
 
     def check_strength_is_known(self, reason: str) -> None:
         """Refuse a pending strength.

@@ -19,8 +19,8 @@ from truthgate_eval.harness.command_line import Harness, chose_verbosity, is_com
 if TYPE_CHECKING:
     from loguru import Record
 
-# Messages without meaning for the user of our models, by the logger that prints them: lm-eval 0.4.13 and
-# transformers 5 (logging), lmms-eval 0.7.3 (loguru).
+# Messages without meaning for the user of our models, by the logger that prints them: lm-eval 0.4.13,
+# transformers 5 and what it imports (logging), lmms-eval 0.7.3 (loguru).
 _NOISE = {
     # A hint for authors of tasks whose data a function makes, at every load; and one line per task.
     "lm_eval.api.task": r"\S*: Custom kwargs can be passed to `--metadata`|Building contexts for ",
@@ -33,6 +33,10 @@ _NOISE = {
     ),
     # The checkpoint has both matrices and both are loaded, as its author saved them.
     "transformers.modeling_utils": r"The tied weights mapping and config for this model specifies to tie ",
+    # bitsandbytes 0.50, which has a kernel of its own, too, on processors with AVX-512 for bfloat16.
+    "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward from kernels-community",
+    # torch 2.15 says it of torchao 0.18 when transformers is imported.
+    "torch.utils._pytree": r"<enum '\w+'> is an Enum subclass and is now natively supported by torch",
     "lmms_eval.api.task": r"Building contexts for ",
     "lmms_eval.evaluator": r"Running (on rank \d+ \(local rank \d+\)|\w+ requests)$|Postprocessed \d+ docs ",
 }

@@ -60,6 +60,15 @@ class TokenBudget:
                 return max(1, count)
         return len(prompts)
 
+    def batches(self, prompts: Sequence[PackedPrompt]) -> list[list[PackedPrompt]]:
+        """The batches in which `run_batches` runs these packed prompts where memory holds them."""
+        waiting, found = _longest_first(prompts), []
+        while waiting:
+            count = self.next_batch_size(waiting)
+            found.append(waiting[:count])
+            waiting = waiting[count:]
+        return found
+
     def run_batches(
         self,
         prompts: Sequence[PackedPrompt],
@@ -77,7 +86,7 @@ class TokenBudget:
             run: Runs one batch. It must leave nothing behind when it raises an out-of-memory error.
             max_new_tokens: The most tokens that are decoded after each suffix.
         """
-        waiting = sorted(prompts, key=lambda prompt: -len(prompt))
+        waiting = _longest_first(prompts)
         while waiting:
             batch = waiting[: self.next_batch_size(waiting, max_new_tokens)]
             try:
@@ -92,3 +101,7 @@ class TokenBudget:
                 log.warning("out of memory: continuing with batches of %d tokens", self.tokens)
                 continue
             waiting = waiting[len(batch) :]
+
+
+def _longest_first(prompts: Sequence[PackedPrompt]) -> list[PackedPrompt]:
+    return sorted(prompts, key=lambda prompt: -len(prompt))

@@ -10,6 +10,7 @@ from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.processes import Processes
 
 
 class Divergence:
@@ -42,6 +43,10 @@ class Divergence:
         """The divergence on the first prompts alone, where that is cheaper, or else on all."""
         del count
         return self
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """The values on all prompts, [prompts], given those on the prompts of `reference`: the same."""
+        return values
 
 
 class NextTokenDivergence(Divergence):
@@ -79,6 +84,58 @@ class NextTokenDivergence(Divergence):
         return NextTokenDivergence(
             self.model, self.prompts[:count], batch_size=self._batch_size, reference=self.reference[:count]
         )
+
+
+class SharedDivergence(Divergence):
+    """The divergence on prompts that several processes share. All of them must call its methods.
+
+    Attributes:
+        reference: As in `Divergence`, of this process's prompts alone.
+    """
+
+    def __init__(self, own: Divergence | None, places: Sequence[int], processes: Processes) -> None:
+        """Put together what the processes have.
+
+        Args:
+            own: The divergence on this process's prompts, None where it has none.
+            places: Which of all prompts these are, in ascending order.
+            processes: The processes.
+        """
+        self.reference = torch.zeros(0, 0) if own is None else own.reference
+        self._own, self._places, self._processes = own, list(places), processes
+
+    def of_each(self) -> torch.Tensor:
+        """The divergence on each prompt of all processes, float64 [prompts]."""
+        return self.gather(torch.zeros(0) if self._own is None else self._own.of_each())
+
+    def of_first(self, count: int) -> Divergence:
+        """See `Divergence.of_first`."""
+        places = [place for place in self._places if place < count]
+        own = self._own.of_first(len(places)) if places and self._own is not None else None
+        is_cheaper = own is not self._own or places == self._places
+        told = self._processes.exchange((len(self._places), is_cheaper))
+        if count >= sum(number for number, _ in told) or not all(cheaper for _, cheaper in told):
+            return self
+        return SharedDivergence(own, places, self._processes)
+
+    def gather(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Divergence.gather`; each process gives the values on its own prompts."""
+        told = self._processes.exchange(list(zip(self._places, values.tolist(), strict=True)))
+        found = {place: value for part in told for place, value in part}
+        return torch.tensor([found[place] for place in range(len(found))], dtype=torch.float64)
+
+
+def shared_divergence(own: Divergence | None, places: Sequence[int], processes: Processes) -> Divergence:
+    """The divergence on the prompts of all processes.
+
+    Args:
+        own: The divergence on this process's prompts, None where it has none.
+        places: Which of all prompts these are.
+        processes: The processes; of one alone it is its own.
+    """
+    if processes.count == 1 and own is not None:
+        return own
+    return SharedDivergence(own, places, processes)
 
 
 def next_token_log_probs(

@@ -1,4 +1,4 @@
-"""`load_in_4bit` and `load_in_8bit` as the config that transformers takes.
+"""Quantized models: `load_in_4bit` and `load_in_8bit` as transformers takes them, and the weights' bytes.
 
 transformers 5 takes these two words, and bitsandbytes' settings beside them, only as a
 `BitsAndBytesConfig`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -61,3 +61,40 @@ def bitsandbytes_config(
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise ModelError(f"bitsandbytes takes no such options: {first_line(error)}") from error
+
+
+def stored_tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Names and values of a model's state dict, with the plain tensors that quantized weights consist of.
+
+    `state_dict()` of bitsandbytes 0.50 changes 4-bit weights of a model that has run on a CPU with AVX-512
+    for bfloat16: it undoes their packing, but leaves their scales transposed. Here they stay as they were.
+
+    Args:
+        model: A transformers model, also quantized by bitsandbytes or torchao.
+
+    Yields:
+        Names and values; most values are tensors.
+    """
+    states = [getattr(parameter, "quant_state", None) for parameter in model.parameters()]
+    packed = [
+        (parameter, parameter.data, state, dict(vars(state)))
+        for parameter, state in zip(model.parameters(), states, strict=True)
+        if getattr(state, "packing_format_for_cpu", False)
+    ]
+    values = model.state_dict()
+    for parameter, data, state, attributes in packed:
+        parameter.data = data
+        vars(state).clear()
+        vars(state).update(attributes)
+    for name, value in values.items():
+        yield from _plain_parts(name, value)
+
+
+def _plain_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A subclass of Tensor, such as torchao's, as the tensors inside; another value as it is."""
+    if not isinstance(value, torch.Tensor) or not hasattr(value, "__tensor_flatten__"):
+        yield name, value
+        return
+    parts, _ = value.__tensor_flatten__()
+    for part in parts:
+        yield from _plain_parts(f"{name}.{part}", getattr(value, part))

@@ -7,7 +7,6 @@ Its questions are made by POPE's sampling rule; see `truthgate_eval.data.poll`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from truthgate_eval.data.annotations import AnnotatedImage
 from truthgate_eval.data.poll import make_poll
 from truthgate_eval.data.splits import SELECTION, TEST
 from truthgate_eval.data.store import PROVENANCE_FILE, PreparedDataset, Row, write_dataset
-from truthgate_eval.files import build_once, folder_lock, update_folder
+from truthgate_eval.errors import DataError
+from truthgate_eval.files import build_once, folder_lock, read_json, update_folder
 from truthgate_eval.packaged.scenes import DRAWING_VERSION, MIN_OBJECTS, Scene, make_scene
 from truthgate_eval.paths import data_dir
 
@@ -94,6 +94,13 @@ def _complete_row(number: int, row: Row, captions: Mapping[str, str], folder: Pa
 
 
 def _drawing_version(folder: Path) -> Any:
-    """The version of the drawing that made a data set, from its provenance; None where there is none."""
+    """The version of the drawing that made a data set; None where its provenance is missing or damaged."""
     file = folder / PROVENANCE_FILE
-    return json.loads(file.read_bytes())["source"].get("drawn") if file.is_file() else None
+    if not file.exists():
+        return None
+    try:
+        found = read_json(file)
+    except DataError:  # it is drawn again
+        return None
+    source = found.get("source") if isinstance(found, dict) else None
+    return source.get("drawn") if isinstance(source, dict) else None

@@ -191,6 +191,6 @@ def _fingerprint(weights: Path) -> str:
 
 
 def _built_from(folder: Path) -> str | None:
-    """The fingerprint of the weights that a checkpoint was assembled from."""
+    """The fingerprint of the weights that a checkpoint was assembled from; None if it is not recorded."""
     file = folder / "made_from.txt"
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None

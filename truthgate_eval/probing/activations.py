@@ -42,7 +42,8 @@ def allocate_activations(
 
     Args:
         shape: The array's.
-        memory: GiB above which activations go to a file; half of the free memory by default.
+        memory: GiB above which activations go to a file; half of the free memory by default, which the
+            processes that a launcher has started on this machine share.
         folder: Folder of the file; the system's folder for temporary files by default.
 
     Raises:
@@ -50,7 +51,8 @@ def allocate_activations(
     """
     check_memory(memory)
     size = int(np.prod(shape, dtype=np.int64)) * 4
-    limit = _MEMORY_SHARE * free_memory() if memory is None else memory * _GIB
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes that share this machine's memory
+    limit = _MEMORY_SHARE * free_memory() / here if memory is None else memory * _GIB
     if size <= limit or size == 0:
         return np.empty(shape, dtype=np.float32)
     n, layers, heads, width = shape

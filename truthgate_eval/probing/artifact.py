@@ -6,16 +6,19 @@ import datetime
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from truthgate_eval import __version__
+from truthgate_eval.files import sha256
 from truthgate_eval.gating.attention_layout import AttentionLayout
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.probing.config import ACCURACY, AUROC, CONTEXT_GAIN, NO_CONTEXT, ProbeConfig, ScoreName
 from truthgate_eval.probing.controls import Control
 from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
+from truthgate_eval.probing.reliability import score_reliability
 from truthgate_eval.probing.repeated_cv import RepeatedCV
 from truthgate_eval.probing.statistics import difference_stderr
 
@@ -47,6 +50,7 @@ def make_artifact(
         "probe": {**own.mean.settings, "seeds": config.seeds},
         "kind": config.score,
         "score": config.score,
+        **_reliability(config.score, own, of_controls, dataset.groups),
         "controls": {
             control.name: _summarize(of_controls[control.name], control.settings) for control in controls
         },
@@ -57,9 +61,9 @@ def make_artifact(
 
 
 def describe_model(model: Any, name: str, layout: AttentionLayout, site: str) -> dict[str, Any]:
-    """Metadata of the probed model."""
+    """Metadata of the probed model; of a local folder its name and the digest of its config, not its path."""
     return {
-        "model": name,
+        **_describe_name(name),
         "architecture": type(model).__name__,
         "revision": getattr(model.config, "_commit_hash", None),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -68,6 +72,15 @@ def describe_model(model: Any, name: str, layout: AttentionLayout, site: str) ->
         "head_width": layout.head_width(site),
         "site": site,
     }
+
+
+def _describe_name(name: str) -> dict[str, str]:
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"model": name}
+    config = folder / "config.json"
+    digest = {"config_sha256": sha256(config)} if config.is_file() else {}
+    return {"model": folder.resolve().name, **digest}
 
 
 def describe_data(dataset: TokenizedDataset | ProbeDataset) -> dict[str, Any]:
@@ -111,6 +124,19 @@ def _arrays(
         "controls": controls,
         "control_stderr": errors,
     }
+
+
+def _reliability(
+    score: ScoreName, own: RepeatedCV, of_controls: dict[str, RepeatedCV], groups: NDArray[Any]
+) -> dict[str, Any]:
+    """How reliable the scores are, as metadata; an AUROC is no mean over documents."""
+    if score == AUROC:
+        return {}
+    scores, influence = own.mean.scores, own.mean.influence
+    if score == CONTEXT_GAIN:
+        without = of_controls[NO_CONTEXT].mean
+        scores, influence = scores - without.scores, influence - without.influence
+    return {"validation_reliability": score_reliability(scores, influence, groups)}
 
 
 def _summarize(repeats: RepeatedCV, settings: dict[str, Any]) -> dict[str, Any]:

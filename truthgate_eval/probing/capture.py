@@ -8,7 +8,9 @@ adapter, every sequence runs through the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -24,9 +26,10 @@ from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_a
 from truthgate_eval.inference import self_check, tuning
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
-from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
-from truthgate_eval.probing.activations import ActivationWriter
+from truthgate_eval.probing.shared_capture import Allocate, SharedCapture, allocate_in_memory
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 
 def capture(
@@ -39,12 +42,15 @@ def capture(
     forward: SharedPrefixModel | None = None,
     mixed_precision_dtype: torch.dtype | None = None,
     progress: Callable[[int], None] | None = None,
-    out: NDArray[np.float32] | None = None,
+    allocate: Allocate = allocate_in_memory,
+    processes: Processes = ONE_PROCESS,
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
     Equal sequences run once, and so do shared prefixes. Sequences are sorted by length, so that a batch
     has little padding. A batch that does not fit in memory is halved and tried again.
+
+    Several processes make the batches of one, and each runs some of them.
 
     Args:
         model: A transformers model, in whatever dtype it computes.
@@ -57,22 +63,20 @@ def capture(
         mixed_precision_dtype: What the model computes in under autocast, as lm-eval's option of that name;
             None for no autocast.
         progress: Called with the number of sequences that were run since the last call.
-        out: Where to write, float32 [n, layers, heads, width]; `allocate_activations` makes one on disk
-            where memory is too small. By default a new array.
+        allocate: Makes the array that is returned; `allocate_activations` makes it on disk where memory is
+            too small. By default in memory.
+        processes: The processes that call this with the same sequences.
 
     Returns:
-        float32 [n, layers, heads, width], in the order of `sequences`; `out` if it was given. Features beyond
-        the width of a narrower layer's heads are 0.
+        float32 [n, layers, heads, width], in the order of `sequences`; in a process other than the first,
+        only the rows of the sequences that it ran. Features beyond the width of a narrower layer's heads
+        are 0.
 
     Raises:
         ModelError: The model does not run.
+        ProcessError: Another process has failed.
     """
     layout = layout or find_attention_layout(model)
-    shape = (len(sequences), layout.num_layers, layout.num_heads, layout.head_width(site))
-    result = np.empty(shape, dtype=np.float32) if out is None else out
-    if result.shape != shape or result.dtype != np.float32:
-        raise ValueError(f"out must be float32 {shape}, not {result.dtype} {result.shape}")
-    writer = ActivationWriter(result)
     if forward is None:
         with autocast(model, mixed_precision_dtype):
             forward = self_check.load(model, layout.decoder)
@@ -82,31 +86,79 @@ def capture(
     budget = TokenBudget.for_batch_size(batch_size, sequences, forward.device)
     if forward.device.type == "cpu":
         budget.tokens = min(budget.tokens, tuning.CAPTURE_TOKENS_PER_THREAD * torch.get_num_threads())
+    # Processes with the same budget make the same batches.
+    budget.tokens = min(processes.exchange(budget.tokens))
+    batches = list(_batches(sequences, forward, budget))
+    own = [batches[i] for i in processes.block([batch.num_tokens for batch in batches])]
+    shape = (len(sequences), layout.num_layers, layout.num_heads, layout.head_width(site))
+    found = SharedCapture(
+        shape, [row for batch in own for row in batch.rows()],
+        allocate=allocate, processes=processes, progress=progress,
+    )  # fmt: skip
+    for _, of_group in itertools.groupby(own, key=lambda batch: id(batch.group)):
+        _run_group(list(of_group), forward, layout, budget, found, site, mixed_precision_dtype)
+    return found.gather()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Packed prompts of one group that run together if memory holds them.
+
+    Attributes:
+        group: The group, with the prefix that all its prompts share.
+        prompts: Those of this batch.
+        equal: For each distinct sequence of the plan, the sequences that are equal to it.
+    """
+
+    group: PrefixGroup
+    prompts: list[PackedPrompt]
+    equal: list[list[int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.prompts))
+
+    def rows(self) -> list[int]:
+        """The sequences whose activations this batch gives."""
+        return [row for prompt in self.prompts for i in prompt.sequence_ids for row in self.equal[i]]
+
+
+def _batches(
+    sequences: Sequence[Sequence[int]], forward: SharedPrefixModel, budget: TokenBudget
+) -> Iterator[_Batch]:
+    """All batches, group by group."""
     for share, chosen in _by_length(sequences, forward):
         plan = plan_prefixes(
             [sequences[i] for i in chosen], share=share, max_shared_length=forward.max_shared_length
         )
         equal = [[chosen[index] for index in indices] for indices in plan.indices_by_distinct()]
         for group in plan.groups:
-            with autocast(model, mixed_precision_dtype):
-                prefix = forward.compute_prefix(group)
+            for prompts in budget.batches(group.prompts):
+                yield _Batch(group, prompts, equal)
 
-            def run(
-                prompts: list[PackedPrompt],
-                prefix: SharedPrefixCache | None = prefix,
-                equal: list[list[int]] = equal,
-            ) -> None:
-                with autocast(model, mixed_precision_dtype):
-                    activations = _last_tokens(forward, layout, prompts, prefix, site)
-                rows = [equal[distinct_id] for prompt in prompts for distinct_id in prompt.sequence_ids]
-                for values, of_sequence in zip(activations, rows, strict=True):
-                    writer.put(of_sequence, values)
-                if progress is not None:
-                    progress(sum(map(len, rows)))
 
-            budget.run_batches(group.prompts, run)
-    writer.drop()
-    return result
+def _run_group(
+    batches: Sequence[_Batch],
+    forward: SharedPrefixModel,
+    layout: AttentionLayout,
+    budget: TokenBudget,
+    found: SharedCapture,
+    site: Site,
+    dtype: torch.dtype | None,
+) -> None:
+    """Run batches of one group, after the prefix that they share."""
+    with autocast(forward.model, dtype):
+        prefix = forward.compute_prefix(batches[0].group)
+
+    def run(prompts: list[PackedPrompt]) -> None:
+        with autocast(forward.model, dtype):
+            activations = _last_tokens(forward, layout, prompts, prefix, site)
+        rows = [batches[0].equal[i] for prompt in prompts for i in prompt.sequence_ids]
+        for values, of_sequence in zip(activations, rows, strict=True):
+            found.put(of_sequence, values)
+
+    for batch in batches:
+        budget.run_batches(batch.prompts, run)
 
 
 def autocast(model: Any, dtype: torch.dtype | None) -> torch.autocast:

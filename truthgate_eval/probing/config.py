@@ -18,6 +18,7 @@ SplitUnit = Literal["question", "sequence"]
 ScoreName = Literal["accuracy", "auroc", "context-gain"]
 ControlName = Literal["surface", "no-context", "swapped-context", "shuffled-labels"]
 ImageCondition = Literal["document", "none", "black"]
+ProbeFormat = Literal["task", "authors"]
 
 ACCURACY: ScoreName = "accuracy"
 AUROC: ScoreName = "auroc"
@@ -30,6 +31,9 @@ CONTROLS: tuple[ControlName, ...] = get_args(ControlName)
 DOCUMENT: ImageCondition = "document"
 NONE: ImageCondition = "none"
 BLACK: ImageCondition = "black"
+# As the task is evaluated; or without chat template and instruction, with yes and no in lower case.
+TASK_FORMAT: ProbeFormat = "task"
+AUTHORS_FORMAT: ProbeFormat = "authors"
 
 # What each solver can be told, with the defaults. adamw's are those of the released code.
 SOLVER_SETTINGS: dict[SolverName, dict[str, float]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.gating.attention_layout import AttentionLayout, find_attention_layout
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.inference import self_check
 from truthgate_eval.probing.activations import allocate_activations
@@ -24,6 +25,8 @@ from truthgate_eval.probing.dataset import ProbeDataset, TokenizedDataset
 from truthgate_eval.probing.directions import class_mean_difference, deviation_along
 from truthgate_eval.probing.image_capture import capture_with_images
 from truthgate_eval.probing.repeated_cv import RepeatedCV, repeat_cross_validation
+from truthgate_eval.probing.shared_capture import Allocate
+from truthgate_eval.processes import ONE_PROCESS, Processes
 from truthgate_eval.vision.model import VisionLanguageModel
 
 Dataset = TypeVar("Dataset", TokenizedDataset, ProbeDataset)
@@ -40,6 +43,7 @@ def run_probing(
     controls: Sequence[Control] = (),
     capture_progress: Progress | None = None,
     probe_progress: Progress | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
     """Truth scores of every head of a text model (`docs/method.md#truth-scores`).
 
@@ -53,6 +57,8 @@ def run_probing(
         controls: What else to probe, with the same solver and folds (`make_controls`).
         capture_progress: Called with the number of sequences that were run since the last call.
         probe_progress: Called with the number of heads that were fitted since the last call.
+        processes: Those that call this together (`Processes.together`), each with the whole data set: they
+            share the sequences, the first fits the probes, and all get the scores.
 
     Example:
         With the model and the tokenizer of lm-eval's `hf`:
@@ -84,7 +90,8 @@ def run_probing(
             forward=forward,
             mixed_precision_dtype=mixed_precision_dtype,
             progress=capture_progress,
-            out=_allocate(len(dataset), layout, settings),
+            allocate=_allocate(settings),
+            processes=processes,
         )
 
     return score_activations(
@@ -94,6 +101,7 @@ def run_probing(
         model_metadata=metadata,
         controls=controls,
         progress=probe_progress,
+        processes=processes,
     )
 
 
@@ -106,6 +114,7 @@ def run_image_probing(
     controls: Sequence[Control] = (),
     capture_progress: Progress | None = None,
     probe_progress: Progress | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
     """Truth scores of every head of a vision-language model's text decoder.
 
@@ -117,6 +126,7 @@ def run_image_probing(
         controls: As in `run_probing`.
         capture_progress: As in `run_probing`.
         probe_progress: As in `run_probing`.
+        processes: As in `run_probing`.
     """
     settings = capture_config or CaptureConfig()
     layout = find_attention_layout(vlm.model)
@@ -132,7 +142,8 @@ def run_image_probing(
             batch_size=batch_size,
             layout=layout,
             progress=capture_progress,
-            out=_allocate(len(chosen), layout, settings),
+            allocate=_allocate(settings),
+            processes=processes,
         )
 
     return score_activations(
@@ -142,12 +153,12 @@ def run_image_probing(
         model_metadata=describe_model(vlm.model, vlm.name, layout, settings.site),
         controls=controls,
         progress=probe_progress,
+        processes=processes,
     )
 
 
-def _allocate(n: int, layout: AttentionLayout, settings: CaptureConfig) -> NDArray[np.float32]:
-    shape = (n, *layout.shape, layout.head_width(settings.site))
-    return allocate_activations(shape, memory=settings.memory, folder=settings.scratch)
+def _allocate(settings: CaptureConfig) -> Allocate:
+    return functools.partial(allocate_activations, memory=settings.memory, folder=settings.scratch)
 
 
 def score_activations(
@@ -158,6 +169,7 @@ def score_activations(
     model_metadata: dict[str, Any],
     controls: Sequence[Control] = (),
     progress: Progress | None = None,
+    processes: Processes = ONE_PROCESS,
 ) -> TruthScores:
     """Capture the activations of the sequences and of the controls, and cross-validate all heads' probes.
 
@@ -168,6 +180,7 @@ def score_activations(
         model_metadata: What the artifact says of the model.
         controls: What else to probe, with the same solver and folds.
         progress: Called with the number of heads that were fitted since the last call.
+        processes: As in `run_probing`; in processes other than the first, what `run` returns is not read.
 
     Raises:
         ProbeError: The score `context-gain` without the control `no-context`, or data that cannot be probed.
@@ -175,12 +188,25 @@ def score_activations(
     config = config or ProbeConfig()
     if config.score == CONTEXT_GAIN and NO_CONTEXT not in {control.name for control in controls}:
         raise ProbeError(f"score={CONTEXT_GAIN} is measured against the control {NO_CONTEXT}: add it")
+    if not processes.is_main:
+        for sequences in (dataset, *_captured(controls)):
+            run(sequences)
+        return processes.from_main(None)
     own, of_controls, activations = _cross_validate(run, dataset, controls, config, progress)
     artifact = make_artifact(own, of_controls, dataset, controls, config, model_metadata=model_metadata)
     # Only what enters W_o can be shifted head by head.
-    if model_metadata.get("site") != "pre":
-        return artifact
-    return _with_directions(artifact, activations, dataset)
+    if model_metadata.get("site") == "pre":
+        artifact = _with_directions(artifact, activations, dataset)
+    return processes.from_main(artifact)
+
+
+def _captured(controls: Sequence[Control]) -> list[Any]:
+    """The sequences of the controls that have some, in the order in which `_cross_validate` captures them."""
+    return [
+        control.sequences
+        for control in controls
+        if control.features is None and control.sequences is not None
+    ]
 
 
 def _with_directions(artifact: TruthScores, activations: NDArray[Any], dataset: Dataset) -> TruthScores:

@@ -7,7 +7,7 @@ A gate acts in the text decoder only, so an image's features are valid for every
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,14 @@ from PIL import ExifTags, Image
 from torch import nn
 
 from truthgate_eval.inference import tuning
+from truthgate_eval.vision.image_tokens import ImageMismatchError, find_image_span
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.processor import image_token
 
 # Text after an image while it is encoded: the position after the image is read off the token that follows.
 _QUESTION = "x"
-
-
-class ImageMismatchError(Exception):
-    """A model's images cannot be separated from its text; the message says why."""
+# transformers' names of a decoder's arguments for DeepStack: what is added after each of the first layers,
+# and the tokens to which it is added.
+DEEPSTACK_FEATURES, DEEPSTACK_MASK = "deepstack_visual_embeds", "visual_pos_masks"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,16 +33,20 @@ class ImageFeatures:
     """One image's part of the text decoder's input.
 
     Attributes:
-        features: The embeddings of its tokens, [tokens, hidden], on the CPU.
+        features: The embeddings of its tokens, [tokens, hidden], on the CPU; those of text that the processor
+            writes between them, too.
         position_ids: Position ids counted from the image's first one, int64 [axes, tokens]; None where the
             model numbers tokens one by one.
         advance: By how many positions text after the image moves on: fewer than tokens where the image's axes
             overlap.
+        layer_features: What is added to the hidden states of its tokens after each of the decoder's first
+            layers (DeepStack, as in Qwen3-VL), [layers, tokens, hidden] on the CPU; None in most classes.
     """
 
     features: torch.Tensor
     position_ids: NDArray[np.int64] | None
     advance: int
+    layer_features: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)
@@ -51,7 +54,8 @@ class ImageFeatures:
     @property
     def memory(self) -> int:
         """Bytes of its features."""
-        return self.features.numel() * self.features.element_size()
+        tensors = [self.features] if self.layer_features is None else [self.features, self.layer_features]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def image_key(image: Image.Image) -> Hashable:
@@ -143,28 +147,58 @@ def encode_images(
         ImageMismatchError: The decoder's input is not one run of embeddings for each image.
     """
     prompt = vlm.prompt(_QUESTION, 1)
+    unexpanded = vlm.tokens(prompt)
     inputs = vlm.encode([prompt] * len(images), [[image] for image in images])
     decoder_inputs = _capture_decoder_inputs(decoder, vlm.model, inputs)
-    embeddings, positions = decoder_inputs.get("inputs_embeds"), decoder_inputs.get("position_ids")
+    embeddings = decoder_inputs.get("inputs_embeds")
     if embeddings is None or embeddings.shape[:2] != inputs["input_ids"].shape:
         raise ImageMismatchError("its text decoder does not take one embedding for each token")
-    placeholder = find_image_token(vlm)
-    features = []
-    for row, (padded, mask) in enumerate(
-        zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
-    ):
-        token_ids = padded[mask]
-        columns = (token_ids == placeholder).nonzero()[:, 0]
-        count = len(columns)
-        expected = expand_images(vlm.tokens(prompt), placeholder, [[placeholder] * count])
-        if count == 0 or token_ids.tolist() != expected:
-            raise ImageMismatchError("its processor writes more than one run of image tokens for an image")
-        position_ids, advance = None, count
-        if positions is not None and positions.ndim == 3:
-            of_row = positions[:, row, mask.to(positions.device)].long().cpu().numpy()
-            position_ids, advance = _image_positions(of_row, int(columns[0]), count)
-        features.append(ImageFeatures(embeddings[row][mask][columns].cpu(), position_ids, advance))
-    return features
+    rows = zip(inputs["input_ids"], inputs["attention_mask"].bool(), strict=True)
+    return [
+        _features_of_row(decoder_inputs, row, mask, find_image_span(vlm, padded[mask].tolist(), unexpanded))
+        for row, (padded, mask) in enumerate(rows)
+    ]
+
+
+def _features_of_row(
+    decoder_inputs: Mapping[str, Any], row: int, mask: torch.Tensor, span: tuple[int, int]
+) -> ImageFeatures:
+    """The image of one prompt.
+
+    Args:
+        decoder_inputs: The decoder's keyword arguments, for a whole batch.
+        row: Row of the prompt.
+        mask: Its columns without padding, bool [length].
+        span: Where the image is among these, see `find_image_span`.
+    """
+    start, end = span
+    embeddings, positions = decoder_inputs["inputs_embeds"], decoder_inputs.get("position_ids")
+    position_ids, advance = None, end - start
+    if positions is not None and positions.ndim == 3:
+        of_row = positions[:, row, mask.to(positions.device)].long().cpu().numpy()
+        position_ids, advance = _image_positions(of_row, start, end - start)
+    added = _layer_features(decoder_inputs, row, mask)
+    added = None if added is None else added[:, start:end].cpu()
+    return ImageFeatures(embeddings[row][mask][start:end].cpu(), position_ids, advance, added)
+
+
+def _layer_features(decoder_inputs: Mapping[str, Any], row: int, mask: torch.Tensor) -> torch.Tensor | None:
+    """What a decoder adds to one prompt's hidden states after each of its first layers; 0 at its text.
+
+    Args as those of `_features_of_row`.
+
+    Returns:
+        [layers, tokens, hidden], or None where the decoder adds nothing.
+    """
+    by_layer = decoder_inputs.get(DEEPSTACK_FEATURES)
+    if by_layer is None:
+        return None
+    where = decoder_inputs[DEEPSTACK_MASK]
+    start = int(where[:row].sum())
+    own = torch.stack([features[start : start + int(where[row].sum())] for features in by_layer])
+    added = own.new_zeros(len(own), where.shape[1], own.shape[-1])
+    added[:, where[row].to(own.device)] = own
+    return added[:, mask.to(own.device)]
 
 
 def _image_positions(positions: NDArray[np.int64], start: int, count: int) -> tuple[NDArray[np.int64], int]:
@@ -178,27 +212,6 @@ def _image_positions(positions: NDArray[np.int64], start: int, count: int) -> tu
     first_free = int(positions[:, start - 1].max()) + 1 if start else 0
     advance = int(positions[0, start + count]) - first_free
     return positions[:, start : start + count] - first_free, advance
-
-
-def find_image_token(vlm: VisionLanguageModel) -> int:
-    """Token id of an image's placeholder."""
-    return int(vlm.processor.tokenizer.convert_tokens_to_ids(image_token(vlm.processor)))
-
-
-def expand_images(token_ids: Sequence[int], placeholder: int, runs: Sequence[Sequence[int]]) -> list[int]:
-    """Token ids with each placeholder replaced by one run of ids, in order.
-
-    Raises:
-        ImageMismatchError: There are not as many placeholders as runs.
-
-    Example:
-        >>> expand_images([1, 9, 2, 9], 9, [[20, 21], [30]])
-        [1, 20, 21, 2, 30]
-    """
-    if token_ids.count(placeholder) != len(runs):
-        raise ImageMismatchError(f"a prompt has {token_ids.count(placeholder)} placeholders, not {len(runs)}")
-    remaining = iter(runs)
-    return [new for token in token_ids for new in (next(remaining) if token == placeholder else (token,))]
 
 
 class _DecoderReachedError(Exception):

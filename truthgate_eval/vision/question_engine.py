@@ -23,10 +23,10 @@ from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
     ImageFeatures,
-    ImageMismatchError,
     encode_images,
     image_key,
 )
+from truthgate_eval.vision.image_tokens import ImageMismatchError
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 

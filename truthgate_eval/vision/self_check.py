@@ -24,7 +24,7 @@ def load(vlm: VisionLanguageModel, decoder: nn.Module) -> SharedPrefixVLM:
         The model; its `supports_sharing` and `supports_multi_image` say what was found.
     """
     shared, name = SharedPrefixVLM(vlm, decoder), type(vlm.model).__name__
-    reason = run_safely(lambda: _find_mismatch(shared))
+    reason = run_safely(lambda: find_sharing_mismatch(shared))
     shared.supports_sharing = reason is None
     if reason is not None:
         shared.supports_multi_image = False
@@ -48,8 +48,13 @@ def find_multi_image_mismatch(model: SharedPrefixVLM) -> str | None:
     return mismatch(model.logits(batch, *batch.last_tokens(prompts)), reference, model.dtype)
 
 
-def _find_mismatch(shared: SharedPrefixVLM) -> str | None:
-    checked = shared.for_self_check()
+def find_sharing_mismatch(model: SharedPrefixVLM) -> str | None:
+    """How logits about one image differ from the model's own where prefixes are shared; None if they agree.
+
+    Args:
+        model: The model; it learns how many axes its position ids have.
+    """
+    checked = model.for_self_check()
     # Questions without images need to know it, too.
-    shared.num_position_axes = checked.num_position_axes
+    model.num_position_axes = checked.num_position_axes
     return find_mismatch(checked)

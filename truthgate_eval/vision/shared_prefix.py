@@ -11,7 +11,9 @@ Use `vision.self_check.load`, which also finds out whether a model can do this.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +21,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from truthgate_eval.inference.packing import PositionIds
-from truthgate_eval.inference.prefix_plan import PackedPrompt
+from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.packing import PackedBatch, PositionIds
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
 from truthgate_eval.inference.reference import ReferenceLogits, logits_and_rounding
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
-from truthgate_eval.vision.image_features import ImageFeatures, encode_images, expand_images, find_image_token
+from truthgate_eval.vision.image_features import (
+    DEEPSTACK_FEATURES,
+    DEEPSTACK_MASK,
+    ImageFeatures,
+    encode_images,
+)
+from truthgate_eval.vision.image_tokens import expand_images, find_image_token
 from truthgate_eval.vision.model import VisionLanguageModel
 
 # A question of the self check: its text, and which of the test images it is about.
@@ -71,6 +80,8 @@ class SharedPrefixVLM(SharedPrefixModel):
         self.images = list(images)
         self.first_ids = self.first_image_id + np.cumsum([0, *map(len, images)])
         self._features = torch.cat([image.features for image in images] or [torch.zeros(0)])
+        added = [image.layer_features for image in images if image.layer_features is not None]
+        self._layer_features = torch.cat(added, dim=1) if added else None
         axes = (len(image.position_ids) for image in images if image.position_ids is not None)
         self.num_position_axes = next(axes, self.num_position_axes)
 
@@ -105,6 +116,52 @@ class SharedPrefixVLM(SharedPrefixModel):
             index = (token_ids[of_images] - self.first_image_id).to(self._features.device)
             embeddings[of_images] = self._features[index].to(embeddings.device, embeddings.dtype)
         return {"inputs_embeds": embeddings}
+
+    def compute_prefix(self, group: PrefixGroup) -> SharedPrefixCache | None:
+        """See `SharedPrefixModel.compute_prefix`."""
+        with self._add_to_layers(torch.tensor([group.prefix], dtype=torch.long)):
+            return super().compute_prefix(group)
+
+    def run(self, batch: PackedBatch, cache: SharedPrefixCache | None = None) -> None:
+        """See `SharedPrefixModel.run`."""
+        with self._add_to_layers(batch.token_ids):
+            super().run(batch, cache)
+
+    def logits(
+        self,
+        batch: PackedBatch,
+        rows: torch.Tensor,
+        columns: torch.Tensor,
+        cache: SharedPrefixCache | None = None,
+    ) -> torch.Tensor:
+        """See `SharedPrefixModel.logits`."""
+        with self._add_to_layers(batch.token_ids):
+            return super().logits(batch, rows, columns, cache)
+
+    @contextmanager
+    def _add_to_layers(self, token_ids: torch.Tensor) -> Iterator[None]:
+        """Context of one pass, whose decoder gets what an image adds after its first layers (DeepStack).
+
+        The decoder's arguments are changed where it is called: the model around it takes no such arguments.
+
+        Args:
+            token_ids: Of the pass, int64 [rows, length].
+        """
+        of_images = token_ids >= self.first_image_id
+        if self._layer_features is None or not bool(of_images.any()):
+            yield
+            return
+        added = self._layer_features[:, (token_ids[of_images] - self.first_image_id).cpu()]
+
+        def change(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            features = list(added.to(kwargs["inputs_embeds"].device))
+            return args, {**kwargs, DEEPSTACK_MASK: of_images, DEEPSTACK_FEATURES: features}
+
+        hook = self.decoder.register_forward_pre_hook(change, with_kwargs=True)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _position_ids(self, token_ids: Sequence[int]) -> NDArray[np.int64]:
         """See `packing.PositionIds`; text after an image goes on by the image's `advance`."""

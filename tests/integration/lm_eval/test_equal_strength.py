@@ -106,7 +106,35 @@ def test_generation_finds_it_on_its_prompts_with_shared_prefixes(
     assert divergence(lm, checkpoint, CONTEXTS) == pytest.approx(0.02, rel=0.012)
     before = lm.gate_settings
     lm.loglikelihood(choices(["quite another context"]), disable_tqdm=True)
-    assert lm.gate_settings is before  # once for each model
+    assert lm.gate_settings is before  # once for each run
+
+
+@pytest.mark.parametrize("arguments", ["lam=kl:0.02,norm=centered", "yes_offset=kl:0.0001"])
+def test_another_run_of_the_model_finds_it_anew(arguments: str, checkpoint: str, scores: str) -> None:
+    arguments = f"scores={'none' if 'offset' in arguments else scores},{arguments}"
+    lm, other = load(checkpoint, arguments), load(checkpoint, arguments)
+    contexts = [f"quite another context {n} and" for n in range(7)]
+    lm.loglikelihood(choices(), disable_tqdm=True)
+    first = lm.gate_settings
+    lm.start_run()
+    assert lm.gate_settings.is_pending and divergence(lm, checkpoint, contexts) == 0
+    answers = lm.loglikelihood(choices(contexts), disable_tqdm=True)
+    assert answers == other.loglikelihood(choices(contexts), disable_tqdm=True)
+    assert lm.gate_settings.describe() == other.gate_settings.describe() != first.describe()
+    number = load(checkpoint, f"scores={scores},lam=0.5")
+    before = number.gate_settings
+    number.start_run()  # nothing was found
+    assert number.gate_settings is before and number.gate_handle is not None
+
+
+def test_a_folded_gate_keeps_the_strength_of_the_first_run(
+    checkpoint: str, scores: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = load(checkpoint, f"scores={scores},lam=kl:0.02,mode=folded")
+    lm.loglikelihood(choices(), disable_tqdm=True)
+    before = lm.gate_settings
+    lm.start_run()
+    assert lm.gate_settings is before and "folded into the weights" in caplog.messages[-1]
 
 
 def test_order_and_batch_size_make_no_difference(checkpoint: str, scores: str) -> None:
@@ -149,11 +177,20 @@ def test_it_runs_in_lm_eval_and_is_recorded(checkpoint: str, scores: str, haluev
     gate = run["config"]["gate"]
     assert gate["lam"] > 0 and gate["strength"]["prompts"] == 12
     assert gate["strength"]["reached"] == pytest.approx(0.02, rel=0.01)
+    # The same model object on fewer documents has a strength of its own.
+    lm = load(checkpoint, f"scores={scores},lam=kl:0.02")
+    lams = []
+    for limit in (12, 6):
+        run = lm_eval.simple_evaluate(
+            model=lm, limit=limit, tasks=["halueval_qa_select"], bootstrap_iters=0,
+            task_manager=TaskManager(metadata={"halueval_path": halueval_folder}),
+        )  # fmt: skip
+        assert run is not None and run["config"]["gate"]["strength"]["prompts"] == limit
+        lams.append(run["config"]["gate"]["lam"])
+    assert lams[0] == pytest.approx(gate["lam"], rel=1e-3) and lams[0] != pytest.approx(lams[1], rel=1e-3)
 
 
-def test_what_cannot_have_a_strength_found_is_refused(
-    checkpoint: str, scores: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_have_a_strength_found_is_refused(checkpoint: str, scores: str) -> None:
     lm = load(checkpoint, f"scores={scores},lam=kl:0.02")
     with pytest.raises(
         GateError, match=r"lam=kl:0\.02 is found on a run's requests, and --use_cache needs it"
@@ -161,7 +198,3 @@ def test_what_cannot_have_a_strength_found_is_refused(
         lm.set_cache_hook(SimpleNamespace(dbdict=SimpleNamespace(encode_key=str)))
     with pytest.raises(GateError, match="whole documents have no prompts: give the number"):
         lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("a text",), 0)])
-    monkeypatch.setattr(GatedHF, "world_size", 2)
-    with pytest.raises(GateError, match=r"lam=kl:0\.02 is found by one process, and 2 are running"):
-        load(checkpoint, f"scores={scores},lam=kl:0.02")
-    load(checkpoint, f"scores={scores},lam=0.02")

@@ -290,7 +290,7 @@ def install_bitsandbytes(monkeypatch: pytest.MonkeyPatch, spec: object | None) -
 def test_quantization_at_load_reaches_transformers_as_its_config(
     options: dict[str, Any], expected: dict[str, Any], checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """bitsandbytes is not installed here: what it would be given is compared."""
+    """What transformers is given is compared; `test_quantized.py` loads such models."""
     given: dict[str, Any] = {}
 
     def from_pretrained(*_: Any, **arguments: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -147,6 +146,23 @@ def test_log_likelihoods_find_it_before_the_answer(
     assert kl(vanilla, distributions(lm, docs)) == pytest.approx(0.02, rel=0.015)
 
 
+@pytest.mark.slow
+def test_another_run_of_the_model_finds_it_anew(vlm_checkpoint: Folder, scores: str, tmp_path: Path) -> None:
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(kit.save_tasks(tmp_path / "tasks")), include_defaults=False)
+    lm = load(vlm_checkpoint("llava"), f"scores={scores},lam=kl:0.02,norm=centered")
+    found = []
+    for limit in (8, 4):
+        run = simple_evaluate(
+            model=lm, tasks=["tiny_choice"], task_manager=manager, bootstrap_iters=0, limit=limit
+        )
+        assert run["gate"]["strength"]["prompts"] == limit
+        found.append(run["gate"]["lam"])
+    assert found[0] != pytest.approx(found[1], rel=1e-3)
+
+
 def test_baselines_have_the_same_strength(vlm_checkpoint: Folder, tmp_path: Path) -> None:
     docs = kit.documents(tmp_path, 8)
     for arguments in ("scores=random:4,lam=kl:0.02", "scores=none,yes_offset=kl:0.0001"):
@@ -157,9 +173,7 @@ def test_baselines_have_the_same_strength(vlm_checkpoint: Folder, tmp_path: Path
         assert kl(vanilla, distributions(lm, docs)) == pytest.approx(target, rel=0.02)
 
 
-def test_what_cannot_have_a_strength_found_is_refused(
-    vlm_checkpoint: Folder, scores: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_have_a_strength_found_is_refused(vlm_checkpoint: Folder, scores: str) -> None:
     folder = vlm_checkpoint("llava")
     lm = load(folder, f"scores={scores},lam=kl:0.02")
     with pytest.raises(
@@ -168,7 +182,3 @@ def test_what_cannot_have_a_strength_found_is_refused(
         KeyedResponseCache(None, lm)
     with pytest.raises(GateError, match="positions=generated changes nothing at a prompt's last token"):
         load("/no/such/model", f"scores={scores},lam=kl:0.02,positions=generated")
-    several = SimpleNamespace(process_index=0, num_processes=2, device=torch.device("cpu"))
-    monkeypatch.setattr("truthgate_eval.harness.lmms_eval.model.Accelerator", lambda: several)
-    with pytest.raises(GateError, match=r"lam=kl:0\.02 is found by one process, and 2 are running"):
-        load(folder, f"scores={scores},lam=kl:0.02")

@@ -53,6 +53,15 @@ def test_in_a_narrow_terminal_soft_breaks_come_before_folded_names() -> None:
     assert table().rows(35) == [("some-long-\nname", "+1.0\n[+0.5, +1.5]", "no\ndifference")]
 
 
+def test_a_title_is_as_wide_as_the_terminal_and_not_as_the_table() -> None:
+    title = "a title which is longer than the table below it, and a caption"
+    made = TerminalTable([Column("a"), Column("b")], title=title, caption=f"{title}\n{title}")
+    made.add_row("1", "2")
+    assert printed(made).splitlines() == [title, "a  b", "────", "1  2", title, title, ""]
+    narrow = printed(made, width=24).splitlines()
+    assert narrow[:3] == ["a title which is longer", "than the table below it,", "and a caption"]
+
+
 @pytest.mark.parametrize("width", range(32, 60))
 def test_a_table_is_never_wider_than_the_terminal(width: int) -> None:
     text = printed(table(), width=width)

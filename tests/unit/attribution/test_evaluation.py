@@ -64,11 +64,12 @@ def test_conclusions_need_both_ends_of_the_interval() -> None:
     better, unclear, worse = (
         PairedDifference(mean, mean - 0.1, mean + 0.1, 0.5) for mean in (-0.2, 0.0, 0.2)
     )
-    assert conclusion(worse, None, []) == "makes the answers worse"
-    assert conclusion(unclear, None, []) == "no difference from the vanilla model is seen"
-    assert conclusion(better, unclear, [better]) == "better only as far as a constant on yes would be"
-    assert conclusion(better, better, [better, unclear]).endswith(
-        "but not than every control of equal strength"
-    )
-    assert conclusion(better, better, []) == "better than the vanilla model"
-    assert conclusion(better, better, [better]).endswith("than every control of equal strength")
+    assert conclusion(worse, None, {}) == "makes the answers worse"
+    assert conclusion(unclear, None, {}) == "no difference from the vanilla model is seen"
+    constant = conclusion(better, unclear, {"random 0": better})
+    assert constant == "better than the vanilla model, but not once both have their best constant on yes"
+    found = conclusion(better, better, {"a": better, "random 0": unclear, "yes offset up": worse})
+    assert found == "better than the vanilla model, but not than random 0, yes offset up of equal strength"
+    assert conclusion(better, better, {}) == "better than the vanilla model"
+    assert conclusion(better, better, {"a": better}).endswith("and than every control of equal strength")
+    assert conclusion(better, better, {}, corrected_p=0.06) == "no difference from the vanilla model is seen"

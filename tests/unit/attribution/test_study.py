@@ -13,10 +13,11 @@ from truthgate_eval.attribution import study_rows
 from truthgate_eval.attribution.evaluation import GateEvaluation, measure_log_odds
 from truthgate_eval.attribution.log_odds import AnswerDocument
 from truthgate_eval.attribution.run import AnswerSet, run_gradient, split_documents
-from truthgate_eval.attribution.study import StudyResult, run_study, study_documents
+from truthgate_eval.attribution.study import StudyResult, run_study
+from truthgate_eval.attribution.study_documents import StudyDocuments
 from truthgate_eval.attribution.study_gates import Direction, StudyGates, make_directions
 from truthgate_eval.attribution.study_report import markdown, save, table_rows
-from truthgate_eval.attribution.study_rows import StudyDocuments, StudyRows
+from truthgate_eval.attribution.study_rows import StudyRows
 from truthgate_eval.errors import GateError, ProbeError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import Gate, attach
@@ -88,7 +89,7 @@ def test_rows_have_the_same_strength_and_are_kept(
     assert [(row["source"], row["action"]) for row in result.rows] == [
         ("gradient", "soft"), ("gradient, shuffled 0", "soft"), ("gradient", "select"),
         ("gradient, shuffled 0", "select"), ("random 0", "soft"), ("random 0", "select"),
-        ("yes offset", "offset"), ("no offset", "offset"),
+        ("yes offset up", "offset"), ("yes offset down", "offset"),
     ]  # fmt: skip
     for row in result.rows:
         assert row["divergence"] == pytest.approx(0.01, rel=0.011)
@@ -183,10 +184,52 @@ def test_a_gate_that_is_a_bias_towards_yes_is_called_one(tiny: Tiny, tmp_path: P
     result = run_study(rows, make_directions({"probe": scores()}, (3, 4), gates), [0.01])
     row = named(result, "probe", "soft")
     assert row["accuracy"] > result.vanilla["accuracy"] and row["auroc"] == result.vanilla["auroc"]
-    assert row["conclusion"] == "better only as far as a constant on yes would be"
+    assert row["conclusion"] == (
+        "better than the vanilla model, but not once both have their best constant on yes"
+    )
 
 
-@pytest.mark.parametrize(("control", "rest"), [(1.0, ", but not than every"), (0.0, " and than every")])
+@pytest.mark.parametrize(("offset", "beaten"), [(2.0, False), (0.0, True)])
+def test_a_gate_must_beat_a_constant_on_yes_of_its_divergence(
+    tiny: Tiny, tmp_path: Path, offset: float, beaten: bool
+) -> None:
+    """Planted: a gate that knows a little more than the model, which a constant would help much more."""
+    documents = StudyDocuments(tiny.documents.scoring, answers(20, 1))
+    signs = np.array([1 if own == "yes" else -1 for own in documents.test.strata])
+    noise = np.random.default_rng(0).normal(size=20)
+
+    class Planted(StudyRows):
+        def vanilla(self, part: str) -> GateEvaluation:
+            own = self.documents.part(part)
+            odds = 1 + noise - 2 * signs if part == "test" else np.zeros(24)
+            return GateEvaluation(odds, own.strata, own.clusters)
+
+        def gated(self, direction: Direction, strength: float, part: str) -> GateEvaluation:
+            vanilla = self.vanilla(part)
+            raised = 0.0 if direction.is_control else 0.5
+            return dataclasses.replace(vanilla, odds=vanilla.odds + raised)
+
+        def offset(self, target: float, sign: int) -> Any:
+            return offset, target, self.vanilla("scoring"), self.vanilla("test").with_offset(sign * offset)
+
+    rows = Planted(tiny.shared, tiny.layout, documents, folder=tmp_path, key={})
+    result = run_study(
+        rows, make_directions({"probe": scores()}, (3, 4), StudyGates(("soft",), 2, 1, 1)), [0.01]
+    )
+    row = named(result, "probe", "soft")
+    assert row["difference"]["log_loss_offset"]["high"] < 0  # it is no constant
+    up = named(result, "yes offset up", "offset")
+    assert (up["log_loss"] < row["log_loss"]) == (not beaten)
+    rest = ", but not than yes offset up of equal strength"
+    if beaten:
+        rest = " and than every control of equal strength"
+    assert row["conclusion"] == f"better than the vanilla model{rest}"
+
+
+@pytest.mark.parametrize(
+    ("control", "rest"),
+    [(1.0, ", but not than probe, shuffled 0, random 0"), (0.0, " and than every control")],
+)
 def test_a_gate_must_beat_its_controls(tiny: Tiny, tmp_path: Path, control: float, rest: str) -> None:
     """Planted: the gate raises the log-odds of the right answers by about 1, its controls by `control`."""
 
@@ -205,7 +248,7 @@ def test_a_gate_must_beat_its_controls(tiny: Tiny, tmp_path: Path, control: floa
     gates = StudyGates(("soft",), 2, 1, 1)
     result = run_study(rows, make_directions({"probe": scores()}, (3, 4), gates), [0.01])
     conclusion = named(result, "probe", "soft")["conclusion"]
-    assert conclusion == f"better than the vanilla model{rest} control of equal strength"
+    assert conclusion == f"better than the vanilla model{rest} of equal strength"
 
 
 def test_a_gate_that_never_left_one_has_no_row(tiny: Tiny, tmp_path: Path) -> None:
@@ -295,6 +338,5 @@ def test_the_parts_of_a_split_share_no_cluster() -> None:
     assert [len(part.documents) for part in (scoring, choosing, test)] == [16, 8, 16]
     clusters = [set(part.clusters) for part in (scoring, choosing, test)]
     assert not clusters[0] & clusters[1] and not clusters[1] & clusters[2] and not clusters[0] & clusters[2]
-    assert study_documents(answers(40, 0), [0.01], seed=1).choosing is None
     with pytest.raises(ProbeError, match="cannot be split"):
         split_documents(answers(2, 0), [0.4], seed=1)

@@ -12,7 +12,6 @@ from helpers import tiny_vision_models as factories
 from truthgate_eval.attribution import run, study_scores
 from truthgate_eval.attribution.divergence import context_divergence
 from truthgate_eval.attribution.image_answers import tokenize_with_images
-from truthgate_eval.attribution.reliability import split_half_reliability, stepped_up_correlation
 from truthgate_eval.attribution.run import AnswerSet
 from truthgate_eval.attribution.study_scores import STUDY_KINDS, ScoreMaker, Sequences
 from truthgate_eval.cli.attribution_jobs import answer_set
@@ -23,6 +22,7 @@ from truthgate_eval.probing.artifact import describe_model
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.probing.image_capture import capture_with_images
 from truthgate_eval.probing.image_conditions import NONE, apply_image_condition
+from truthgate_eval.probing.reliability import split_half_reliability, stepped_up_correlation
 from truthgate_eval.vision import self_check
 from truthgate_eval.vision.model import VisionLanguageModel
 

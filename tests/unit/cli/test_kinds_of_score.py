@@ -43,7 +43,11 @@ def save(folder: Path, kind: str) -> Path:
         metadata |= {**LEARNED, "learned": {"chosen_epoch": [3, 4]}}
         scores = TruthScores(values, seed_scores=np.stack([values, 1.1 * values]), metadata=metadata)
     else:
-        scores = TruthScores(values, stderr=0.1 * abs(values), metadata={**metadata, "reliability": 0.9})
+        scores = TruthScores(
+            values,
+            stderr=0.1 * abs(values),
+            metadata={**metadata, "reliability": {"all": 0.9, "within": 0.8}},
+        )
     return scores.save(folder / f"{kind}.npz")
 
 

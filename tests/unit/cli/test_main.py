@@ -36,7 +36,8 @@ def test_probing_writes_a_whole_artifact(artifact: Path, checkpoint: str) -> Non
     # Right answers end in a digit and wrong ones in a full stop: even random heads can tell.
     assert scores.scores.mean() > 0.6 and scores.scores.max() > 0.75
     meta = scores.metadata
-    assert meta["model"] == checkpoint and meta["architecture"] == "LlamaForCausalLM"
+    # Not where it lies on this machine.
+    assert meta["model"] == Path(checkpoint).name and meta["architecture"] == "LlamaForCausalLM"
     assert meta["sequences"] == 80 and meta["documents"] == 40 and meta["truthful"] == 40
     assert meta["rows"] == {"halueval/qa": list(range(40))}
     assert (meta["site"], meta["task"], meta["probe"]["solver"]) == ("post", "probe_halueval_qa", "adamw")

@@ -191,7 +191,10 @@ def test_quantized_checkpoints_are_refused_with_a_way_out(tmp_path: Path) -> Non
 def test_checkpoints_without_safetensors_are_refused_with_a_way_out(tmp_path: Path) -> None:
     source = make("llama", tmp_path / "source")
     (source / "model.safetensors").rename(source / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"only \['pytorch_model.bin'\]: load it .* or use --format peft"):
+    with pytest.raises(
+        ModelError,
+        match=r"holds \['pytorch_model.bin'\], but has no model.safetensors .*: load it .* or use --format peft",
+    ):
         write(source, "llama", tmp_path / "exported")
 
 

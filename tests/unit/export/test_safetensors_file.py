@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from truthgate_eval.errors import DataError, ModelError
+from truthgate_eval.errors import ModelError
 from truthgate_eval.export.safetensors_file import read_header, write_tensor
 
 
@@ -68,5 +68,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no JSON object"):
         read_header(path)
     path.write_bytes((2).to_bytes(8, "little") + b"{x")
-    with pytest.raises(DataError):
+    with pytest.raises(ModelError, match="not JSON"):
         read_header(path)

@@ -68,6 +68,19 @@ def test_an_adapter_of_others_needs_the_number_of_heads(tmp_path: Path) -> None:
     np.testing.assert_array_equal(TruthScores.load(folder, shape=(3, 2)).scores, VALUES - 1)
 
 
+def test_an_adapter_without_the_mark_of_an_export_is_taken_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    TruthScores.load(save(tmp_path / "ours", vectors()))
+    assert not caplog.records
+    values = vectors(pattern="base_model.model.model.layers.{}.self_attn.v_proj.ia3_l")
+    TruthScores.load(save(tmp_path / "foreign", values, metadata={}), shape=(3, 2))
+    [record] = caplog.records
+    message = record.getMessage()
+    assert record.levelname == "WARNING" and "\n" not in message and str(tmp_path / "foreign") in message
+    assert "bears no mark of `truthgate export`" in message and "what scales its v_proj" in message
+
+
 def _uneven() -> dict[str, Any]:
     tensors = vectors()
     next(iter(tensors.values()))[1] = 0.75

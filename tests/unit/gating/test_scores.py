@@ -263,15 +263,6 @@ def test_controls_survive_saving_and_loading(tmp_path: Path) -> None:
         np.testing.assert_array_equal(after.control_stderr[name], errors[name].astype(np.float32))
 
 
-def test_an_error_of_the_hub_without_a_message_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> str:
-        raise ConnectionError
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(ScoresError, match="cannot be fetched from the hub: ConnectionError"):
-        TruthScores.resolve("hf://owner/repo/file.npz")
-
-
 CSV = "layer,head,accuracy\n0,0,0.5\n0,1,0.75\n"
 
 

@@ -130,6 +130,13 @@ def test_the_choice_and_all_candidates_are_saved_with_the_scores(tmp_path: Path)
     assert meta["lam"] == 1 and meta["modality"] == "image" and len(meta["points"]) == 2
     assert meta["points"][1] == json.loads(json.dumps(meta["points"][1]))
     assert artifact.fingerprint == SCORES.fingerprint
+    assert "conditions" not in meta
+    under = recommend(
+        SCORES, candidates[1], candidates, tasks="a", metric="acc", modality="text", split="selection",
+        conditions={"contrast": 0.5},
+    )  # fmt: skip
+    assert under.metadata["recommended"]["conditions"] == {"contrast": 0.5}
+    assert GateConfig.parse(under).lam == 1
 
 
 def test_the_plot_is_a_png_file(tmp_path: Path) -> None:

@@ -30,6 +30,14 @@ NOISE = [
         "transformers.modeling_utils",
         "The tied weights mapping and config for this model specifies to tie a to b",
     ),
+    (
+        "bitsandbytes.backends.cpu.ops",
+        "Failed to load CPU gemm_4bit_forward from kernels-community: No module named 'kernels'. Please",
+    ),
+    (
+        "torch.utils._pytree",
+        "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by torch.compile as",
+    ),
     ("lmms_eval.api.task", "Building contexts for scenes_random on rank 0..."),
     ("lmms_eval.evaluator", "Running on rank 0 (local rank 0)"),
     ("lmms_eval.evaluator", "Running generate_until requests"),

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import random
+from typing import Any
 
-from truthgate_eval.inference.prompt_sample import sample_prompts
+from truthgate_eval.inference.prompt_sample import sample_prompts, share_sample
+from truthgate_eval.processes import ONE_PROCESS, Processes
 
 CONTENTS = [["a question", n, "an image's key"] for n in range(200)]
 
@@ -26,3 +30,30 @@ def test_more_prompts_are_the_same_and_others() -> None:
 
 def test_of_few_prompts_all_are_taken() -> None:
     assert sorted(sample_prompts(["x", "y", "x"], 64)) == [0, 1]
+
+
+class OfTwo(Processes):
+    """The first of two processes; the other one has drawn the hashes of `other`."""
+
+    other: tuple[str, ...] = ()
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value, self.other] if self.rank == 0 else [self.other, value]
+
+
+def test_two_processes_draw_what_one_draws() -> None:
+    contents = [f"prompt {n % 30}" for n in range(40)]
+    one = [contents[i] for i in sample_prompts(contents, 12)]
+    shares, hashes = (contents[::2], contents[1::2]), []
+    for own in shares:
+        hashes.append([hashlib.sha256(json.dumps(text).encode()).hexdigest() for text in own])
+    drawn: dict[int, str] = {}
+    for rank in (0, 1):
+        process = OfTwo(rank, 2)
+        object.__setattr__(process, "other", tuple(sorted(set(hashes[1 - rank]))[:12]))
+        indices, places = share_sample(shares[rank], 12, process)
+        assert places == sorted(places)
+        assert not drawn.keys() & set(places)  # each prompt is in one process only
+        drawn.update((place, shares[rank][i]) for i, place in zip(indices, places, strict=True))
+    assert [drawn[place] for place in range(12)] == one
+    assert share_sample(contents, 12, ONE_PROCESS)[1] == list(range(12))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,6 @@ import torch
 from helpers import tiny_models as factories
 
 from truthgate_eval.errors import ProbeError
-from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.probing import activations
 from truthgate_eval.probing.activations import allocate_activations, drop_pages, head_blocks, row_chunks
 from truthgate_eval.probing.capture import capture
@@ -106,9 +106,9 @@ def test_capture_fills_a_file_with_the_same_activations(
     monkeypatch.setattr(activations, "_MAX_RESIDENT", 1)  # dropped after every sequence
     model = factories.tiny_model("llama")
     tokens = [[3, 4, 5], [6, 7], [3, 4, 5], [3, 4, 9, 8]]
-    layout = find_attention_layout(model)
-    mapped = allocate_activations((4, *layout.shape, layout.head_width("post")), memory=0, folder=tmp_path)
-    np.testing.assert_array_equal(capture(model, tokens, out=mapped), capture(model, tokens))
+    in_file = capture(model, tokens, allocate=partial(allocate_activations, memory=0, folder=tmp_path))
+    assert isinstance(in_file, np.memmap) or isinstance(in_file.base, np.memmap)
+    np.testing.assert_array_equal(in_file, capture(model, tokens))
 
 
 MEASURED = """

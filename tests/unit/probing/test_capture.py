@@ -8,11 +8,13 @@ import pytest
 import torch
 from helpers import tiny_models as factories
 
+from truthgate_eval.errors import ProbeError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.inference import self_check
 from truthgate_eval.inference.packing import PackedBatch
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.capture import LastTokenHooks, capture
+from truthgate_eval.processes import Processes
 
 
 def sequences() -> list[list[int]]:
@@ -113,14 +115,19 @@ def test_a_window_shorter_than_the_sequence_is_honoured() -> None:
     np.testing.assert_allclose(capture(model, mixed), expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_activations_are_written_into_the_given_array(tmp_path: Path) -> None:
+def test_activations_are_written_into_the_allocated_array(tmp_path: Path) -> None:
     model = factories.tiny_model("llama")
     expected = capture(model, sequences())
     disk = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=expected.shape)
-    assert capture(model, sequences(), out=disk) is disk
+    shapes: list[tuple[int, ...]] = []
+
+    def allocate(shape: tuple[int, int, int, int]) -> np.ndarray:
+        shapes.append(shape)
+        return disk
+
+    assert capture(model, sequences(), allocate=allocate) is disk
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), expected)
-    with pytest.raises(ValueError, match="out must be float32"):
-        capture(model, sequences(), out=np.empty((1, 3, 4, 8), dtype=np.float32))
+    assert shapes == [expected.shape]
 
 
 def test_progress_counts_every_sequence_once() -> None:
@@ -147,3 +154,36 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(monkeypatch: pytest.Mo
     assert tried[0][0] > 2 and tried[-1].numel() <= 11
     with pytest.raises(torch.OutOfMemoryError):
         capture(model, [[3] * 12], batch_size=7)
+
+
+class OneProcess(Processes):
+    """A process whose others are not there: they have its budget, and its rows are all."""
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value] * self.count
+
+    def gather_rows(self, rows: Any, values: Any, put: Any) -> list[int]:
+        gathered.append((list(rows), values))
+        return list(range(len(related())))
+
+
+gathered: list[tuple[list[int], np.ndarray]] = []
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, "auto"])
+def test_processes_share_the_batches_of_one_and_round_like_it(batch_size: Any) -> None:
+    model = factories.tiny_model("llama")
+    expected = capture(model, related(), batch_size=batch_size)
+    gathered.clear()
+    for rank in range(3):
+        found = capture(model, related(), batch_size=batch_size, processes=OneProcess(rank, 3))
+        rows = gathered[-1][0]
+        assert len(found) == (len(expected) if rank == 0 else len(rows))  # the first has room for all
+        np.testing.assert_array_equal(found[rows] if rank == 0 else found, expected[rows])
+    assert sorted(row for rows, _ in gathered for row in rows) == list(range(len(expected)))
+
+
+def test_activations_that_are_missing_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OneProcess, "gather_rows", lambda *_: [0, 1])
+    with pytest.raises(ProbeError, match=r"the processes have run 2 of \d+ sequences"):
+        capture(factories.tiny_model("llama"), related(), processes=OneProcess(0, 2))

@@ -226,12 +226,21 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_probing_tasks_give_every_answer_with_its_label_and_image(prepared: Path) -> None:
-    for name, data, documents in [
-        ("probe_phd_image", "phd/image", 4), ("probe_rlhf_v", "rlhf_v/qa", 4),
-        ("probe_minimal_pairs", "minimal_pairs/pairs", 4), ("probe_poll", "poll/probe", 2),
+    instruction = "\nAnswer the question using a single word or phrase."
+    for name, data, documents, is_yes_no in [
+        ("probe_phd_image", "phd/image", 4, True), ("probe_rlhf_v", "rlhf_v/qa", 4, False),
+        ("probe_minimal_pairs", "minimal_pairs/pairs", 4, False), ("probe_poll", "poll/probe", 2, True),
     ]:  # fmt: skip
+        plain = load_dataset([name], format="authors")
+        assert [item.answer for item in plain.examples] == [" yes", " no"] * documents
+        assert {item.context for item in plain.examples} == {f"Is it {n // 2}?" for n in range(documents)}
         answers = load_dataset([name])
-        assert [item.answer for item in answers.examples] == [" yes", " no"] * documents
+        words = [" Yes", " No"] if is_yes_no else [" yes", " no"]
+        assert [item.answer for item in answers.examples] == words * documents
+        assert [item.context for item in answers.examples] == [
+            item.context + instruction * is_yes_no for item in plain.examples
+        ]
+        assert (answers.bare_questions, plain.bare_questions) == (False, True)
         assert answers.labels.tolist() == [0, 1] * documents
         assert answers.groups.tolist() == [n // 2 for n in range(2 * documents)]
         assert answers.rows == {data: [7 + n for n in range(documents)]}
@@ -285,7 +294,7 @@ def test_wrong_tasks_and_models_are_one_line(prepared: Path) -> None:
     for name in ("scores", "lam", "yes_offset", "contrast", "contrast_image"):
         with pytest.raises(ModelError, match=f"without a gate and without a contrast: leave {name} out"):
             load_for_probing("vlm", {name: "a.npz"}, device="cpu", chat=False)
-    with pytest.raises(ModelError, match="no effect without --apply_chat_template"):
+    with pytest.raises(ModelError, match="no effect on sequences without a chat template"):
         load_for_probing("vlm", {"pretrained": "x", "chat_template": "t.jinja"}, device="cpu", chat=False)
 
 

@@ -18,12 +18,10 @@ from truthgate_eval.vision import self_check
 from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
     ImageFeatures,
-    ImageMismatchError,
     encode_images,
-    expand_images,
-    find_image_token,
     image_key,
 )
+from truthgate_eval.vision.image_tokens import ImageMismatchError, expand_images, find_image_token
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 from truthgate_eval.vision.model import VisionLanguageModel
 
@@ -229,5 +227,5 @@ def test_a_processor_that_writes_more_around_an_image_is_found(
         return plain(self, *args, text=[one.replace("<image>", "<image>!") for one in text], **kwargs)
 
     monkeypatch.setattr(type(vlm.processor), "__call__", call)
-    with pytest.raises(ImageMismatchError, match="more than one run"):
+    with pytest.raises(ImageMismatchError, match="begins or ends an image with ordinary text"):
         encode_images(vlm, find_attention_layout(vlm.model).decoder, [factories_vlm.random_image()])

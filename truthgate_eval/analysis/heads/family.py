@@ -29,6 +29,7 @@ from truthgate_eval.analysis.heads.correlation import (
 )
 from truthgate_eval.analysis.named_path import split_named_path
 from truthgate_eval.errors import ScoresError
+from truthgate_eval.escaping import csv_value
 from truthgate_eval.gating.head_maps import is_head_list
 from truthgate_eval.gating.scores import TruthScores
 
@@ -214,7 +215,7 @@ def tied_scores(members: Sequence[FamilyMember]) -> list[str]:
 def different_settings(members: Sequence[FamilyMember]) -> str | None:
     """A warning if the members were probed at different sites; None otherwise."""
     sites = [(member.label, member.scores.metadata.get("site")) for member in members]
-    if len({site for _, site in sites if site}) < 2:
+    if len({str(site) for _, site in sites if site}) < 2:
         return None
     listed = ", ".join(f"{label} {site or 'unknown'}" for label, site in sites)
     return f"the artifacts were probed at different sites ({listed}): a head means another vector at each"
@@ -230,7 +231,8 @@ def as_csv(families: Sequence[FamilyMatrix]) -> str:
     writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     for family in families:
-        writer.writerows(_rows(family))
+        for row in _rows(family):
+            writer.writerow({name: csv_value(value) for name, value in row.items()})
     return text.getvalue()
 
 

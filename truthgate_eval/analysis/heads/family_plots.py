@@ -16,6 +16,7 @@ from truthgate_eval.analysis.formatting import format_interval
 from truthgate_eval.analysis.heads.correlation import SCOPES, Array, Measure, Scope
 from truthgate_eval.analysis.heads.heat_map import measured_quantity
 from truthgate_eval.errors import TruthGateError
+from truthgate_eval.escaping import plot_text
 from truthgate_eval.files import write_atomic
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _draw_matrix(axes: Axes, family: FamilyMatrix, measure: Measure, scope: Scop
     off_diagonal = np.where(np.eye(len(members), dtype=bool), np.nan, values)
     axes.set_facecolor("0.85")
     image = axes.imshow(off_diagonal, cmap="RdBu_r", vmin=-1, vmax=1)
-    labels = [member.label for member in members]
+    labels = [plot_text(member.label) for member in members]
     axes.set_xticks(range(len(members)), labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(members)), [_with_family(member) for member in members])
     axes.set_title(scope)
@@ -73,7 +74,7 @@ def _draw_matrix(axes: Axes, family: FamilyMatrix, measure: Measure, scope: Scop
 
 
 def _with_family(member: FamilyMember) -> str:
-    return f"{member.label}\n({member.family} family)" if member.family else member.label
+    return plot_text(f"{member.label}\n({member.family} family)" if member.family else member.label)
 
 
 def scatter_figure(family: FamilyMatrix) -> Figure:
@@ -97,8 +98,8 @@ def scatter_figure(family: FamilyMatrix) -> Figure:
         axes.set_title(f"{scope}: Pearson {r:.3f}, Spearman {rho:.3f}", fontsize=10)
         minus = "" if scope == "all heads" else " - layer's mean"
         axes.set(
-            xlabel=f"{first.label}: {measured_quantity(first.scores)}{minus}",
-            ylabel=f"{second.label}: {measured_quantity(second.scores)}{minus}",
+            xlabel=f"{plot_text(first.label)}: {measured_quantity(first.scores)}{minus}",
+            ylabel=f"{plot_text(second.label)}: {measured_quantity(second.scores)}{minus}",
         )
         axes.grid(linewidth=0.3)
     figure.colorbar(points, ax=list(panels), label="layer")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from truthgate_eval.analysis.formatting import format_interval, score_decimals
 from truthgate_eval.errors import ScoresError, first_line
+from truthgate_eval.escaping import plot_text
 from truthgate_eval.files import write_atomic
 from truthgate_eval.gating.scores import TruthScores
 
@@ -95,12 +96,12 @@ def measured_quantity(scores: TruthScores) -> str:
     """What an artifact's numbers are, for an axis or a colour bar."""
     meta = scores.metadata
     kind = meta.get("score") or meta.get("kind") or ("accuracy" if "probe" in meta else None)
-    return "truth score" if kind is None else _MEASURED.get(str(kind), str(kind))
+    return "truth score" if kind is None else _MEASURED.get(str(kind), plot_text(str(kind)))
 
 
 def _title(scores: TruthScores) -> str:
     task = scores.metadata.get("task") or scores.metadata.get("imported_from") or ""
-    return f"{scores.model}\n{task}" if task else scores.model
+    return plot_text(f"{scores.model}\n{task}" if task else scores.model)
 
 
 def _colour(value: float, low: float, high: float) -> str:

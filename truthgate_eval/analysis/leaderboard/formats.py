@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from truthgate_eval.analysis.leaderboard.cells import (
     COMPARISON_TITLES,
@@ -26,16 +26,12 @@ from truthgate_eval.analysis.leaderboard.cells import (
 )
 from truthgate_eval.analysis.leaderboard.comparison import LeaderboardPart
 from truthgate_eval.analysis.leaderboard.table import Leaderboard, TaskLeaderboard
+from truthgate_eval.escaping import csv_value, latex_text, markdown_text
 
 _CSV_COLUMNS = (
     "board", "part", "run", "origin", "gate", "quantity", "value", "sd", "runs", "low", "high", "p",
     "p_corrected", "verdict",
 )  # fmt: skip
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    # A row that starts with [ would be read as the distance to the row before it.
-    "[": "{[}", **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-}  # fmt: skip
 
 
 def markdown(leaderboard: Leaderboard) -> str:
@@ -46,15 +42,15 @@ def markdown(leaderboard: Leaderboard) -> str:
             part.name: f"{markdown_text(part.name)} " if len(task.parts) > 1 else "" for part in task.parts
         }
         head = [f"{prefix[part.name]}{METRIC_TITLES[metric]}" for part, metric in _columns(task)]
-        lines += [f"## {metrics_title(task)}", ""]
+        lines += [f"## {markdown_text(metrics_title(task))}", ""]
         lines += [*_markdown_table(["", "gate", *head], _metric_rows(task, markdown_text)), ""]
         if task.comparisons:
             rows = [[markdown_text(cell) for cell in comparison_cells(one)] for one in task.comparisons]
-            lines += [f"{comparisons_title(task, leaderboard)}:", ""]
+            lines += [f"{markdown_text(comparisons_title(task, leaderboard))}:", ""]
             lines += [*_markdown_table(COMPARISON_TITLES, rows), ""]
         if task.log_odds:
             rows = [[markdown_text(cell) for cell in log_odds_cells(one)] for one in task.log_odds]
-            lines += [f"{log_odds_title(task, leaderboard)}:", ""]
+            lines += [f"{markdown_text(log_odds_title(task, leaderboard))}:", ""]
             lines += [*_markdown_table(LOG_ODDS_TITLES, rows), ""]
             lines += [*(f"* {markdown_text(one.conclusion)}" for one in task.log_odds), ""]
     lines += [footnote(leaderboard), ""]
@@ -66,16 +62,6 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
     """The lines of a table whose first two columns are text."""
     rule = ["---" if n < 2 else "---:" for n in range(len(head))]
     return [f"| {' | '.join(line)} |" for line in (head, rule, *rows)]
-
-
-def markdown_text(text: str) -> str:
-    r"""Text in which Markdown's own signs are escaped, on one line.
-
-    Example:
-        >>> print(markdown_text("a|b_c"))
-        a\|b\_c
-    """
-    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 def latex(leaderboard: Leaderboard) -> str:
@@ -127,29 +113,24 @@ def _latex_table(alignment: str, body: Sequence[str], caption: str) -> list[str]
     ]  # fmt: skip
 
 
-def latex_text(text: str) -> str:
-    r"""Text in which LaTeX's own signs are escaped, on one line.
-
-    Example:
-        >>> print(latex_text("50% & TruthProbe_LLM"))
-        50\% \& TruthProbe\_LLM
-    """
-    escaped = "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
-    return escaped.replace("±", r"$\pm$").replace("\u2212", "$-$")
-
-
 def as_csv(leaderboard: Leaderboard) -> str:
     """One line per figure, as shares of 1: metrics first, then differences to the baseline."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
+    for line in _csv_lines(leaderboard):
+        writer.writerow({name: csv_value(value) for name, value in line.items()})
+    return text.getvalue()
+
+
+def _csv_lines(leaderboard: Leaderboard) -> Iterator[dict[str, Any]]:
     for task in leaderboard.task_leaderboards:
         for row in task.rows:
             about = {"board": task.name, "run": row.label, "origin": row.origin, "gate": row.gate}
             for part, cells in row.cells.items():
                 for metric, cell in cells.items():
                     value = {"value": cell.mean, "sd": cell.sd, "runs": cell.runs}
-                    writer.writerow({**about, "part": part, "quantity": metric, **value})
+                    yield {**about, "part": part, "quantity": metric, **value}
         for one in task.comparisons:
             for metric, difference in one.differences.items():
                 about = {"board": task.name, "part": one.part, "run": one.name, "origin": "measured"}
@@ -157,7 +138,7 @@ def as_csv(leaderboard: Leaderboard) -> str:
                 # The test compares right and wrong answers: it is not a test of F1.
                 test = {"p": one.p, "p_corrected": one.p_corrected, "verdict": one.verdict}
                 test = test if metric == "acc" else {}
-                writer.writerow({**about, "quantity": f"{metric} difference", **value, **test})
+                yield {**about, "quantity": f"{metric} difference", **value, **test}
         for compared in task.log_odds:
             for metric, tested in compared.tests.items():
                 difference = tested.difference
@@ -169,8 +150,7 @@ def as_csv(leaderboard: Leaderboard) -> str:
                 }
                 value = {"value": difference.value, "low": difference.low, "high": difference.high}
                 test = {"p": tested.p, "p_corrected": tested.p_corrected, "verdict": tested.verdict}
-                writer.writerow({**about, "quantity": f"{metric} difference", **value, **test})
-    return text.getvalue()
+                yield {**about, "quantity": f"{metric} difference", **value, **test}
 
 
 def _metric_rows(task: TaskLeaderboard, escape: Callable[[str], str]) -> list[list[str]]:

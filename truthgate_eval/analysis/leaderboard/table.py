@@ -40,6 +40,7 @@ from truthgate_eval.analysis.runs.methods import (
 )
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
+from truthgate_eval.credentials import mask_credentials
 from truthgate_eval.metrics import log_odds
 from truthgate_eval.metrics.yes_no import METRICS
 
@@ -263,7 +264,7 @@ def _without_nan(value: Any) -> Any:
 
 def _run_dict(entry: RunEntry) -> dict[str, Any]:
     run = entry.run
-    return {
+    found: dict[str, Any] = mask_credentials({
         "name": entry.name,
         "label": entry.label,
         "kind": entry.method,
@@ -273,4 +274,5 @@ def _run_dict(entry: RunEntry) -> dict[str, Any]:
         "model": run.model,
         "gate": run.gate,
         "facts": run.environment,
-    }
+    })  # fmt: skip
+    return found

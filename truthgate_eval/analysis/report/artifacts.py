@@ -23,7 +23,8 @@ from truthgate_eval.analysis.heads.family import (
     correlate_family,
     different_settings,
 )
-from truthgate_eval.errors import ScoresError, first_line
+from truthgate_eval.credentials import mask_credentials
+from truthgate_eval.errors import DataError, ScoresError
 from truthgate_eval.gating.sweep import Candidate
 
 # Half a 95 % interval of a normal estimate, in standard errors.
@@ -68,7 +69,7 @@ def collect_artifact(member: FamilyMember) -> dict[str, Any]:
         "arrays": arrays,
         "interval": _interval(member),
         "sweep": _sweep(member),
-        "metadata": shorten(meta),
+        "metadata": mask_credentials(shorten(meta)),
     }
 
 
@@ -88,16 +89,14 @@ def _sweep(member: FamilyMember) -> dict[str, Any] | None:
     chosen = member.scores.metadata.get("recommended")
     if not isinstance(chosen, dict) or not chosen.get("points"):
         return None
+    points = chosen["points"] if isinstance(chosen["points"], list) else [chosen["points"]]
     try:
-        candidates = [Candidate(**point) for point in chosen["points"]]
-        setting = (chosen["lam"], chosen["norm"], chosen["site"])
-        # A candidate without a finite value has no position in the chart.
-        is_finite = all(math.isfinite(one.value) and math.isfinite(one.lam) for one in candidates)
-    except (TypeError, KeyError) as error:
-        raise ScoresError(
-            f"{member.source}: the sweep in its metadata cannot be read ({first_line(error)})"
-        ) from error
-    if not is_finite:
+        candidates = [Candidate.from_record(point, "a point") for point in points]
+    except DataError as error:
+        raise ScoresError(f"{member.source}: the sweep in its metadata cannot be read ({error})") from error
+    setting = (chosen.get("lam"), chosen.get("norm"), chosen.get("site"))
+    # A candidate without a finite value has no position in the chart.
+    if not all(math.isfinite(x) for one in candidates for x in (one.value, one.lam, one.stderr or 0.0)):
         raise ScoresError(f"{member.source}: a candidate of the sweep in its metadata has no value")
     return {
         "points": [

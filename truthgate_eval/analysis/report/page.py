@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from truthgate_eval.analysis.formatting import format_nats, format_p_value, format_percent, format_points
 from truthgate_eval.analysis.leaderboard.cells import METRIC_TITLES
 from truthgate_eval.analysis.report.charts import difference_axis, sweep_chart
+from truthgate_eval.escaping import visible_values
 from truthgate_eval.metrics.log_odds import LOSSES
 from truthgate_eval.paths import PACKAGE
 
@@ -48,6 +49,7 @@ def render(report: Mapping[str, Any]) -> str:
         "p_value": format_p_value,
         "pretty": format_value,
     }
+    report = visible_values(report)
     script = (_FOLDER / "page.js").read_text(encoding="utf-8")
     data = {
         "artifacts": [{name: one[name] for name in _FOR_SCRIPT} for one in report["artifacts"]],

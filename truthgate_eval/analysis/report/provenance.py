@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
 from truthgate_eval.analysis.runs.methods import RunEntry, describe_gate
+from truthgate_eval.analysis.runs.results_files import read_results
 from truthgate_eval.analysis.runs.task_groups import task_groups
+from truthgate_eval.credentials import mask_credentials
 
 # Options of both command lines that results files have under `config`. The device is left out: lm-eval
 # writes cuda:0 there even for a run on the CPU.
@@ -17,10 +18,10 @@ _OPTIONS = ("limit", "batch_size", "gen_kwargs")
 
 
 def provenance(entry: RunEntry) -> dict[str, Any]:
-    """A run's name, method, model, gate, environment, date, command and results file."""
+    """A run's name, method, model, gate, environment, date, command and results file; credentials masked."""
     run = entry.run
-    results = json.loads(run.file.read_bytes())
-    return {
+    results = read_results(run.file)
+    found: dict[str, Any] = mask_credentials({
         "name": entry.name,
         "label": entry.label,
         "kind": entry.method,
@@ -34,7 +35,8 @@ def provenance(entry: RunEntry) -> dict[str, Any]:
         "versions": (results.get("model_info") or {}).get("versions") or {},
         "file": str(run.file),
         "notes": list(run.notes),
-    }
+    })  # fmt: skip
+    return found
 
 
 def date_of(results: Mapping[str, Any]) -> str | None:
@@ -45,11 +47,11 @@ def date_of(results: Mapping[str, Any]) -> str | None:
         '2026-11-24 08:18:36'
     """
     date = results.get("date")
-    if isinstance(date, int | float):
-        return datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
     try:
+        if isinstance(date, int | float):
+            return datetime.fromtimestamp(date, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         return datetime.strptime(str(date), "%Y%m%d_%H%M%S").strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
+    except (ValueError, OverflowError, OSError):  # no date, or none that a calendar has
         return str(date) if date else None
 
 

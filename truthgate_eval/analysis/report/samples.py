@@ -5,13 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-import warnings
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from truthgate_eval.analysis.runs.methods import RunEntry
 from truthgate_eval.analysis.runs.results_files import samples_file
@@ -197,12 +195,11 @@ def make_thumbnail(name: str, folders: ImageFolders) -> str | None:
     """An image as a small JPEG in a data URI; None if there is no image that can be opened."""
     content = io.BytesIO()
     try:
-        path = Path(name) if Path(name).is_file() else folders.find(name)
+        # os.path takes names that are too long for the file system, which pathlib does not.
+        path = Path(name) if os.path.isfile(name) else folders.find(name)
         if path is None:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            small = open_image(path, min_side=_THUMBNAIL_SIDE)
+        small = open_image(path, min_side=_THUMBNAIL_SIDE)
     except DataError:
         return None
     small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))

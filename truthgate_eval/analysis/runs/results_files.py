@@ -8,15 +8,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from truthgate_eval.errors import DataError, TruthGateError, first_line, shorten
-from truthgate_eval.files import check_json_depth
+from truthgate_eval.errors import DataError, TruthGateError, one_line, shorten
+from truthgate_eval.files import read_json
 
 Harness = Literal["lm-eval", "lmms-eval"]
 # What a task's name may be as a part of a file's name.
@@ -75,13 +74,13 @@ def read_results(file: Path) -> dict[str, Any]:
         DataError: The file cannot be read or is not a results file.
     """
     try:
-        results = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} is not a results file ({first_line(error)}); run again") from error
+        results = read_json(file)
+    except DataError as error:
+        reason = one_line(error).removeprefix(f"cannot read {file}: ").removeprefix(f"{file} ")
+        raise DataError(f"{file} is not a results file ({reason}); run again") from error
     expected = ("results", "configs", "config")
     if not isinstance(results, dict) or not all(isinstance(results.get(key), dict) for key in expected):
         raise DataError(f"{file} is not a results file of lm_eval or lmms_eval: no {', '.join(expected)}")
-    check_json_depth(results, str(file))
     _check_types(results, file)
     return results
 

@@ -29,12 +29,14 @@ from truthgate_eval.harness.gated_model import GatedModel
 from truthgate_eval.harness.lm_eval import patches
 from truthgate_eval.harness.lm_eval.contrast import ContextContrast
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF, TokenizedRequest
+from truthgate_eval.harness.lm_eval.process_shares import merge_in_order
 from truthgate_eval.harness.lm_eval.prompt_divergence import prompt_divergence
 from truthgate_eval.harness.model_args import parse_model_args
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.processes import join
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +114,16 @@ class GatedHF(GatedModel, SharedPrefixHF):
         if isinstance(pretrained, str):
             # lm-eval's command line passes cuda:0 where the user names no device.
             chosen = find_device(device, harness_default="cuda:0")
+            if not options.get("tp_plan"):
+                join()  # accelerate alone, which `hf` asks, counts processes on CPUs as one
             self._load(resolve_smollm2(pretrained), str(chosen), options)
         else:
             super().__init__(pretrained=pretrained, **options)
-        self.apply_gate(processes=self.world_size)
+        # `hf` takes its rank and their number only with several CUDA devices, and the rank on one machine.
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None:
+            self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
+        self.apply_gate()
 
     @classmethod
     def create_from_arg_string(
@@ -135,7 +143,7 @@ class GatedHF(GatedModel, SharedPrefixHF):
 
     def divergence(self, requests: Sequence[Instance], count: int) -> Divergence:
         """See `GatedModel.divergence`."""
-        return prompt_divergence(self, requests, count)
+        return prompt_divergence(self, requests, count, self.processes)
 
     def _load(self, pretrained: str, device: str, options: dict[str, Any]) -> None:
         """Run `hf`'s constructor, with users' mistakes as our own errors."""
@@ -265,6 +273,11 @@ class GatedHF(GatedModel, SharedPrefixHF):
     def _gate_state(self) -> dict[str, Any]:
         contrast = None if self.contrast is None else self.contrast.key()
         return gate_state(self.gate_settings, self.gate_handle, contrast)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        """See `HFLM.gather_object`; what several processes have is in the order of one process's run."""
+        gathered = super().gather_object(obj, dst)
+        return gathered if gathered is None or self.world_size == 1 else merge_in_order(gathered)
 
     @property
     def tokenizer_name(self) -> str:

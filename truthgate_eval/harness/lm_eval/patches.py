@@ -17,7 +17,10 @@ from truthgate_eval.harness.command_line import is_command_line
 from truthgate_eval.harness.task_folder import add_task_folder
 from truthgate_eval.paths import shipped
 
-MODELS = {"gated_hf": "truthgate_eval.harness.lm_eval.model:GatedHF"}
+MODELS = {
+    "gated_hf": "truthgate_eval.harness.lm_eval.model:GatedHF",
+    "gated_vllm": "truthgate_eval.harness.lm_eval.vllm_model:GatedVLLM",
+}
 
 
 def register_models() -> None:
@@ -64,7 +67,10 @@ def install_one_line_errors() -> None:
 
 
 def install_evaluate_patch() -> None:
-    """Wrap `lm_eval.evaluator.evaluate`, once, for a gated model's cached prompts and its contrast.
+    """Wrap `lm_eval.evaluator.evaluate`, once, for a gated model's strength, its contrast and cached prompts.
+
+    A model whose strength is given as a divergence finds it on each run's requests, and lm-eval tells no
+    model that a run begins. One that answers from a cache has the strength of a run before.
 
     A model with a contrast is told the tasks of the run: lm-eval's requests do not say which part of a
     document is its context. This can go when they do.
@@ -73,6 +79,8 @@ def install_evaluate_patch() -> None:
     gives a model no say in it. The tasks of a gated model's run get the keys that our own tasks have by their
     class (`request_cache`); other models' runs are left as they are. This can go when lm-eval's key has the
     documents and the generation settings.
+
+    A gated model's run in several processes gives the samples of one (`process_shares`).
     """
     from lm_eval import evaluator
 
@@ -84,6 +92,8 @@ def install_evaluate_patch() -> None:
     def evaluate(*args: Any, **options: Any) -> Any:
         call = inspect.signature(original).bind(*args, **options).arguments
         is_gated = hasattr(call.get("lm"), "gate_settings")
+        if is_gated and not hasattr(call["lm"], "cache_db"):
+            call["lm"].start_run()
         if is_gated and call["lm"].contrast is not None:
             call["lm"].contrast.start_run(_leaf_tasks(call["task_dict"]))
         if is_gated and call.get("cache_requests"):
@@ -91,6 +101,10 @@ def install_evaluate_patch() -> None:
 
             for task in _leaf_tasks(call["task_dict"]):
                 request_cache.install_keys(task)
+        if is_gated:
+            from truthgate_eval.harness.lm_eval import process_shares
+
+            process_shares.prepare_tasks(_leaf_tasks(call["task_dict"]), call["lm"])
         return original(*args, **options)
 
     evaluate._truthgate = True  # type: ignore[attr-defined]

@@ -90,6 +90,18 @@ class SharedPrefixHF(HFLM):
             batch_size or self.batch_size, sequences, self.shared_model.device, max_new_tokens=max_new_tokens
         )
 
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """See `HFLM._detect_batch_size`, without asking the other processes for theirs.
+
+        `hf` asks whenever a request takes its path, and here not every process need have such a request.
+        """
+        count = self.world_size
+        self._world_size = 1
+        try:
+            return int(super()._detect_batch_size(requests, pos))
+        finally:
+            self._world_size = count
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """See `HFLM.loglikelihood`.
 

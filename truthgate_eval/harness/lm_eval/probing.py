@@ -16,7 +16,7 @@ from lm_eval.models.huggingface import HFLM
 
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
-from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
+from truthgate_eval.harness.choices import answer_words, give_choices, matched_documents, right_choices
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lm_eval.context_field import change_context
@@ -148,6 +148,7 @@ def load_dataset(
         "system_instruction": system_instruction,
         "surface_matched": surface_matched,
         **({"yes_no_answers": yes_no_answers} if yes_no_answers else {}),
+        **answer_words(example.answer for example in examples),
     }
     return ProbeDataset(examples, rows, settings)
 

@@ -9,20 +9,32 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF
-from truthgate_eval.inference.next_token_divergence import Divergence, NextTokenDivergence
-from truthgate_eval.inference.prompt_sample import sample_prompts
+from truthgate_eval.inference.next_token_divergence import (
+    Divergence,
+    NextTokenDivergence,
+    shared_divergence,
+)
+from truthgate_eval.inference.prompt_sample import share_sample
+from truthgate_eval.processes import Processes
 
 
-def prompt_divergence(lm: SharedPrefixHF, requests: Sequence[Instance], count: int) -> Divergence:
+def prompt_divergence(
+    lm: SharedPrefixHF, requests: Sequence[Instance], count: int, processes: Processes
+) -> Divergence:
     """The divergence of a model from what it is now, on prompts of some requests.
 
     Args:
         lm: The model.
         requests: Requests of generation or of log-likelihoods, whose contexts are the prompts.
         count: The most prompts, drawn by their text.
+        processes: Those that call this together, each with its own requests.
     """
-    chosen = sample_prompts([request.args[0] for request in requests], count)
+    chosen, places = share_sample([request.args[0] for request in requests], count, processes)
     prompts = [prompt_tokens(lm, requests[i]) for i in chosen]
+    return shared_divergence(_own_divergence(lm, prompts) if prompts else None, places, processes)
+
+
+def _own_divergence(lm: SharedPrefixHF, prompts: list[list[int]]) -> Divergence:
     shared = lm.shared_model
     if shared is not None and max(map(len, prompts)) <= shared.max_shared_length:
         return NextTokenDivergence(shared, prompts, batch_size=lm.batch_size)

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from truthgate_eval.data.images import IMAGE_SUFFIXES, raise_on_truncated_files
+from truthgate_eval.data.images import IMAGE_SUFFIXES, raise_on_unsound_files
 from truthgate_eval.errors import DataError, first_line
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest
 
@@ -47,7 +47,7 @@ def check_images(questions: Iterable[ImageRequest], processor: Any) -> None:
         for question in questions
         if question.doc_to_visual is not None
     }
-    with raise_on_truncated_files():
+    with raise_on_unsound_files():
         suspects = dict.fromkeys(_find_suspects(documents.values(), size_check))
         problems = [problem for question in suspects if (problem := _problem(question, size_check))]
     if len(problems) == 1:

@@ -28,8 +28,8 @@ from truthgate_eval.harness.lmms_eval.prefix_sharing import read_batch_size
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, log
 from truthgate_eval.harness.lmms_eval.run_requests import wants_sum
 from truthgate_eval.harness.quiet import quiet_harness_run
-from truthgate_eval.inference.next_token_divergence import Divergence
-from truthgate_eval.inference.prompt_sample import sample_prompts
+from truthgate_eval.inference.next_token_divergence import Divergence, shared_divergence
+from truthgate_eval.inference.prompt_sample import share_sample
 from truthgate_eval.inference.self_check import parse_engine
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 from truthgate_eval.vision.chat_template import PLACEHOLDER
@@ -108,7 +108,7 @@ class GatedVLM(CacheIdentity):
         options = LoadOptions.parse({name: arguments[name] for name in LOAD_ARGUMENTS if name in arguments})
         self.options = self._on_own_device(options)
         self.vlm = load_vlm(self.options)
-        self.apply_gate(processes=self._world_size)
+        self.apply_gate()
 
     def gated_parts(self) -> tuple[Any, Any, str]:
         """See `GatedModel.gated_parts`."""
@@ -118,8 +118,9 @@ class GatedVLM(CacheIdentity):
         """See `GatedModel.divergence`."""
         questions = [self.question_of(request) for request in requests]
         contents = [[question.text, *map(repr, question.image_keys())] for question in questions]
-        chosen = [questions[i] for i in sample_prompts(contents, count)]
-        return Divergence(self.next_token_log_probs(chosen))
+        chosen, places = share_sample(contents, count, self.processes)
+        own = Divergence(self.next_token_log_probs([questions[i] for i in chosen])) if chosen else None
+        return shared_divergence(own, places, self.processes)
 
     def _gate_config(self, arguments: Mapping[str, Any]) -> GateConfig:
         gate = {name: arguments[name] for name in GATE_ARGUMENTS if name in arguments}

@@ -35,8 +35,10 @@ def include_tasks() -> None:
 def install_evaluate_patch() -> None:
     """Wrap `lmms_eval.evaluator.evaluate`, once, for what lmms-eval 0.7.3 asks no model about.
 
-    A gated model's run is changed in four ways, the runs of other models in none:
+    A gated model's run is changed in five ways, the runs of other models in none:
 
+    * The model is told that a run begins, and finds a strength that is given as a divergence anew; with a
+      response cache it keeps that of a run before.
     * Its results get its `gate` and `model_info` at their top level, and thereby the results file does:
       lmms-eval records the command line's text only (a comment in its source says that `get_model_info` is
       still to come).
@@ -81,7 +83,9 @@ def _evaluate_gated(original: Callable[..., Any], call: inspect.BoundArguments, 
     given: dict[str, Any] = call.arguments
     tasks = [task for _, task in leaf_tasks(given["task_dict"])]
     model.check_contrast((task.config.task, task.OUTPUT_TYPE) for task in tasks)
-    if given.get("response_cache") is not None:
+    if given.get("response_cache") is None:
+        model.start_run()
+    else:
         from truthgate_eval.harness.lmms_eval.response_cache import KeyedResponseCache
 
         given["response_cache"] = KeyedResponseCache(given["response_cache"], model)

@@ -11,13 +11,20 @@ from lmms_eval.tasks import TaskManager, get_task_dict
 
 from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
-from truthgate_eval.harness.choices import give_choices, matched_documents, right_choices
+from truthgate_eval.harness.choices import (
+    answer_words,
+    as_yes_no,
+    give_choices,
+    matched_documents,
+    right_choices,
+)
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.gated_model import check_not_given
 from truthgate_eval.harness.lmms_eval.model import DEFAULTS
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, leaf_tasks
 from truthgate_eval.limits import apply_limit, check_limit
 from truthgate_eval.metrics.clusters import find_cluster
+from truthgate_eval.probing.config import AUTHORS_FORMAT, TASK_FORMAT, ProbeFormat
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, next_group
 from truthgate_eval.probing.surface import without_final_punctuation
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
@@ -48,7 +55,10 @@ def load_for_probing(
         )
     if not chat:
         if options.get("chat_template") not in (None, "plain"):
-            raise ModelError("chat_template=FILE has no effect without --apply_chat_template")
+            raise ModelError(
+                "chat_template=FILE has no effect on sequences without a chat template: text tasks have one "
+                "with --apply_chat_template, image tasks without --format authors"
+            )
         options["chat_template"] = "plain"
     if device is not None and not options.get("device_map"):
         options.setdefault("device", device)
@@ -62,6 +72,7 @@ def load_dataset(
     limit: float | None = None,
     include_path: str | None = None,
     surface_matched: bool = False,
+    format: ProbeFormat = TASK_FORMAT,
 ) -> ProbeDataset:
     """All answers of some multiple-choice or yes/no tasks, with their documents' images.
 
@@ -70,6 +81,9 @@ def load_dataset(
         limit: Documents per task, as a number or as a fraction below 1.
         include_path: A folder with the user's own tasks.
         surface_matched: As in lm-eval's `load_dataset`.
+        format: `task` asks as lmms-eval asks the task, and keeps its answers; `authors` leaves out what the
+            task puts around its question (`pre_prompt` and `post_prompt`), and writes yes and no in lower
+            case (`docs/method.md#format`).
 
     Raises:
         TaskError: A task is unknown, has no choices and not only yes or no as right answers, or has no
@@ -83,17 +97,21 @@ def load_dataset(
     yes_no_answers: dict[str, list[str]] = {}
     for name, task in load_tasks(names, include_path):
         given = give_choices(name, task, task.eval_docs_no_media)
-        if given is not None:
-            yes_no_answers[name] = given
         if task.multiple_input:
             raise TaskError(f"task {name!r} has several questions to one answer: probing needs the opposite")
+        if format == AUTHORS_FORMAT:
+            _ask_plainly(task)
+        if given is not None:
+            yes_no_answers[name] = list(dict.fromkeys(task.doc_to_choice({})))
         _collect(name, task, limit, examples, rows, matched=surface_matched)
     settings = {
         "task": ",".join(names),
         "surface_matched": surface_matched,
+        "format": format,
         **({"yes_no_answers": yes_no_answers} if yes_no_answers else {}),
+        **answer_words(example.answer for example in examples),
     }
-    return ProbeDataset(examples, rows, settings, bare_questions=True)
+    return ProbeDataset(examples, rows, settings, bare_questions=format == AUTHORS_FORMAT)
 
 
 @functools.lru_cache(maxsize=4)
@@ -115,6 +133,21 @@ def load_tasks(names: list[str], include_path: str | None = None) -> Iterator[tu
             hint = f"did you mean {', '.join(near)}?" if near else "`lmms_eval --tasks list` lists them all"
             raise TaskError(f"lmms-eval has no task {name!r}: {hint}")
     yield from leaf_tasks(get_task_dict(names, manager))
+
+
+def _ask_plainly(task: Any) -> None:
+    """Make a task ask in the authors' format, in place."""
+    around, choices_of = task.lmms_eval_specific_kwargs, task.doc_to_choice
+    if around:
+        prompts = dict.fromkeys(("pre_prompt", "post_prompt") & around.keys(), "")
+        task.lmms_eval_specific_kwargs = {**around, **prompts}
+
+    def in_lower_case(doc: Mapping[str, Any], *_: Any) -> list[str]:
+        choices: list[str] = choices_of(doc)
+        words = [as_yes_no(choice) or "" for choice in choices]
+        return [*words] if all(words) else choices
+
+    task.doc_to_choice = in_lower_case
 
 
 def _collect(

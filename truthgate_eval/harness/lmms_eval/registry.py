@@ -17,17 +17,23 @@ MODELS = {
     "gated_qwen2_5_vl": "GatedQwen25VL",
     "gated_qwen2_5_omni": "GatedQwen25Omni",
 }
+VLLM_MODEL = "gated_vllm"
 
 
 def manifests() -> list[ModelManifest]:
     """One manifest for each of our models.
 
     Each names a class for the simple interface, whose requests are of every type of task; the chat
-    interface has generation only.
+    interface has generation only. `gated_vllm` has both, as lmms-eval's `vllm` does.
     """
     from lmms_eval.models.registry_v2 import ModelManifest
 
+    folder = "truthgate_eval.harness.lmms_eval"
     return [
-        ModelManifest(model_id=name, simple_class_path=f"truthgate_eval.harness.lmms_eval.model.{cls}")
-        for name, cls in MODELS.items()
+        *(ModelManifest(name, simple_class_path=f"{folder}.model.{cls}") for name, cls in MODELS.items()),
+        ModelManifest(
+            VLLM_MODEL,
+            simple_class_path=f"{folder}.vllm_model.GatedSimpleVLLM",
+            chat_class_path=f"{folder}.vllm_model.GatedChatVLLM",
+        ),
     ]

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 
-from truthgate_eval.data.images import raise_on_truncated_files
+from truthgate_eval.data.images import raise_on_unsound_files
 from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, one_line, reason_of
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.vision.image_features import image_key
@@ -77,7 +77,7 @@ class ImageRequest:
         if self.doc_to_visual is None:
             return []
         try:
-            with raise_on_truncated_files():
+            with raise_on_unsound_files():
                 found = list(flatten(self.doc_to_visual(self.document())))
                 for visual in found:
                     if isinstance(visual, Image.Image):

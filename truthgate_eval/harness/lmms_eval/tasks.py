@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from truthgate_eval.data.easy_vqa import easy_vqa_file
 from truthgate_eval.data.images import open_image
 from truthgate_eval.data.poll import PROBE
-from truthgate_eval.data.store import PREPARE_COMMANDS, iterate_rows, prepared_file
+from truthgate_eval.data.store import PREPARE_COMMANDS, prepared_file
 from truthgate_eval.errors import DataError, TaskError, TruthGateError
 from truthgate_eval.files import sha256
+from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.harness.cache_keys import digest
+from truthgate_eval.harness.choices import as_yes_no
 from truthgate_eval.harness.command_line import exit_with_error
 from truthgate_eval.metrics import pope
 from truthgate_eval.metrics.log_odds import (
@@ -45,7 +48,7 @@ def on_load(name: str) -> Any:
     lmms-eval passes no option of the command line to a task, so the user's choices come from the environment.
 
     * `data_pope_coco_random` and the like: `dataset_kwargs` with the path of the prepared file;
-    * `data_scenes_random` and the like: the same; a missing file is made first;
+    * `data_scenes_random`, `data_easy_vqa_test` and the like: the same; a missing file is made first;
     * `data_poll_probe`, `poll_probe_metadata`: for the questions set aside for probing, or for those of the
       random split where none were;
     * `score_answer`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
@@ -59,6 +62,8 @@ def on_load(name: str) -> Any:
     try:
         if name.startswith("data_scenes_"):
             return _dataset_kwargs(scenes_file(name.removeprefix("data_scenes_")))
+        if name.startswith("data_easy_vqa_"):
+            return _dataset_kwargs(easy_vqa_file(name.removeprefix("data_easy_vqa_")))
         if name == "data_poll_probe":
             return _dataset_kwargs(prepared_file(_poll_for_probing()))
         if name == "poll_probe_metadata":
@@ -98,6 +103,11 @@ def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: Mapping[str, str] | None = 
     """The question between lmms-eval's pre_prompt and post_prompt."""
     around = lmms_eval_specific_kwargs or {}
     return f"{around.get('pre_prompt', '')}{doc['question']}{around.get('post_prompt', '')}"
+
+
+def capitalized_choices(doc: Doc) -> list[str]:
+    """A document's answers; yes and no begin with a capital, as chat models begin them."""
+    return [text.strip().capitalize() if as_yes_no(text) else text for text in doc["choices"]]
 
 
 def scorer(parser: pope.Parser) -> Callable[[Doc, Sequence[str]], dict[str, Any]]:

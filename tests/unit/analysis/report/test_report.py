@@ -149,7 +149,7 @@ def test_a_lone_surrogate_in_an_answer_does_not_stop_the_page(vanilla: Path, tmp
     artifact = save(tmp_path / "a.npz", note="\ud83d")
     page = tmp_path / "report.html"
     assert truthgate(vanilla, artifact, "-o", page).returncode == 0
-    assert "\ud83d" in data_of(page.read_text())["samples"]["documents"][3]["question"]
+    assert "\\ud83d" in data_of(page.read_text())["samples"]["documents"][3]["question"]
 
 
 def test_one_run_alone_has_a_leaderboard_without_a_comparison(gated: Path) -> None:

@@ -151,10 +151,10 @@ def test_an_unreadable_results_file_is_one_line_even_if_the_error_has_no_message
 ) -> None:
     file = result_files.only_file(result_files.lm_eval_run(tmp_path, {"sums": PARSED}), "results_*")
 
-    def fail(path: Path) -> bytes:
+    def fail(path: Path, flags: int) -> int:
         raise error
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     reason = "a disk" if str(error) else type(error).__name__
     with pytest.raises(DataError) as caught:
         read_run(file)

@@ -1,4 +1,4 @@
-"""How reliable a mean over documents is as a map of heads: the correlation of two halves of the documents."""
+"""How reliable scores are as a map of heads: the correlation of two halves of the documents."""
 
 from __future__ import annotations
 
@@ -49,6 +49,27 @@ def split_half_reliability(
         for scope, r in _correlations(one, other).items():
             correlations[scope].append(r)
     return _reliability({scope: float(np.mean(found)) for scope, found in correlations.items()})
+
+
+def score_reliability(
+    scores: NDArray[Any], influence: NDArray[Any], groups: NDArray[Any]
+) -> dict[str, float]:
+    """`split_half_reliability` of probes' scores, from the documents that they were validated on.
+
+    Both halves validate the same probes. Probes that are fitted on other documents differ by more.
+
+    Args:
+        scores: [layers, heads]; means over sequences.
+        influence: [layers, heads, n], see `ProbeResult.influence`.
+        groups: [n]; the question of each sequence.
+    """
+    validated = influence.any(axis=(0, 1))
+    names, index = np.unique(groups[validated], return_inverse=True)
+    counts = np.bincount(index)
+    sums = np.zeros((len(names), *scores.shape), dtype=np.float32)
+    np.add.at(sums, index, np.moveaxis(influence[..., validated], -1, 0))
+    means = scores + sums * (validated.sum() / counts)[:, None, None]
+    return split_half_reliability(means, counts.astype(np.float64), names)
 
 
 def stepped_up_correlation(one: NDArray[Any], other: NDArray[Any]) -> dict[str, float]:

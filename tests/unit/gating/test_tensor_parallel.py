@@ -1,0 +1,61 @@
+"""Gates on models that transformers' tensor parallelism has split over two processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import tiny_models as factories
+from helpers.launch import torchrun
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from transformers import AutoModelForCausalLM
+from truthgate_eval.errors import GateError
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate import Gate, attach, fold
+from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness.lm_eval.model import GatedHF
+
+values = np.random.default_rng(0).uniform(0, 2, (3, 4))
+shift = np.random.default_rng(1).normal(size=(3, 4, 8)).astype(np.float32)
+tokens = torch.tensor([[5, 6, 7, 8, 9]])
+for gate in (Gate(values, "post"), Gate(values, "pre"), Gate(values, "pre", shift)):
+    one = AutoModelForCausalLM.from_pretrained("model").eval()
+    split = AutoModelForCausalLM.from_pretrained("model", tp_plan="auto").eval()
+    layout, of_split = find_attention_layout(one), find_attention_layout(split)
+    assert of_split.shape == layout.shape
+    assert [p.in_features for p in of_split.projections] == [p.in_features for p in layout.projections]
+    try:
+        fold(split, gate)
+    except GateError as error:
+        assert "is split over processes, so a gate cannot be folded into it; use mode=live" in str(error)
+    else:
+        raise AssertionError("a split weight was folded into")
+    attach(one, gate), attach(split, gate)
+    with torch.no_grad():
+        torch.testing.assert_close(split(tokens).logits, one(tokens).logits, atol=1e-5, rtol=1e-5)
+scores = TruthScores(values / 2, metadata={"model": "tiny", "site": "pre"})
+requests = [
+    Instance("loglikelihood", {}, (f"How much is {n}?", answer), n) for n in range(4) for answer in (" yes", " no")
+]
+for engine in ("auto", "off"):
+    common = dict(device="cpu", scores=scores, lam=1.0, norm="centered", site="pre", batch_size=2, engine=engine)
+    one, split = GatedHF("model", **common), GatedHF("model", tp_plan="auto", **common)
+    pairs = zip(one.loglikelihood(requests, True), split.loglikelihood(requests, True), strict=True)
+    assert max(abs(a[0] - b[0]) for a, b in pairs) < 1e-4
+sys.stdout.write("done\\n")
+"""
+
+
+@pytest.mark.slow
+def test_split_projections_are_gated_live_at_both_sites(tmp_path: Path) -> None:
+    factories.save_tiny_checkpoint(tmp_path / "model")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = torchrun("script.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["done", "done"]

