@@ -47,8 +47,15 @@ by at most 2.7e-05, with the exported checkpoint by 1.9e-05.
 A checkpoint in the shape of Llama-7B (13.5 GB in bfloat16) is exported in 107 MiB of memory above the 1,032
 MiB of the imports, without a GPU (`tests/unit/export/test_memory.py`).
 
-Not run: lm-eval's `hf` with images, which it does not take; and a shift (`action=shift`), which is no
-adapter.
+Several processes, in tests with two on the CPU (gloo): `truthgate probe` and both harnesses' evaluation
+split the work and give one process's artifact and samples
+(`tests/integration/test_probe_in_several_processes.py`, `test_several_processes.py` of each harness). Under
+transformers' tensor parallelism (`tp_plan=auto`) the gate is cut with the projection: on a tiny Llama the
+logits are those of one process to 1e-5, at both sites, through lm-eval to 1e-4
+(`tests/unit/gating/test_tensor_parallel.py`).
+
+Not run: lm-eval's `hf` with images, which it does not take; a shift (`action=shift`), which is no adapter;
+and several GPUs.
 """
 
 
