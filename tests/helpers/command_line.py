@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
+from numpy.typing import NDArray
+
 from truthgate_eval.cli import console as terminal
 from truthgate_eval.cli import main as cli
+from truthgate_eval.gating.scores import TruthScores
 
 
 @dataclass
@@ -36,6 +40,18 @@ def truthgate(*arguments: str, cwd: Path | None = None) -> Done:
         finally:
             terminal.console.width = width
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def probe_weights(model_args: str, data: str, folder: Path) -> NDArray[np.float32]:
+    """The probes' directions after `truthgate probe` on 12 documents of HaluEval-QA in the folder `data`."""
+    done = truthgate(
+        "probe", "--model_args", model_args, "--tasks", "probe_halueval_qa", "--device", "cpu", "--limit", "12",
+        "--folds", "1", "--metadata", json.dumps({"halueval_path": data}), "--output", "probed.npz", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    weights = TruthScores.load(folder / "probed.npz").probe_weight
+    assert weights is not None
+    return weights
 
 
 def probe(checkpoint: str, data: str, *more: str, cwd: Path) -> Done:

@@ -116,7 +116,7 @@ class PlainModel:
         for name, row in zip(self.projections(), gate, strict=True):
             parent, _, last = name.rpartition(".")
             block = model.get_submodule(parent)
-            setattr(block, last, _ScaledByHand(getattr(block, last), row, site))
+            setattr(block, last, ScaledByHand(getattr(block, last), row, site))
         return type(self)(model, self.processor)
 
 
@@ -153,7 +153,7 @@ class _Written(hf.LogitsProcessor):
         return scores
 
 
-class _ScaledByHand(nn.Module):
+class ScaledByHand(nn.Module):
     """An output projection that multiplies every head: the paper's equations."""
 
     def __init__(self, projection: nn.Linear, gate: np.ndarray[Any, Any], site: str) -> None:

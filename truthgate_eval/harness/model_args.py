@@ -6,9 +6,12 @@ For commands that load no harness before they have checked their own arguments.
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from truthgate_eval.errors import TruthGateError
+from truthgate_eval.errors import GateError, ModelError, TruthGateError, first_line
 
 
 def parse_model_args(text: str) -> dict[str, Any]:
@@ -46,3 +49,27 @@ def parse_metadata(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TruthGateError(f"--metadata must be a JSON object, got {text}")
     return value
+
+
+@contextmanager
+def explain_load_errors(model: str, options: str, loaded: str) -> Iterator[None]:
+    """Turn what a harness's constructor raises for a user's mistake into our errors, in this block.
+
+    Args:
+        model: The gated model's name, such as `gated_hf`.
+        options: Which options it takes, for the message.
+        loaded: What is loaded, for the message.
+
+    Raises:
+        GateError: An option is unknown.
+        ModelError: The model cannot be loaded.
+    """
+    try:
+        yield
+    except TypeError as error:
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise GateError(f"unknown option {unknown[1]!r}: {model} takes {options}") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{loaded} cannot be loaded: {first_line(error)}") from error

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from helpers import quantized_models as models
-from helpers.command_line import truthgate
+from helpers.command_line import probe_weights, truthgate
 from lm_eval.models.huggingface import HFLM
 from peft import AutoPeftModelForCausalLM
 
@@ -125,17 +125,9 @@ def test_folding_under_a_lora_is_refused_with_a_way_out(plain: Path, lora: Path,
 def test_probing_reads_the_adapted_models_activations(
     plain: Path, lora: Path, merged: Path, halueval_folder: str, tmp_path: Path
 ) -> None:
-    def probe(arguments: str, name: str) -> np.ndarray:
-        done = truthgate(
-            "probe", "--model_args", arguments, "--tasks", "probe_halueval_qa", "--device", "cpu",
-            "--limit", "12", "--folds", "1", "--metadata", f'{{"halueval_path": "{halueval_folder}"}}',
-            "--output", str(tmp_path / f"{name}.npz"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        weights = TruthScores.load(tmp_path / f"{name}.npz").probe_weight
-        assert weights is not None
-        return weights
+    def probe(model_args: str) -> np.ndarray:
+        return probe_weights(model_args, halueval_folder, tmp_path)
 
-    found = probe(f"pretrained={plain},peft={lora}", "adapted")
-    np.testing.assert_allclose(found, probe(f"pretrained={merged}", "merged"), atol=1e-2, rtol=1e-2)
-    assert not np.allclose(found, probe(f"pretrained={plain}", "plain"), atol=0.1)
+    found = probe(f"pretrained={plain},peft={lora}")
+    np.testing.assert_allclose(found, probe(f"pretrained={merged}"), atol=1e-2, rtol=1e-2)
+    assert not np.allclose(found, probe(f"pretrained={plain}"), atol=0.1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import quantized_models as models
-from helpers.command_line import truthgate
+from helpers.command_line import probe_weights, truthgate
 from helpers.quantized_models import BITSANDBYTES, GGUF, GGUF_FILE, QUANTIZATIONS, TORCHAO
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -216,21 +216,13 @@ def test_folding_into_quantized_weights_is_refused_with_a_way_out(
 def test_probing_reads_the_quantized_models_activations(
     plain: Path, quantized: Folders, halueval_folder: str, tmp_path: Path
 ) -> None:
-    def probe(arguments: str, name: str) -> np.ndarray:
-        done = truthgate(
-            "probe", "--model_args", arguments, "--tasks", "probe_halueval_qa", "--device", "cpu",
-            "--limit", "12", "--folds", "1", "--metadata", f'{{"halueval_path": "{halueval_folder}"}}',
-            "--output", str(tmp_path / f"{name}.npz"),
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        weights = TruthScores.load(tmp_path / f"{name}.npz").probe_weight
-        assert weights is not None
-        return weights
+    def probe(model_args: str) -> np.ndarray:
+        return probe_weights(model_args, halueval_folder, tmp_path)
 
     name = "bitsandbytes 4-bit"
-    found = probe(source(name, plain, quantized), "loaded")
-    np.testing.assert_array_equal(found, probe(f"pretrained={quantized(name)},dtype=float32", "saved"))
-    assert not np.allclose(found, probe(f"pretrained={plain}", "plain"), atol=1e-3)
+    found = probe(source(name, plain, quantized))
+    np.testing.assert_array_equal(found, probe(f"pretrained={quantized(name)},dtype=float32"))
+    assert not np.allclose(found, probe(f"pretrained={plain}"), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", [*BITSANDBYTES, *TORCHAO])

@@ -12,8 +12,8 @@ import pytest
 import torch
 import transformers as hf
 from helpers import tiny_vision_models as factories_vlm
+from helpers.plain_model import ScaledByHand
 from helpers.tiny_vision_models import HEADS, LAYERS
-from torch import nn
 
 from truthgate_eval.errors import ScoresError
 from truthgate_eval.gating.attention_layout import find_attention_layout
@@ -28,23 +28,6 @@ Folder = Callable[[str], str]
 def scores(tmp_path: Path) -> str:
     values = np.random.default_rng(0).uniform(0.5, 1.0, (LAYERS, HEADS))
     return str(TruthScores(values, metadata={"model": "the base"}).save(tmp_path / "base.npz"))
-
-
-class ScaledByHand(nn.Module):
-    """An output projection that multiplies every head in a plain loop: the paper's equations, no hooks."""
-
-    def __init__(self, projection: nn.Linear, gate: np.ndarray, site: str) -> None:
-        super().__init__()
-        self.weight, self.bias, self.gate, self.site = projection.weight, projection.bias, gate, site
-
-    def scale(self, x: torch.Tensor) -> torch.Tensor:
-        heads = x.chunk(len(self.gate), dim=-1)
-        return torch.cat([float(g) * head for g, head in zip(self.gate, heads, strict=True)], dim=-1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.scale(x) if self.site == "pre" else x
-        x = nn.functional.linear(x, self.weight, self.bias)
-        return x if self.site == "pre" else self.scale(x)
 
 
 def language_layers(model: Any) -> Any:

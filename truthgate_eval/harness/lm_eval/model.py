@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any, Literal
@@ -31,7 +30,7 @@ from truthgate_eval.harness.lm_eval.contrast import ContextContrast
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF, TokenizedRequest
 from truthgate_eval.harness.lm_eval.process_shares import merge_in_order
 from truthgate_eval.harness.lm_eval.prompt_divergence import prompt_divergence
-from truthgate_eval.harness.model_args import parse_model_args
+from truthgate_eval.harness.model_args import explain_load_errors, parse_model_args
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
@@ -147,22 +146,17 @@ class GatedHF(GatedModel, SharedPrefixHF):
 
     def _load(self, pretrained: str, device: str, options: dict[str, Any]) -> None:
         """Run `hf`'s constructor, with users' mistakes as our own errors."""
-        try:
-            super().__init__(pretrained=pretrained, device=device, **options)
-        except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None:
-                raise
-            raise GateError(
-                f"unknown option {unknown[1]!r}: gated_hf takes {', '.join(GATE_ARGUMENTS)}, contrast, "
-                "engine and every option of lm-eval's hf"
-            ) from error
-        except (OSError, ValueError) as error:
-            peft = options.get("peft")
-            names_adapter = "adapter" in str(error).lower() or str(peft) in str(error)
-            model = f"model {self.model_name!r}"
-            what = f"adapter {peft!r} of {model}" if peft and names_adapter else model
-            raise ModelError(f"{what} cannot be loaded: {first_line(error)}") from error
+        known = f"{', '.join(GATE_ARGUMENTS)}, contrast, engine and every option of lm-eval's hf"
+        model, peft = f"model {self.model_name!r}", options.get("peft")
+        with explain_load_errors("gated_hf", known, model):
+            try:
+                super().__init__(pretrained=pretrained, device=device, **options)
+            except (OSError, ValueError) as error:
+                if not peft or ("adapter" not in str(error).lower() and str(peft) not in str(error)):
+                    raise
+                raise ModelError(
+                    f"adapter {peft!r} of {model} cannot be loaded: {first_line(error)}"
+                ) from error
 
     def _create_model(
         self, *args: Any, dtype: Any = "auto", quantization_config: Any = None, **options: Any

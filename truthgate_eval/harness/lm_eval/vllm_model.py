@@ -6,19 +6,18 @@
 
 from __future__ import annotations
 
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from truthgate_eval.errors import GateError, ModelError, first_line
+from truthgate_eval.errors import ModelError
 from truthgate_eval.files import sha256
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.lm_eval import patches
 from truthgate_eval.harness.lm_eval.model import SMOLLM2_SCORES
-from truthgate_eval.harness.model_args import parse_model_args
+from truthgate_eval.harness.model_args import explain_load_errors, parse_model_args
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.harness.vllm import check_vllm_is_installed, engine_options, make_engine_gate
 from truthgate_eval.packaged.smollm2 import SMOLLM2
@@ -77,18 +76,9 @@ class GatedVLLM(VLLM):
 
     def _load(self, options: dict[str, Any]) -> None:
         """Run `vllm`'s constructor, with users' mistakes as our own errors."""
-        try:
+        known = f"{', '.join(GATE_ARGUMENTS)} and every option of lm-eval's vllm"
+        with explain_load_errors("gated_vllm", known, f"model {self.model_name!r}"):
             super().__init__(pretrained=self._gate.source.location, **options)
-        except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None:
-                raise
-            raise GateError(
-                f"unknown option {unknown[1]!r}: gated_vllm takes {', '.join(GATE_ARGUMENTS)} and every "
-                "option of lm-eval's vllm"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {self.model_name!r} cannot be loaded: {first_line(error)}") from error
 
     @classmethod
     def create_from_arg_string(

@@ -6,7 +6,6 @@ pope` runs Qwen2.5-VL with the truth scores of Qwen2.5.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -17,11 +16,12 @@ from lmms_eval.models.chat.vllm import VLLM as ChatVLLM
 from lmms_eval.models.simple.vllm import VLLM as SimpleVLLM
 from lmms_eval.utils import simple_parse_args_string
 
-from truthgate_eval.errors import GateError, ModelError, first_line
+from truthgate_eval.errors import GateError, ModelError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS, is_missing
 from truthgate_eval.harness.command_line import exit_on_error
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.lmms_eval import patches
+from truthgate_eval.harness.model_args import explain_load_errors
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.harness.vllm import check_vllm_is_installed, engine_options, make_engine_gate
 
@@ -86,18 +86,9 @@ class _GatedVLLM:
             )
         options = engine_options(arguments, self._gate)
         load: Any = super().__init__  # of one of lmms-eval's classes
-        try:
+        known = f"{', '.join(GATE_ARGUMENTS)} and every option of lmms-eval's vllm"
+        with explain_load_errors("gated_vllm", known, f"model {name!r}"):
             load(model=self._gate.source.location, **options)
-        except TypeError as error:
-            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if unknown is None:
-                raise
-            raise GateError(
-                f"unknown option {unknown[1]!r}: gated_vllm takes {', '.join(GATE_ARGUMENTS)} and every "
-                "option of lmms-eval's vllm"
-            ) from error
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {name!r} cannot be loaded: {first_line(error)}") from error
         self._gate.fold(self.client)
 
     def get_model_info(self) -> dict[str, Any]:
