@@ -14,6 +14,7 @@ from truthgate_eval.escaping import visible
 
 Choice = TypeVar("Choice", bound=str)
 
+_MAX_LINE = 2000
 _MAX_SHOWN = 200  # characters of a value in a message
 # `repr` of a deeply nested value raises RecursionError.
 _repr = reprlib.Repr()
@@ -112,7 +113,10 @@ def reason_of(error: BaseException) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    r"""An exception's whole message on one line, or the name of its class where the message is empty.
+    r"""An exception's message on one line, or the name of its class where the message is empty.
+
+    The middle of one that is longer than 2,000 characters is left out: files of strangers can have names of
+    any length in them.
 
     Args:
         error: Any exception; command lines print ours with it. Messages quote names out of files: control
@@ -122,7 +126,10 @@ def one_line(error: BaseException) -> str:
         >>> one_line(TruthGateError("no such file:\n  a.npz"))
         'no such file: a.npz'
     """
-    return visible(" ".join(str(error).split())) or type(error).__name__
+    line = visible(" ".join(str(error).split()))
+    if len(line) > _MAX_LINE:
+        line = f"{line[: _MAX_LINE * 3 // 4]} ... {line[-_MAX_LINE // 4 :]}"
+    return line or type(error).__name__
 
 
 def shorten(value: object) -> str:

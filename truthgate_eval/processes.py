@@ -7,6 +7,7 @@ with one line. Plain values travel over a group of their own on the CPU (gloo), 
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -204,6 +205,8 @@ def join() -> Processes:
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
         PartialState(cpu=cpu, timeout=_TIMEOUT)
     _group()
+    # Without it, threads of gloo are at work while Python ends, which aborts the process now and then.
+    atexit.register(_leave)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
@@ -229,6 +232,14 @@ def in_all_processes(command: Callable[P, None]) -> Callable[P, None]:
             command(*args, **options)
 
     return run
+
+
+def _leave() -> None:
+    """Close all connections between the processes."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @functools.cache

@@ -132,3 +132,9 @@ def test_lines_logs_and_errors_are_printed_as_text(
     assert line == "task \\x1b[2J"
     assert one_line(TruthGateError("no task \x1b[2J\nhere")) == "no task \\x1b[2J here"
     assert "\x1b" not in json.dumps({"name": "\x1b"})
+
+
+def test_an_errors_line_is_not_longer_than_a_few_lines_of_a_terminal() -> None:
+    line = one_line(TruthGateError("begins " + "\x1b" * 50_000 + " ends"))
+    assert len(line) == 2005 and line.startswith(r"begins \x1b") and line.endswith(r"\x1b ends")
+    assert one_line(TruthGateError("short")) == "short"

@@ -12,15 +12,26 @@ from helpers.readers import READERS, folder_of, read_content
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from truthgate_eval.errors import TruthGateError, one_line
+
 CORPUS = Path(__file__).parents[1] / "corpus"
 MOST_SECONDS = 1.0  # of the process, so that a busy machine fails no test
 
 
-def check(name: str, content: bytes) -> None:
+def timed(name: str, content: bytes) -> tuple[float, str | None]:
     before = time.process_time()
     message = read_content(READERS[name], content)
-    assert time.process_time() - before < MOST_SECONDS
-    assert message is None or ("\n" not in message and len(message) < 3000)
+    return time.process_time() - before, message
+
+
+def check(name: str, content: bytes) -> None:
+    spent, message = timed(name, content)
+    if spent >= MOST_SECONDS:  # once more: a busy machine, or Python's collector, may have been slow
+        spent, message = timed(name, content)
+    assert spent < MOST_SECONDS
+    if message is not None:
+        assert "\n" not in message
+        assert len(one_line(TruthGateError(message))) < 2010
 
 
 @pytest.mark.parametrize("name", READERS)
