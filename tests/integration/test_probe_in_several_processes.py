@@ -162,7 +162,11 @@ def test_mistakes_end_both_processes_with_one_line(
     ]
     status, out, err = in_two_processes(tmp_path, runs)
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert status == [1, 1, 1] and out == "" and "Traceback" not in err.split("ChildFailedError")[0]
+    assert status == [1, 1, 1] and out == ""
+    # The launcher's own traceback says that a process failed; none leads through this package.
+    assert not [
+        line for line in err.splitlines() if line.lstrip().startswith("File ") and "truthgate_eval" in line
+    ]
     assert errors[0] == (
         "error: truthgate probe --score learned runs in one process: start it without accelerate launch or torchrun"
     )
@@ -183,5 +187,8 @@ def test_the_module_runs_under_accelerate_launch(
 ) -> None:
     done = launch("-m", "truthgate_eval", *text_run(checkpoint, halueval_folder, "a.npz"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 2 and (tmp_path / "a.npz").exists()
+    lines = done.stdout.splitlines()  # of one process
+    assert (
+        len(lines) == 3 and lines[0].endswith("-> a.npz") and lines[2].startswith("the model's own answers")
+    )
     assert os.listdir(tmp_path) == ["a.npz"]

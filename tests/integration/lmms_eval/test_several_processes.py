@@ -31,7 +31,10 @@ def read(out: Path) -> tuple[dict[str, Any], dict[str, dict[int, Any]]]:
 
 
 def flat(values: Any) -> list[Any]:
-    return [part for value in values for part in flat(value)] if isinstance(values, list) else [values]
+    """The losses and flags of nested lists; lmms-eval writes numbers as texts."""
+    if isinstance(values, list):
+        return [part for value in values for part in flat(value)]
+    return [json.loads(values.lower()) if isinstance(values, str) else values]
 
 
 def test_two_processes_give_the_results_of_one_and_find_its_strength(
