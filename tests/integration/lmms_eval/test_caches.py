@@ -30,8 +30,6 @@ from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.tasks import on_load
 from truthgate_eval.paths import shipped
 
-pytest.importorskip("lmms_eval")
-
 NUMBER = 4
 Run = Callable[..., tuple[dict[str, Any], int]]
 

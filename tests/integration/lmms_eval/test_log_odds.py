@@ -18,8 +18,6 @@ from truthgate_eval.metrics import log_odds
 from truthgate_eval.metrics.pope import SPLITS
 from truthgate_eval.paths import shipped
 
-lmms_eval = pytest.importorskip("lmms_eval")
-
 SPELLINGS = [space + word for word in ("Yes", "yes", "No", "no") for space in ("", " ")]
 
 

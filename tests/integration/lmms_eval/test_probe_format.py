@@ -16,8 +16,6 @@ from truthgate_eval.metrics.pope import SPLITS
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImageQuestionEngine
 
-pytest.importorskip("lmms_eval")
-
 
 @pytest.fixture
 def polls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

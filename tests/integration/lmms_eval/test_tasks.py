@@ -21,8 +21,6 @@ from truthgate_eval.inference.deduplication import answer_distinct, request_key
 from truthgate_eval.metrics.pope import METRICS, SOURCES, SPLITS, parse_answer, pope_metrics
 from truthgate_eval.paths import shipped
 
-lmms_eval = pytest.importorskip("lmms_eval")
-
 FOLDER = shipped("tasks") / "lmms_eval"
 ANSWERS = ["Yes.", "yes, there is", "No", "not sure", "", "know"]
 POPE = {f"pope_{source}_{split}" for source in SOURCES for split in SPLITS}

@@ -17,8 +17,6 @@ from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.metrics.pope import SPLITS
 
-pytest.importorskip("lmms_eval")
-
 TASK = """task: own
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
