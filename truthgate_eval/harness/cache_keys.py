@@ -112,8 +112,8 @@ def _saved_files(preprocessor: Any) -> dict[str, str]:
         except Exception as error:  # tokenizers of a checkpoint's own code fail in any way
             raise ModelError(
                 f"--use_cache and `truthgate study` tell tokenizers apart by their files, and "
-                f"{type(preprocessor).__name__} cannot be saved ({reason_of(error)}): leave --use_cache out, or "
-                "give one that can be saved"
+                f"{type(preprocessor).__name__} cannot be saved ({reason_of(error)}): leave --use_cache out, "
+                "or give one that can be saved"
             ) from error
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {str(path.relative_to(folder)): sha256(path) for path in files}
