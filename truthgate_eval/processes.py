@@ -205,8 +205,6 @@ def join() -> Processes:
         cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
         PartialState(cpu=cpu, timeout=_TIMEOUT)
     _group()
-    # Without it, threads of gloo are at work while Python ends, which aborts the process now and then.
-    atexit.register(_leave)
     return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
@@ -234,17 +232,22 @@ def in_all_processes(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def _leave() -> None:
-    """Close all connections between the processes."""
-    import torch.distributed
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 @functools.cache
 def _group() -> Any:
     """The processes' group on the CPU: the model's own may be one of GPUs, and give up waiting."""
     import torch.distributed
 
+    # Without it, threads of gloo drop Python's objects while Python ends, which aborts the process now and then.
+    atexit.register(_close_connections)
     return torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+
+
+def _close_connections() -> None:
+    """Close those of gloo. NCCL's are left: closing them waits for processes that may have failed."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        has_nccl = "nccl" in str(torch.distributed.get_backend_config())
+        torch.distributed.destroy_process_group(_group() if has_nccl else None)
+    # A group's threads end with the last reference to it.
+    _group.cache_clear()

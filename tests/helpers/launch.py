@@ -6,6 +6,9 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 
 def launch(
@@ -32,6 +35,31 @@ def torchrun(
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *arguments,
     ]  # fmt: skip
     return _run(command, cwd, timeout, environment)
+
+
+def nearly(value: Any) -> Any:
+    """What another number of processes must give: batches of other sizes round otherwise.
+
+    Numbers are to 1e-4, those that a harness has written as texts, too; compare `numbers(other) == nearly(one)`.
+    """
+    if isinstance(value, dict):
+        return {key: nearly(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [nearly(own) for own in value]
+    found = numbers(value)
+    return pytest.approx(found, rel=1e-4, abs=1e-6) if isinstance(found, float) else found
+
+
+def numbers(value: Any) -> Any:
+    """A value of JSON with the numbers that are in it as texts."""
+    if isinstance(value, dict):
+        return {key: numbers(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [numbers(own) for own in value]
+    try:
+        return float(value) if isinstance(value, str | float) else value
+    except ValueError:
+        return value
 
 
 def _run(

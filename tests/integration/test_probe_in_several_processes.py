@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from helpers import lmms_eval_runs as kit
 from helpers.command_line import truthgate
-from helpers.launch import launch
+from helpers.launch import launch, nearly, numbers
 
 from truthgate_eval.gating.score_files import ARRAYS
 from truthgate_eval.gating.scores import TruthScores
@@ -78,16 +77,7 @@ def assert_same_artifact(found: Path, expected: Path) -> None:
         for name, values in of_one.items():
             np.testing.assert_allclose(of_ours[name], values, rtol=1e-6, atol=1e-6, err_msg=name)
     same = [{k: v for k, v in artifact.metadata.items() if k not in OF_A_RUN} for artifact in (ours, one)]
-    assert rounded(same[0]) == rounded(same[1])
-
-
-def rounded(value: Any) -> Any:
-    """Numbers to four digits: the model's own answers need not be computed in the same batches."""
-    if isinstance(value, dict):
-        return {key: rounded(own) for key, own in value.items()}
-    if isinstance(value, list):
-        return [rounded(own) for own in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    assert numbers(same[0]) == nearly(same[1])
 
 
 def text_run(checkpoint: str, data: str, output: str, *more: str) -> list[str]:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch.distributed
 from helpers.launch import torchrun
 from hypothesis import given
 from hypothesis import strategies as st
 
+from truthgate_eval import processes
 from truthgate_eval.cli.main import main
 from truthgate_eval.errors import DataError, ProcessError
 from truthgate_eval.processes import ONE_PROCESS, Processes, check_one_process, launched
@@ -117,3 +119,20 @@ def test_two_processes_exchange_values_rows_and_errors(tmp_path: Path) -> None:
     done = torchrun("script.py", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["done in 0", "done in 1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in Linux's /proc")
+def test_no_thread_of_a_connection_is_left_when_python_ends(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        gathered: list[object] = [None]
+        torch.distributed.all_gather_object(gathered, "value", group=processes._group())
+        assert gathered == ["value"] and _gloo_threads()
+    finally:
+        processes._close_connections()
+    assert not _gloo_threads()
+
+
+def _gloo_threads() -> list[str]:
+    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]

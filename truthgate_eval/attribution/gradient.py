@@ -7,7 +7,6 @@ all heads; the model's weights stay fixed.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -54,8 +53,8 @@ def gate_gradients(
     done: list[int] = []
     differentiable = model.with_gradients()
     with frozen(model.model), HeadFactors(layout, site) as heads:
-        batches = make_batches(differentiable, documents, batch_size=batch_size)
-        for batch in itertools.islice(batches, processes.rank, None, processes.count):
+        turns = slice(processes.rank, None, processes.count)
+        for batch in make_batches(differentiable, documents, batch_size=batch_size, part=turns):
             # One row of factors for each document, and one for padding.
             factors = torch.ones(len(batch.indices) + 1, *layout.shape, requires_grad=True)
             heads.factors, heads.owners = factors, batch.owners

@@ -113,7 +113,11 @@ class AnswerBatch:
 
 
 def make_batches(
-    model: SharedPrefixModel, documents: Sequence[AnswerDocument], *, batch_size: int
+    model: SharedPrefixModel,
+    documents: Sequence[AnswerDocument],
+    *,
+    batch_size: int,
+    part: slice = slice(None),
 ) -> Iterator[AnswerBatch]:
     """The documents as inputs of at most `batch_size` documents, longest first.
 
@@ -121,9 +125,10 @@ def make_batches(
         model: What they will run on.
         documents: The documents.
         batch_size: Documents in a batch; the same number of short ones takes less memory.
+        part: Which of the batches to make.
     """
     order = sorted(range(len(documents)), key=lambda i: -sum(map(len, documents[i].sequences)))
-    for start in range(0, len(order), batch_size):
+    for start in range(0, len(order), batch_size)[part]:
         yield _make_batch(model, documents, order[start : start + batch_size])
 
 

@@ -9,32 +9,23 @@ from collections.abc import Sequence
 from truthgate_eval.processes import Processes
 
 
-def sample_prompts(contents: Sequence[object], count: int) -> list[int]:
-    """Indices of distinct prompts with the smallest hashes; of equal prompts the first.
-
-    Args:
-        contents: What tells prompts apart, of values that JSON has.
-        count: How many to draw; of fewer distinct prompts all are taken.
-
-    Example:
-        >>> one, other = ["b", "a", "c", "a"], ["c", "a", "b"]
-        >>> [one[i] for i in sample_prompts(one, 2)] == [other[i] for i in sample_prompts(other, 2)]
-        True
-    """
-    indices = _first_of_each(contents)
-    return [indices[key] for key in sorted(indices)[:count]]
-
-
 def share_sample(contents: Sequence[object], count: int, processes: Processes) -> tuple[list[int], list[int]]:
-    """This process's part of the prompts that one process would draw from those of all.
+    """This process's part of the distinct prompts with the smallest hashes among those of all processes.
 
     Args:
-        contents: As in `sample_prompts`, of this process's prompts.
-        count: How many to draw in all.
+        contents: What tells this process's prompts apart, as values of JSON; the first of equal ones counts.
+        count: How many to draw in all; of fewer distinct prompts all are taken.
         processes: Those that draw together.
 
     Returns:
         Indices of the drawn prompts that this process has, and their places among all that were drawn.
+
+    Example:
+        >>> from truthgate_eval.processes import ONE_PROCESS
+        >>> one, other = ["b", "a", "c", "a"], ["c", "a", "b"]
+        >>> drawn = [[texts[i] for i in share_sample(texts, 2, ONE_PROCESS)[0]] for texts in (one, other)]
+        >>> drawn[0] == drawn[1]
+        True
     """
     indices = _first_of_each(contents)
     owners: dict[str, int] = {}

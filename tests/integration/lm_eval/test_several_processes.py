@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.launch import launch
+from helpers.launch import launch, nearly, numbers
 
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval.process_shares import merge_in_order
@@ -62,18 +62,6 @@ def prepare(folder: Path, checkpoint: str, data: str, runs: list[dict[str, Any]]
     (folder / "script.py").write_text(SCRIPT)
 
 
-def rounded(value: Any) -> Any:
-    """Numbers to 1e-5: batches of other sizes round otherwise. lm-eval writes those of answers as texts."""
-    if isinstance(value, dict):
-        return {key: rounded(own) for key, own in value.items()}
-    if isinstance(value, list):
-        return [rounded(own) for own in value]
-    try:
-        return value if isinstance(value, bool) else float(f"{float(value):.4g}")
-    except (TypeError, ValueError):
-        return value
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_samples_and_results_of_one(
     checkpoint: str, halueval_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -118,7 +106,7 @@ def test_two_processes_give_the_samples_and_results_of_one(
         )
         assert two["n-samples"] == one["n-samples"], run
         for part in ("gate", "results", "samples"):
-            assert rounded(two[part]) == rounded(one[part]), run
+            assert numbers(two[part]) == nearly(one[part]), run
 
 
 @pytest.mark.slow

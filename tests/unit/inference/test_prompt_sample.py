@@ -5,14 +5,18 @@ import json
 import random
 from typing import Any
 
-from truthgate_eval.inference.prompt_sample import sample_prompts, share_sample
+from truthgate_eval.inference.prompt_sample import share_sample
 from truthgate_eval.processes import ONE_PROCESS, Processes
 
 CONTENTS = [["a question", n, "an image's key"] for n in range(200)]
 
 
+def sample(contents: list[Any], count: int) -> list[int]:
+    return share_sample(contents, count, ONE_PROCESS)[0]
+
+
 def chosen(contents: list[list[object]], count: int) -> list[list[object]]:
-    return [contents[i] for i in sample_prompts(contents, count)]
+    return [contents[i] for i in sample(contents, count)]
 
 
 def test_order_and_repetition_make_no_difference() -> None:
@@ -29,7 +33,7 @@ def test_more_prompts_are_the_same_and_others() -> None:
 
 
 def test_of_few_prompts_all_are_taken() -> None:
-    assert sorted(sample_prompts(["x", "y", "x"], 64)) == [0, 1]
+    assert sorted(sample(["x", "y", "x"], 64)) == [0, 1]
 
 
 class OfTwo(Processes):
@@ -43,7 +47,7 @@ class OfTwo(Processes):
 
 def test_two_processes_draw_what_one_draws() -> None:
     contents = [f"prompt {n % 30}" for n in range(40)]
-    one = [contents[i] for i in sample_prompts(contents, 12)]
+    one = [contents[i] for i in sample(contents, 12)]
     shares, hashes = (contents[::2], contents[1::2]), []
     for own in shares:
         hashes.append([hashlib.sha256(json.dumps(text).encode()).hexdigest() for text in own])

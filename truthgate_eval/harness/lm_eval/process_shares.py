@@ -15,6 +15,8 @@ from typing import Any
 
 from lm_eval.api.task import Task
 
+from truthgate_eval.errors import TaskError
+
 _MISSING = object()
 
 
@@ -28,9 +30,10 @@ def prepare_tasks(tasks: Iterable[Task], lm: Any) -> None:
     if lm.world_size <= 1:
         return
     for task in tasks:
+        build = task.build_all_requests
         if getattr(task.config, "num_fewshot", None):
-            build = functools.partial(_build_own_requests, task, task.build_all_requests, lm)
-            task.build_all_requests = build
+            build = functools.partial(_build_own_requests, task, build, lm)
+        task.build_all_requests = functools.partial(_build_for_each, task, build)
         task.apply_filters = functools.partial(_apply_filters, task, task.apply_filters)
 
 
@@ -83,6 +86,19 @@ def _by_filter(samples: Iterable[Mapping[str, Any]]) -> dict[Any, list[Any]]:
     return found
 
 
+def _build_for_each(task: Task, build: Callable[..., None], *, world_size: int = 1, **options: Any) -> None:
+    """Build requests if every process has a document: one without any ends alone, and the others wait."""
+    number = sum(1 for _ in task.doc_iterator(rank=0, world_size=1, **_chosen_documents(options)))
+    if number < world_size:
+        name = getattr(task.config, "task", task)
+        raise TaskError(f"{name}: {number} documents are fewer than the {world_size} processes: start fewer")
+    build(world_size=world_size, **options)
+
+
+def _chosen_documents(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: options[name] for name in ("limit", "samples") if name in options}
+
+
 def _build_own_requests(
     task: Task,
     build: Callable[..., None],
@@ -99,8 +115,8 @@ def _build_own_requests(
     build(rank=0, world_size=1, cache_requests=cache_requests, **options)
     if cache_requests and not rank:
         lm.barrier()
-    chosen = {name: options[name] for name in ("limit", "samples") if name in options}
-    own = {doc_id for doc_id, _ in task.doc_iterator(rank=rank, world_size=world_size, **chosen)}
+    documents = task.doc_iterator(rank=rank, world_size=world_size, **_chosen_documents(options))
+    own = {doc_id for doc_id, _ in documents}
     task._instances = [instance for instance in task.instances if instance.doc_id in own]
 
 
