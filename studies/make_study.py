@@ -1,9 +1,9 @@
 """Make docs/which-heads.md's figures: run `truthgate study`, write the tables and the plots.
 
-    python studies/make_study.py FOLDER
+    python studies/make_study.py FOLDER [STUDY ...]
 
-Whatever a study's folder holds already is not computed again. The page's tables stand between two comments,
-and are replaced; the numbers behind them go into docs/study.json.
+Whatever a study's folder holds already is not computed again. With names, the other studies stay as they are
+in docs/study.json, where all numbers go. The page's tables stand between two comments, and are replaced.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CHILD = [
 ]  # fmt: skip
 STUDIES = {
     "scenes-early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
-    "scenes": [*_CHILD, "--model_args", "pretrained=smollm2-135m-scenes"],
+    "scenes": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes"],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",
@@ -48,19 +48,25 @@ STUDIES = {
 }  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    """Run the studies, then write everything."""
-    results: dict[str, Any] = {
-        "machine": machine(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "studies": {},
-    }
+def main(folder: Path, *only: str) -> None:
+    """Run the studies, or those of these names, then write everything."""
+    ran_on = {"machine": machine(), "versions": {name: version(name) for name in PACKAGES}}
+    results: dict[str, Any] = {**ran_on, "studies": {}}
+    if unknown := set(only) - set(STUDIES):
+        sys.exit(f"no study {', '.join(sorted(unknown))}: there are {', '.join(STUDIES)}")
+    if only:
+        kept = json.loads((DOCS / "study.json").read_text(encoding="utf-8"))
+        if {name: kept[name] for name in ran_on} != ran_on:
+            sys.exit("docs/study.json is of another machine or other versions: run all studies")
+        results["studies"] = kept["studies"]
     made = {file: ["probe", "--score", "gradient", *own, "--output", file] for file, own in SCORES.items()}
     results["scores"] = [shlex.join(["truthgate", *command]) for command in made.values()]
     for file, command in made.items():
         if not (folder / file).is_file():
             truthgate(command, folder)
     for name, options in STUDIES.items():
+        if only and name not in only:
+            continue
         command = ["study", *options, "--output", name]
         truthgate(command, folder)
         found = json.loads((folder / name / "study.json").read_text(encoding="utf-8"))
@@ -143,4 +149,4 @@ def correlations(found: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

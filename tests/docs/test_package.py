@@ -53,6 +53,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert run_python(code).split() == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_the_core_does_not_import_a_harness() -> None:
     code = """
 import sys

@@ -80,6 +80,7 @@ def test_the_choice_is_the_best_candidate_with_a_positive_lam() -> None:
     assert results_evaluate.choose(tried, "post").lam == 0.3
 
 
+@pytest.mark.slow
 def test_a_step_is_run_once_and_again_when_what_it_reads_was_made_anew(tmp_path: Path) -> None:
     np.save(tmp_path / "scores.npy", np.linspace(0.5, 0.9, 12).reshape(3, 4))
     words = ("--model", "m", "--task", "t")

@@ -15,6 +15,7 @@ def python(code: str, *flags: str, cwd: Path | None = None) -> subprocess.Comple
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, timeout=300)
 
 
+@pytest.mark.slow
 def test_gated_hf_resolves_and_so_do_lm_evals_own_models(tmp_path: Path) -> None:
     done = python(
         """

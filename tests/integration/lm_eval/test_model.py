@@ -191,17 +191,14 @@ def test_other_models_runs_and_a_chosen_verbosity_print_everything(
     assert "Custom kwargs can be passed" in done.stderr and "Building contexts for" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_args", "message"),
     [
-        pytest.param("scores=missing.npz,lam=1", "error: no scores 'missing.npz'", marks=pytest.mark.slow),
+        ("scores=missing.npz,lam=1", "error: no scores 'missing.npz'"),
         ("scores={scores},lam=abc", "error: lam=abc is not a number"),
-        pytest.param("scores={scores},lam=nan", "error: lam=nan is not a finite", marks=pytest.mark.slow),
-        pytest.param(
-            "scores={wide},lam=1",
-            "error: scores of wide have 2 layers x 9 heads, but ",
-            marks=pytest.mark.slow,
-        ),
+        ("scores={scores},lam=nan", "error: lam=nan is not a finite"),
+        ("scores={wide},lam=1", "error: scores of wide have 2 layers x 9 heads, but "),
     ],
 )
 def test_a_mistake_on_lm_evals_command_line_is_one_line_and_a_failure(

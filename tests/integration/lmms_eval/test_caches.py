@@ -127,6 +127,7 @@ def test_images_that_changed_under_one_path(run: Run, tasks: Path) -> None:
     assert run("tiny_choice", scores="none")[1] == 0
 
 
+@pytest.mark.slow
 def test_weights_that_changed_under_one_path(
     run: Run, tmp_path: Path, vlm_checkpoint: Callable[[str], str]
 ) -> None:
@@ -182,7 +183,7 @@ def test_two_generation_settings_give_their_own_answers(run: Run) -> None:
         assert run(kit.TASK, scores="none", options=options)[0] == expected
 
 
-@pytest.mark.parametrize("rewrite", [False, True])
+@pytest.mark.parametrize("rewrite", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_cached_prompts_keep_their_images_and_documents(
     run: Run, tasks: Path, tmp_path: Path, rewrite: bool, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:

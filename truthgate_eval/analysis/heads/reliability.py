@@ -22,7 +22,7 @@ def describe_reliability(scores: TruthScores) -> str | None:
     known = scores.metadata.get("reliability") or scores.metadata.get("validation_reliability")
     bound = ""
     if not known:
-        known, bound = _reliability_from_errors(scores), "at least "
+        known, bound = reliability_from_errors(scores), "at least "
     text = format_reliability(known, bound)
     if text and "within" in known and not bound:
         ceiling = math.sqrt(max(known["within"], 0.0))
@@ -41,8 +41,15 @@ def format_reliability(values: Mapping[str, Any], bound: str = "") -> str:
     return ", ".join(f"{bound}{value:.2f} {name}" for value, name in named)
 
 
-def _reliability_from_errors(scores: TruthScores) -> dict[str, float]:
-    """1 - the heads' error variance / the variance of their scores."""
+def reliability_from_errors(scores: TruthScores) -> dict[str, float]:
+    """A lower bound of the reliability: 1 - the heads' error variance / the variance of their scores.
+
+    Args:
+        scores: Without standard errors, nothing is known.
+
+    Returns:
+        `all`, over all heads, and `within`, of the scores less their layer's mean; each from 0 to 1.
+    """
     if scores.stderr is None:
         return {}
     noise = float((scores.stderr.astype(np.float64) ** 2).mean())
