@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 PREFIX = "hf://"
 _ADDRESS = re.compile(
-    r"hf://(?P<repo>[^/@#]+/[^/@#]+)(?:@(?P<revision>[^/@#]+))?(?:/(?P<path>[^#]*))?(?:#(?P<pin>.*))?"
+    r"hf://(?P<repo>[^/@#]+/[^/@#]+)(?:@(?P<revision>[^/@#,]+))?(?:/(?P<path>[^#]*))?(?:#(?P<pin>.*))?"
 )
 _REPO = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 # What git allows in the name of a branch or tag, roughly: the name becomes a file's in the cache.
 _REVISION = re.compile(r"(?![/.-])(?!.*(\.\.|//|/\.))[^\x00-\x20\x7f~^:?*\[\\]+(?<![/.])")
-_PATH_PART = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f\\]+")
+_PATH_PART = re.compile(r"(?!\.{1,2}$)[^\x00-\x1f\x7f\\,]+")
 _PIN = re.compile(r"sha256=([0-9a-fA-F]{64})")
 # The first parts of addresses of other things than models, as huggingface_hub's file system has them.
 _OTHER_KINDS = ("buckets", "datasets", "kernels", "spaces")
@@ -132,10 +132,10 @@ def check_path(path: str) -> str:
     """A path in a repository, if it stays in it; "" is the repository itself.
 
     Raises:
-        HubError: It leaves the repository, or has an empty part.
+        HubError: It leaves the repository, or has an empty part or a comma.
     """
     if path and not all(_PATH_PART.fullmatch(part) for part in path.split("/")):
-        raise HubError(f"{path!r} is no path in a repository: expected FILE or FOLDER/FILE")
+        raise HubError(f"{path!r} is no path in a repository: expected FILE or FOLDER/FILE, without commas")
     return path
 
 

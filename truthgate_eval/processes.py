@@ -237,7 +237,7 @@ def _group() -> Any:
     """The processes' group on the CPU: the model's own may be one of GPUs, and give up waiting."""
     import torch.distributed
 
-    # Without it, threads of gloo drop Python's objects while Python ends, which aborts the process now and then.
+    # Without it, threads of gloo drop Python's objects while Python ends, which now and then aborts it.
     atexit.register(_close_connections)
     return torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 

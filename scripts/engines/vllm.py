@@ -28,7 +28,8 @@ in transformers, with {versions}; measured by
 {table}
 *gate* is what the live gate changes, for scale.
 {notes}
-Not run: GPUs, where weights change in place under compiled code and CUDA graphs; several nodes; and a shift.
+Not run: lmms-eval's `gated_vllm` and models that take images; GPUs, where weights change in place under
+compiled code and CUDA graphs; several nodes; and a shift.
 """
 _SMOLLM2 = """\
 * SmolLM2-135M-Instruct has its shipped scores, `lam={lam},norm={norm}`. The texts are greedy, of {tokens}

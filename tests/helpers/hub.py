@@ -23,7 +23,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-TOKEN = "hf_StandInTokenOfTheTests"
+TOKEN = "hf_StandInTokenOfTheTestsOfTheHubAlone"
 
 
 @dataclass

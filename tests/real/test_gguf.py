@@ -13,8 +13,8 @@ from peft import PeftModel
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.gate import attach
 from truthgate_eval.gating.gate_config import GateConfig
-from truthgate_eval.harness.lm_eval.model import SMOLLM2_SCORES, GatedHF
-from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.harness.lm_eval.model import GatedHF
+from truthgate_eval.packaged.smollm2 import SMOLLM2, SMOLLM2_SCORES, resolve_smollm2
 from truthgate_eval.paths import packaged_file
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

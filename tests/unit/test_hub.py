@@ -55,6 +55,8 @@ def test_an_address_is_read_and_written_again(text: str, expected: HubAddress) -
         ("hf://owner/repo/../x.npz", "is no path in a repository"),
         ("hf://owner/repo//x.npz", "is no path in a repository"),
         ("hf://owner/repo/a\\b.npz", "is no path in a repository"),
+        ("hf://owner/repo/a,b.npz", "is no path in a repository"),
+        ("hf://owner/repo@v1,2/a.npz", "expected hf://OWNER/REPO"),
         ("hf://owner/../x.npz", "is no repository"),
         ("hf://owner/re po/x.npz", "is no repository"),
         ("hf://datasets/owner/repo/a.npz", "is no model repository"),

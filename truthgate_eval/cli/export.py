@@ -139,11 +139,10 @@ def read_request(model: str, arguments: Mapping[str, Any]) -> Request:
 def _default_model(model: str, pretrained: Any, scores: Any) -> tuple[Any, Any]:
     """What gated_hf, or the named gated model, loads where `pretrained` or `scores` is left out."""
     if model in ("hf", "gated_hf"):
-        from truthgate_eval.harness.lm_eval.model import SMOLLM2_SCORES
-        from truthgate_eval.packaged.smollm2 import SMOLLM2
+        from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores
 
         pretrained = pretrained or SMOLLM2
-        return pretrained, scores or (SMOLLM2_SCORES if pretrained == SMOLLM2 else None)
+        return pretrained, default_scores(pretrained, scores)
     if pretrained is None:
         from truthgate_eval.harness.lmms_eval.model import DEFAULTS
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from truthgate_eval.escaping import markdown_text
 from truthgate_eval.export.output import front_matter
+from truthgate_eval.gating.gate_arguments import Modality
 from truthgate_eval.gating.hub_scores import recorded_origin
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.hub import HubAddress
@@ -113,7 +115,13 @@ def _front(heads: Sequence[Mapping[str, Any]]) -> str:
 
 
 def scores_section(
-    scores: TruthScores, address: HubAddress, file_sha256: str, *, base_model: str | None, use: str = ""
+    scores: TruthScores,
+    address: HubAddress,
+    file_sha256: str,
+    *,
+    base_model: str | None,
+    modality: Modality | None,
+    use: str = "",
 ) -> Section:
     """The section of an artifact or adapter: what was measured, how, on how much, its controls, and its use.
 
@@ -122,16 +130,17 @@ def scores_section(
         address: Where they are, with their commit.
         file_sha256: SHA-256 of the file.
         base_model: Hub id of the model that they belong to.
+        modality: An adapter's, of its model; None for an artifact.
         use: More about the use, in Markdown.
     """
-    is_adapter = scores.metadata.get("kind") == "gate" and not address.path.endswith(".npz")
+    is_adapter = modality is not None
     rows = [*_facts(scores), ("SHA-256 of the file", f"`{file_sha256}`")]
     rows.append(("SHA-256 of the scores", f"`{scores.fingerprint}`"))
     table = "".join(f"| {name} | {text} |\n" for name, text in rows if text)
     text = (
         f"## {_cell(address.path) or 'The adapter'}\n\n"
         f"{'A gate as an IA3 adapter' if is_adapter else 'Truth scores of attention heads'}.\n\n"
-        f"| | |\n| --- | --- |\n{table}\n{_commands(scores, address, base_model)}\n"
+        f"| | |\n| --- | --- |\n{table}\n{_commands(scores, address, base_model, modality)}\n"
     )
     text += f"\n{use}\n" if use else ""
     provenance = _json(_without_long(scores.metadata), indent=2)
@@ -174,16 +183,18 @@ def _controls(scores: TruthScores) -> str:
     return f"mean accuracy {means}; the probes' {own.mean():.3f}"
 
 
-def _commands(scores: TruthScores, address: HubAddress, base_model: str | None) -> str:
+def _commands(
+    scores: TruthScores, address: HubAddress, base_model: str | None, modality: Modality | None
+) -> str:
     meta, recommended = scores.metadata, _object(scores.metadata, "recommended")
-    has_images = "ConditionalGeneration" in str(meta.get("architecture"))
+    has_images = modality == "image" if modality else "ConditionalGeneration" in str(meta.get("architecture"))
     program, model = ("lmms_eval", "gated_vlm") if has_images else ("lm_eval", "gated_hf")
     strength = "" if "lam" in recommended or recommended.get("action", "soft") != "soft" else ",lam=NUMBER"
     arguments = f"pretrained={base_model or 'MODEL'},scores={address}{strength}"
     return (
         "```console\n"
-        f"$ truthgate show {address}\n"
-        f"$ {program} --model {model} --model_args {arguments} --tasks TASKS\n"
+        f"$ truthgate show {shlex.quote(str(address))}\n"
+        f"$ {program} --model {model} --model_args {shlex.quote(arguments)} --tasks TASKS\n"
         "```"
     )
 

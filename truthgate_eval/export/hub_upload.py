@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -117,8 +118,8 @@ def _prepare_adapter(source: Path, path: str) -> Upload:
             f"{source} names folders of this machine, or credentials, in its weights: export it again"
         )
     config = parse_json(read_bounded(source / ADAPTER_CONFIG, _MAX_CARD), str(source / ADAPTER_CONFIG))
-    base_model = _hub_id(config.get("base_model_name_or_path"))
     # PEFT writes the folder that a model was loaded from.
+    base_model = _hub_id(config.get("base_model_name_or_path"), may_lack_owner=True)
     config["base_model_name_or_path"] = base_model
     within = f"{path}/" if path else ""
     files = {
@@ -137,11 +138,18 @@ def _without_paths(scores: TruthScores) -> TruthScores:
     return replace(scores, metadata=metadata)
 
 
-def _hub_id(model: object) -> str | None:
+def _hub_id(model: object, *, may_lack_owner: bool = False) -> str | None:
+    """The model's id on the hub, if its name can be one; some models, such as gpt2, have no owner."""
     if model == SMOLLM2:
         return SMOLLM2_HUB
+    if not isinstance(model, str):
+        return None
     try:
-        return None if Path(str(model)).exists() else check_repo(str(model))
+        if Path(model).exists():
+            return None
+        if may_lack_owner and re.fullmatch(r"\w[\w.-]{0,95}", model, re.ASCII):
+            return model
+        return check_repo(model)
     except (HubError, OSError):
         return None
 
@@ -235,7 +243,14 @@ def _section(upload: Upload, address: HubAddress) -> Section:
         subfolder = f", subfolder={json.dumps(upload.path)}" if upload.path else ""
         adapter = f'"{address.repo}", revision="{address.revision}"{subfolder}'
         use = peft_snippet(upload.base_model or "BASE_MODEL", upload.modality, adapter)
-    return scores_section(upload.scores, address, upload.sha256, base_model=upload.base_model, use=use)
+    return scores_section(
+        upload.scores,
+        address,
+        upload.sha256,
+        base_model=upload.base_model,
+        modality=upload.modality,
+        use=use,
+    )
 
 
 @contextmanager

@@ -6,9 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-# A path from the root, from a home folder or from a drive, inside any text. A slash within a word, and those
-# of an address such as https://host/path, begin none.
-_INSIDE_TEXT = re.compile(r"(?<![\w./\\-])(?:file:/+|~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[/\\])[^\s,;:=\"'()<>|]+")
+# A path from the root, from a home folder, from a drive or out of this folder, inside any text. A slash
+# within a word, and those of an address such as https://host/path, begin none.
+_INSIDE_TEXT = re.compile(
+    r"(?<![\w./\\-])(?:file:/+|~[\w.-]*[/\\]|/(?!/)|[A-Za-z]:[/\\]|\.\.[/\\])[^\s,;:=\"'()<>|]+"
+)
+_IS_LONGER = re.compile(r"[,;:]\s|\n")  # more than one path
 
 
 def without_folders(name: str) -> str:
@@ -30,16 +33,25 @@ def without_folders(name: str) -> str:
 def without_local_paths(value: Any) -> Any:
     """A value of JSON in which every path of a machine, also inside a longer text, is its last part alone.
 
+    Keys are cut too. Not cut are relative paths that do not begin with `..`, and, inside a longer text, what
+    follows the first space in a path.
+
     Example:
         >>> without_local_paths({"note": "from /home/me/a.json", "page": "https://host/a/b", "n": 3})
         {'note': 'from a.json', 'page': 'https://host/a/b', 'n': 3}
     """
     if isinstance(value, dict):
-        return {key: without_local_paths(item) for key, item in value.items()}
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            name = without_local_paths(key)
+            while name in found:  # two paths end in one name
+                name += "+"
+            found[name] = without_local_paths(item)
+        return found
     if isinstance(value, list):
         return [without_local_paths(item) for item in value]
     if not isinstance(value, str):
         return value
-    if Path(value).is_absolute() and "\n" not in value:  # its folders may have spaces in their names
-        return Path(value).name
+    if (Path(value).is_absolute() or value.startswith("../")) and not _IS_LONGER.search(value):
+        return Path(value).name  # its folders may have spaces in their names
     return _INSIDE_TEXT.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], value)

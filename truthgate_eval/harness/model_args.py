@@ -52,18 +52,22 @@ def parse_metadata(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def explain_load_errors(model: str, options: str, loaded: str) -> Iterator[None]:
+def explain_load_errors(
+    model: str, options: str, loaded: str, also: tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
     """Turn what a harness's constructor raises for a user's mistake into our errors, in this block.
 
     Args:
         model: The gated model's name, such as `gated_hf`.
         options: Which options it takes, for the message.
         loaded: What is loaded, for the message.
+        also: What the constructor raises for a mistake beside OSError and ValueError.
 
     Raises:
         GateError: An option is unknown.
         ModelError: The model cannot be loaded.
     """
+    explained: tuple[type[Exception], ...] = (OSError, ValueError, *also)
     try:
         yield
     except TypeError as error:
@@ -71,5 +75,5 @@ def explain_load_errors(model: str, options: str, loaded: str) -> Iterator[None]
         if unknown is None:
             raise
         raise GateError(f"unknown option {unknown[1]!r}: {model} takes {options}") from error
-    except (OSError, ValueError) as error:
+    except explained as error:
         raise ModelError(f"{loaded} cannot be loaded: {first_line(error)}") from error

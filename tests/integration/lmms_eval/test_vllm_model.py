@@ -1,7 +1,7 @@
 """`gated_vllm` of lmms-eval: its own two vLLM classes, made with a stand-in of vLLM's engine.
 
-vLLM cannot be installed beside the tests' torch (`helpers.vllm_stand_ins`). `python -m scripts.vllm_check` runs
-the real ones.
+vLLM cannot be installed beside the tests' torch (`helpers.vllm_stand_ins`), and these two have never run in the
+real one: `python -m scripts.vllm_check` runs lm-eval's `gated_vllm` alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import transformers
 from helpers import tiny_vision_models
 from helpers.vllm_stand_ins import LLM, make_workers
 
-from truthgate_eval.errors import GateError, ModelError, TruthGateError
+from truthgate_eval.errors import ModelError, ProcessError, TruthGateError
 from truthgate_eval.export.vllm_engine import WORKER_EXTENSION
 from truthgate_eval.export.vllm_worker import computed_weight, find_projections
 from truthgate_eval.gating.attention_layout import find_attention_layout
@@ -42,6 +42,8 @@ def vllm(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def load(**options: Any) -> LLM:
         if "nonsense" in options:
             raise TypeError("EngineArgs.__init__() got an unexpected keyword argument 'nonsense'")
+        if options.get("max_model_len") == 1:
+            raise RuntimeError("Engine core initialization failed.\nSee root cause above.")
         model = transformers.LlavaForConditionalGeneration.from_pretrained(
             options["model"], dtype=torch.float32
         )
@@ -100,6 +102,7 @@ def test_pretrained_is_another_name_of_model(checkpoint: Path) -> None:
     [
         (",pretrained=other", "needs one model, and two are given"),
         (",nonsense=1", "unknown option 'nonsense'"),
+        (",max_model_len=1", "cannot be loaded: .*Engine core initialization failed.$"),
         (",contrast=0.5", "has no contrast"),
         (",positions=last", "positions=last"),
     ],
@@ -110,8 +113,9 @@ def test_a_mistake_is_one_line(checkpoint: Path, more: str, message: str) -> Non
 
 
 def test_several_processes_are_refused(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_model, "PartialState", lambda: SimpleNamespace(num_processes=2))
-    with pytest.raises(GateError, match="start one process"):
+    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ProcessError, match="gated_vllm runs in one process"):
         make(checkpoint)
 
 

@@ -35,7 +35,9 @@ def scores(metadata: Any = METADATA, **arrays: Any) -> TruthScores:
 
 
 def section(metadata: Any = METADATA, address: HubAddress = ADDRESS, **arrays: Any) -> str:
-    found = scores_section(scores(metadata, **arrays), address, SHA256, base_model="owner/base")
+    found = scores_section(
+        scores(metadata, **arrays), address, SHA256, base_model="owner/base", modality=None
+    )
     return found.text
 
 
@@ -77,6 +79,13 @@ def test_scores_without_controls_or_a_recommendation_say_so() -> None:
     assert (
         f"lmms_eval --model gated_vlm --model_args pretrained=owner/base,scores={ADDRESS},lam=NUMBER" in text
     )
+
+
+def test_a_name_with_a_space_is_quoted_for_the_shell() -> None:
+    text = section(address=HubAddress("owner/repo", "my scores.npz", COMMIT))
+    address = f"hf://owner/repo@{COMMIT}/my scores.npz"
+    assert f"$ truthgate show '{address}'\n" in text
+    assert f"--model_args 'pretrained=owner/base,scores={address}' --tasks" in text
 
 
 def test_metadata_of_strangers_stay_text() -> None:

@@ -18,6 +18,7 @@ from truthgate_eval.export.adapter import export_adapter
 from truthgate_eval.export.hub_upload import prepare_upload, push
 from truthgate_eval.export.output import provenance
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.gating.gate_arguments import Modality
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
 
@@ -39,11 +40,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """An exported gate of lam=2."""
+    return export(tmp_path / "gate", "owner/base")
+
+
+def export(folder: Path, base_model: str, modality: Modality = "text") -> Path:
     model = tiny_model("llama")
     config = GateConfig("a.npz", TruthScores(VALUES, metadata={"model": "owner/base"}), lam=2.0)
     record = provenance("owner/base", None, config.describe(), "t")
     gate = config.gate(find_attention_layout(model), "m")
-    return export_adapter(model, gate, tmp_path / "gate", record=record, base_model="owner/base")
+    return export_adapter(model, gate, folder, record=record, base_model=base_model, modality=modality)
 
 
 def card(hub: Hub, repo: str = "me/scores") -> str:
@@ -103,6 +108,26 @@ def test_a_pushed_adapter_gates_as_the_exported_one(hub: Hub, adapter: Path) -> 
     inside = push(prepare_upload(adapter, "gates/one"), "me/more")
     np.testing.assert_array_equal(TruthScores.resolve(str(inside.address)).scores, found.scores.scores)
     assert 'subfolder="gates/one"' in card(hub, "me/more")
+
+
+def test_the_card_of_an_image_adapter_names_the_harness_of_images(hub: Hub, tmp_path: Path) -> None:
+    upload = prepare_upload(export(tmp_path / "gate", "owner/base", "image"))
+    pushed = push(upload, "me/gate")
+    assert f"lmms_eval --model gated_vlm --model_args pretrained=owner/base,scores={pushed.address}" in card(
+        hub, "me/gate"
+    )
+
+
+def test_a_base_model_without_an_owner_stays_and_a_folder_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gates").mkdir()
+    for number, (name, expected) in enumerate([("gpt2", "gpt2"), ("mine", None), ("/gone/base", None)]):
+        upload = prepare_upload(export(tmp_path / "gates" / str(number), name))
+        config = json.loads(upload.files["adapter_config.json"])
+        assert config["base_model_name_or_path"] == upload.base_model == expected
 
 
 def test_peft_reads_a_pushed_adapter_as_the_card_says(hub: Hub, adapter: Path) -> None:
@@ -242,6 +267,7 @@ def test_what_is_no_artifact_is_refused(tmp_path: Path, adapter: Path) -> None:
         (tmp_path / "empty", None, "holds no adapter"),
         (artifact(tmp_path), "a.bin", "expected a name that ends in .npz"),
         (artifact(tmp_path), "../a.npz", "no path in a repository"),
+        (artifact(tmp_path), "a,b.npz", "without commas"),
         (adapter, "gate.npz", "expected a folder for an adapter"),
     ):
         with pytest.raises(TruthGateError, match=reason):

@@ -14,6 +14,10 @@ from truthgate_eval.export.local_paths import without_folders, without_local_pat
     [
         ("/home/ann/models/vicuna", "vicuna"),
         ("/home/ann bell/models/vicuna", "vicuna"),
+        ("../../home/ann/x.npz", "x.npz"),
+        ("../../home/ann bell/x.npz", "x.npz"),
+        ("from ../../home/ann/x.npz", "from x.npz"),
+        ("/home/ann/x, and then 3/4", "x, and then 3/4"),
         ("pretrained=/home/ann/vicuna,lam=1", "pretrained=vicuna,lam=1"),
         ("shuffled:/home/ann/a.npz:3", "shuffled:a.npz:3"),
         ("probed on ~/data/qa.jsonl, then on ~ann/x/y.json", "probed on qa.jsonl, then on y.json"),
@@ -31,7 +35,11 @@ from truthgate_eval.export.local_paths import without_folders, without_local_pat
 )
 def test_a_path_is_cut_to_its_last_name(text: str, expected: str) -> None:
     assert without_local_paths(text) == expected
-    assert without_local_paths({"a": [{"b": text}], "n": 1}) == {"a": [{"b": expected}], "n": 1}
+    assert without_local_paths({"a": [{text: text}], "n": 1}) == {"a": [{expected: expected}], "n": 1}
+
+
+def test_keys_that_end_in_one_name_stay_apart() -> None:
+    assert without_local_paths({"/a/x": 1, "/b/x": 2, "x": 3}) == {"x": 1, "x+": 2, "x++": 3}
 
 
 def test_a_relative_path_that_exists_is_one_of_this_machine(

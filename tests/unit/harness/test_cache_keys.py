@@ -77,7 +77,9 @@ def test_what_cannot_be_told_apart_is_refused(tokenizer: Any) -> None:
     with torch.device("meta"):  # as accelerate leaves weights that it has put on the disk
         offloaded = factories.CONFIGS["llama"]()
         model = type(factories.tiny_model("llama"))(offloaded)
-    with pytest.raises(ModelError, match=r"embed_tokens\.weight cannot be read .*: leave --use_cache out, or load"):
+    with pytest.raises(
+        ModelError, match=r"embed_tokens\.weight cannot be read .*: leave --use_cache out, or load"
+    ):
         model_fingerprint(model, tokenizer, {})
     with pytest.raises(
         ModelError, match=r"object cannot be saved \(AttributeError: .*: leave --use_cache out"

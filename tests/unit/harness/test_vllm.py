@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import sys
+from collections.abc import Callable, Iterator
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers.tiny_models import save_tiny_checkpoint
 from helpers.vllm_stand_ins import LLM, make_workers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from truthgate_eval.errors import GateError, ModelError, TruthGateError
+from truthgate_eval.errors import GateError, ModelError, ProcessError, TruthGateError
+from truthgate_eval.export.source import ModelSource
 from truthgate_eval.export.vllm_engine import WORKER_EXTENSION
 from truthgate_eval.export.vllm_worker import GateWorker, computed_weight, find_projections
+from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.harness import vllm as gated_vllm
 from truthgate_eval.harness.vllm import engine_options, make_engine_gate, parse_folded_gate
 
@@ -92,6 +100,7 @@ def test_a_quantized_checkpoint_is_refused_before_it_loads(checkpoint: Path, tmp
         ({"lora_local_path": "folder"}, "lora_local_path=folder"),
         ({"enable_lora": True}, "enable_lora=True"),
         ({"data_parallel_size": 2}, "data_parallel_size=2"),
+        ({"data_parallel_size": "two"}, "data_parallel_size=two"),
     ],
 )
 def test_options_that_keep_the_gate_out_are_refused(
@@ -99,6 +108,17 @@ def test_options_that_keep_the_gate_out_are_refused(
 ) -> None:
     with pytest.raises(GateError, match=message):
         engine_options(options, gate_of(checkpoint))
+
+
+def test_several_processes_are_refused_where_there_is_a_gate(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("LOCAL_RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ProcessError, match="gated_vllm runs in one process"):
+        engine_options({}, gate_of(checkpoint))
+    vanilla = make_engine_gate(str(checkpoint), {"scores": "none"}, modality="text")
+    assert engine_options({}, vanilla) == {}
 
 
 @pytest.mark.parametrize(
@@ -142,3 +162,96 @@ def test_without_vllm_lmms_evals_models_are_one_line(force_simple: bool) -> None
     assert model.is_simple is force_simple
     with pytest.raises(TruthGateError, match=r"pip install 'truthgate_eval\[vllm\]'"):
         model.create_from_arg_string("model=tiny,scores=random:1")
+
+
+def _load_engine(**options: Any) -> LLM:
+    if options.get("seed") == 13:
+        raise RuntimeError("Engine core initialization failed. See root cause above.\nand more")
+    model = AutoModelForCausalLM.from_pretrained(options["model"], dtype=torch.float32)
+    layout = find_attention_layout(model)
+    llm: Any = LLM(make_workers([projection.module for projection in layout.projections]))  # type: ignore[misc]
+    llm.llm_engine = SimpleNamespace(model_config=SimpleNamespace(dtype=torch.float32))
+    return llm
+
+
+@pytest.fixture
+def lm_evals_model(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """`gated_vllm` of lm-eval with a stand-in of vLLM: a function of its arguments."""
+    name = "truthgate_eval.harness.lm_eval.vllm_model"
+    known = importlib.metadata.version
+
+    def stand_in(name: str, **attributes: Any) -> None:
+        module = SimpleNamespace(__spec__=ModuleSpec(name, None), __path__=[], **attributes)
+        monkeypatch.setitem(sys.modules, name, module)  # type: ignore[misc]
+
+    stand_in("vllm", LLM=_load_engine, SamplingParams=None, TokensPrompt=None, __version__="0.32.0")
+    stand_in("vllm.lora")
+    stand_in("vllm.lora.request", LoRARequest=lambda *_: None)
+    stand_in("vllm.renderers")
+    stand_in("vllm.renderers.hf", resolve_chat_template=lambda **_: None)
+    stand_in("vllm.tokenizers", get_tokenizer=lambda name, **_: AutoTokenizer.from_pretrained(name))
+    stand_in("vllm.engine")
+    options = SimpleNamespace(create_model_config=lambda: None)
+    stand_in("vllm.engine.arg_utils", EngineArgs=lambda **_: options)
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: "0.32.0" if name == "vllm" else known(name)
+    )
+    monkeypatch.setattr(gated_vllm, "check_vllm_is_installed", lambda _: None)
+    monkeypatch.setattr(gated_vllm, "_runs_on_cpu", lambda: True)
+    sys.modules.pop(name, None)
+    model = importlib.import_module(name).GatedVLLM
+    yield lambda **arguments: model(**{"pretrained": str(checkpoint), "scores": "random:1", **arguments})
+    del sys.modules[name]
+
+
+@without_vllm
+def test_a_vanilla_model_may_have_several_engines(
+    lm_evals_model: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__spec__=ModuleSpec("ray", None)))  # type: ignore[misc]
+    model = lm_evals_model(scores="none", data_parallel_size=2)
+    assert not hasattr(model, "model") and model.get_model_info()["gate"]["kind"] == "vanilla"
+
+
+@without_vllm
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seed": 13}, "Engine core initialization failed. See root cause above."),
+        ({"max_length": 8, "max_model_len": 8}, "Either max_length or max_model_len"),
+        ({"scores": "none", "data_parallel_size": 2}, "ray is required"),
+    ],
+)
+def test_an_engine_that_does_not_start_is_one_line(
+    lm_evals_model: Callable[..., Any], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ModelError, match=f"cannot be loaded: .*{message}") as refusal:
+        lm_evals_model(**arguments)
+    assert "\n" not in str(refusal.value)
+
+
+@without_vllm
+def test_answers_are_kept_for_the_contents_of_a_model_and_its_lora(
+    lm_evals_model: Callable[..., Any], checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(**arguments: Any) -> str:
+        model = lm_evals_model(**arguments)
+        cache = SimpleNamespace(encode_key=str)
+        model.set_cache_hook(SimpleNamespace(dbdict=cache))
+        return str(cache.encode_key("request"))
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lora = {"scores": "none", "lora_local_path": "~"}
+    (tmp_path / "adapter.safetensors").write_bytes(b"first")
+    first = key(**lora)
+    assert key(**lora) == first
+    (tmp_path / "adapter.safetensors").write_bytes(b"second")
+    assert len({first, key(**lora), key(scores="none"), key(), key(scores="random:2")}) == 5
+
+    def refuse(_: ModelSource) -> Path:
+        raise ModelError("has no model.safetensors: use --format peft")
+
+    monkeypatch.setattr(ModelSource, "checkpoint", refuse)
+    with pytest.raises(ModelError, match="--use_cache tells models apart by their safetensors") as refusal:
+        key()
+    assert "--format" not in str(refusal.value)

@@ -22,27 +22,26 @@ from truthgate_eval.errors import GateError, ModelError, first_line
 from truthgate_eval.gating.gate_arguments import ACTION_ARGUMENTS, GATE_ARGUMENTS
 from truthgate_eval.gating.gate_config import GateConfig
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.harness.cache_keys import digest, gate_state, model_fingerprint
+from truthgate_eval.harness.cache_keys import gate_state, model_fingerprint
 from truthgate_eval.harness.contrast import Contrast, with_contrast
 from truthgate_eval.harness.gated_model import GatedModel
 from truthgate_eval.harness.lm_eval import patches
 from truthgate_eval.harness.lm_eval.contrast import ContextContrast
+from truthgate_eval.harness.lm_eval.gated_lm import GatedLM
 from truthgate_eval.harness.lm_eval.prefix_sharing import SharedPrefixHF, TokenizedRequest
 from truthgate_eval.harness.lm_eval.process_shares import merge_in_order
 from truthgate_eval.harness.lm_eval.prompt_divergence import prompt_divergence
-from truthgate_eval.harness.model_args import explain_load_errors, parse_model_args
+from truthgate_eval.harness.model_args import explain_load_errors
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.inference.next_token_divergence import Divergence
 from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
-from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores, resolve_smollm2
 from truthgate_eval.processes import join
 
 log = logging.getLogger(__name__)
 
-SMOLLM2_SCORES = "smollm2-135m-instruct__halueval-qa"
 
-
-class GatedHF(GatedModel, SharedPrefixHF):
+class GatedHF(GatedLM, GatedModel, SharedPrefixHF):
     """A causal language model of lm-eval whose attention heads are gated.
 
     Takes every argument of `hf` (peft, quantization, parallelize, ...) and the gate's. Without
@@ -89,13 +88,12 @@ class GatedHF(GatedModel, SharedPrefixHF):
         """
         quiet_harness_run("lm_eval")
         patches.install_evaluate_patch()
+        scores = default_scores(pretrained, scores)
         if scores is None:
-            if pretrained != SMOLLM2:
-                raise GateError(
-                    f"pretrained={_name(pretrained)} needs scores: scores=FILE.npz (made by "
-                    "`truthgate probe`), or scores=none for the model without a gate"
-                )
-            scores = SMOLLM2_SCORES
+            raise GateError(
+                f"pretrained={_name(pretrained)} needs scores: scores=FILE.npz (made by "
+                "`truthgate probe`), or scores=none for the model without a gate"
+            )
         # The gate is parsed before the model is loaded: a mistake should not cost the minutes of a load.
         action = {name: options.pop(name) for name in ACTION_ARGUMENTS if name in options}
         self.gate_settings = GateConfig.parse(
@@ -123,18 +121,6 @@ class GatedHF(GatedModel, SharedPrefixHF):
         if accelerator is not None:
             self._rank, self._world_size = accelerator.process_index, accelerator.num_processes
         self.apply_gate()
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> GatedHF:
-        """Make the model of `simple_evaluate(model_args=TEXT)`, in which `none` is a word.
-
-        Args:
-            arg_string: `name=value,name=value`.
-            additional_config: lm-eval's batch size and device.
-        """
-        return cls.create_from_arg_obj(parse_model_args(arg_string), additional_config)
 
     def gated_parts(self) -> tuple[Any, Any, str]:
         """See `GatedModel.gated_parts`."""
@@ -242,42 +228,25 @@ class GatedHF(GatedModel, SharedPrefixHF):
                 bar.update(len(indices))
         return [answers[i] for i in range(len(requests))]
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Let lm-eval's answer cache (`--use_cache`), which keys on the request alone, see model and gate.
+    def model_key(self) -> str:
+        """See `GatedLM.model_key`; the fingerprint of the model as it is now."""
+        self.check_strength_is_known("--use_cache needs it before")
+        settings = {"engine": self.engine, "versions": version("lm_eval"), **self._hf_options}
+        return model_fingerprint(self.model, self.tokenizer, settings)
 
-        Its keys get the fingerprint of the model as it is now, and of the gate as it is at each request.
-        See lm-eval's issue #4063 and `docs/harnesses.md#caches`.
-
-        Raises:
-            ModelError: The model has no fingerprint, or lm-eval's cache takes no other keys.
-            GateError: The strength of the gate is not known yet.
-        """
-        answers = getattr(cache_hook, "dbdict", None)
-        if answers is not None:
-            self.check_strength_is_known("--use_cache needs it before")
-            if not callable(getattr(answers, "encode_key", None)):
-                raise ModelError(
-                    "--use_cache of this version of lm-eval cannot tell gates apart: leave --use_cache out"
-                )
-            settings = {"engine": self.engine, "versions": version("lm_eval"), **self._hf_options}
-            fingerprint = model_fingerprint(self.model, self.tokenizer, settings)
-            answers.encode_key = lambda key: digest([fingerprint, self._gate_state(), key])
-        super().set_cache_hook(cache_hook)
-
-    def _gate_state(self) -> dict[str, Any]:
+    def gate_key(self) -> dict[str, Any]:
+        """See `GatedLM.gate_key`."""
         contrast = None if self.contrast is None else self.contrast.key()
         return gate_state(self.gate_settings, self.gate_handle, contrast)
+
+    def template_key(self) -> list[Any]:
+        """See `GatedLM.template_key`."""
+        return [self.tokenizer.chat_template, self.chat_template_args]
 
     def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
         """See `HFLM.gather_object`; what several processes have is in the order of one process's run."""
         gathered = super().gather_object(obj, dst)
         return gathered if gathered is None or self.world_size == 1 else merge_in_order(gathered)
-
-    @property
-    def tokenizer_name(self) -> str:
-        """The name of the chat template in lm-eval's cache of prompts (`--cache_requests`), with its hash."""
-        template = [self.tokenizer.chat_template, self.chat_template_args]
-        return f"{super().tokenizer_name}-{digest(template)[:16]}"
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into `config` of the results file, with the gate added."""

@@ -16,18 +16,23 @@ from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS
 from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.lm_eval import patches
-from truthgate_eval.harness.lm_eval.model import SMOLLM2_SCORES
-from truthgate_eval.harness.model_args import explain_load_errors, parse_model_args
+from truthgate_eval.harness.lm_eval.gated_lm import GatedLM
+from truthgate_eval.harness.model_args import explain_load_errors
 from truthgate_eval.harness.quiet import quiet_harness_run
-from truthgate_eval.harness.vllm import check_vllm_is_installed, engine_options, make_engine_gate
-from truthgate_eval.packaged.smollm2 import SMOLLM2
+from truthgate_eval.harness.vllm import (
+    ENGINE_ERRORS,
+    check_vllm_is_installed,
+    engine_options,
+    make_engine_gate,
+)
+from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores
 
 check_vllm_is_installed("lm_eval")  # lm-eval's module below imports it, and asks for its version
 
 from lm_eval.models.vllm_causallms import VLLM  # noqa: E402
 
 
-class GatedVLLM(VLLM):
+class GatedVLLM(GatedLM, VLLM):
     """lm-eval's `vllm`, with a gate folded into the weights of every worker after loading.
 
     Takes every argument of `vllm` (tensor_parallel_size, dtype, max_model_len, ...) and the gate's. Without
@@ -57,8 +62,7 @@ class GatedVLLM(VLLM):
         own = {
             name: arguments.pop(name) for name in (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS) if name in arguments
         }
-        if pretrained == SMOLLM2 and own.get("scores") is None:
-            own["scores"] = SMOLLM2_SCORES
+        own["scores"] = default_scores(pretrained, own.get("scores"))
         self._gate = make_engine_gate(
             pretrained,
             own,
@@ -72,65 +76,48 @@ class GatedVLLM(VLLM):
         # What may decide an answer besides the weights, for the keys of lm-eval's answer cache.
         self._vllm_options = {k: v for k, v in options.items() if k not in ("batch_size", "max_batch_size")}
         self._load(options)
-        self._gate.fold(self.model)
+        if self._gate.gate is not None:  # several engines (data_parallel_size) are none of lm-eval's `model`
+            self._gate.fold(self.model)
 
     def _load(self, options: dict[str, Any]) -> None:
         """Run `vllm`'s constructor, with users' mistakes as our own errors."""
         known = f"{', '.join(GATE_ARGUMENTS)} and every option of lm-eval's vllm"
-        with explain_load_errors("gated_vllm", known, f"model {self.model_name!r}"):
+        with explain_load_errors("gated_vllm", known, f"model {self.model_name!r}", ENGINE_ERRORS):
             super().__init__(pretrained=self._gate.source.location, **options)
-
-    @classmethod
-    def create_from_arg_string(
-        cls, arg_string: str, additional_config: dict[str, Any] | None = None
-    ) -> GatedVLLM:
-        """Make the model of `simple_evaluate(model_args=TEXT)`, in which `none` is a word.
-
-        Args:
-            arg_string: `name=value,name=value`.
-            additional_config: lm-eval's batch size and device.
-        """
-        return cls.create_from_arg_obj(parse_model_args(arg_string), additional_config)
 
     def start_run(self) -> None:
         """A run begins, as `patches` says; there is no strength to be found."""
 
-    def set_cache_hook(self, cache_hook: Any) -> None:
-        """Let lm-eval's answer cache (`--use_cache`), which keys on the request alone, see model and gate.
+    def model_key(self) -> str:
+        """See `GatedLM.model_key`; the model is the SHA-256 of its checkpoint's files."""
+        return digest([self._checkpoint(), self._vllm_options, _versions()])
 
-        The model is the SHA-256 of its checkpoint's files; see `docs/harnesses.md#caches`.
+    def gate_key(self) -> dict[str, Any]:
+        """See `GatedLM.gate_key`."""
+        return self._gate.describe()
 
-        Raises:
-            ModelError: lm-eval's cache takes no other keys.
-        """
-        answers = getattr(cache_hook, "dbdict", None)
-        if answers is not None:
-            if not callable(getattr(answers, "encode_key", None)):
-                raise ModelError(
-                    "--use_cache of this version of lm-eval cannot tell gates apart: leave --use_cache out"
-                )
-            fingerprint = digest([self._checkpoint(), self._vllm_options, self._gate.describe(), _versions()])
-            answers.encode_key = lambda key: digest([fingerprint, key])
-        super().set_cache_hook(cache_hook)
+    def template_key(self) -> list[Any]:
+        """See `GatedLM.template_key`."""
+        return [self.hf_chat_template, self.chat_template_args, self.enable_thinking]
 
     def _checkpoint(self) -> dict[str, str]:
-        """SHA-256 of every file of the checkpoint, and of an own tokenizer's, by name."""
-        folders = [self._gate.source.checkpoint()]
-        tokenizer = self._vllm_options.get("tokenizer")
-        if tokenizer and Path(str(tokenizer)).is_dir():
-            folders.append(Path(str(tokenizer)))
+        """SHA-256 of every file of the checkpoint, of an own tokenizer and of a LoRA adapter, by name."""
+        try:
+            folders = [self._gate.source.checkpoint()]
+        except ModelError as error:
+            raise ModelError(
+                f"--use_cache tells models apart by their safetensors files, and {self.model_name!r} has "
+                "none that can be fetched: leave --use_cache out, or give a folder with the model"
+            ) from error
+        named = [self._vllm_options.get(name) for name in ("tokenizer", "lora_local_path")]
+        own = [Path(str(name)).expanduser() for name in named if name]  # vLLM expands an adapter's ~
+        folders += [folder for folder in own if folder.is_dir()]
         return {
             f"{number}/{path.name}": sha256(path)
             for number, folder in enumerate(folders)
             for path in sorted(folder.iterdir())
             if path.is_file()
         }
-
-    @property
-    def tokenizer_name(self) -> str:
-        """The name of the chat template in lm-eval's cache of prompts (`--cache_requests`), with its hash."""
-        template = [self.hf_chat_template, self.chat_template_args, self.enable_thinking]
-        return f"{super().tokenizer_name}-{digest(template)[:16]}"
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into `config` of the results file: the model, and the gate."""

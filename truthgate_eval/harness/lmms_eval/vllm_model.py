@@ -11,19 +11,23 @@ from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
-from accelerate import PartialState
 from lmms_eval.models.chat.vllm import VLLM as ChatVLLM
 from lmms_eval.models.simple.vllm import VLLM as SimpleVLLM
 from lmms_eval.utils import simple_parse_args_string
 
-from truthgate_eval.errors import GateError, ModelError
+from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.gate_arguments import GATE_ARGUMENTS, is_missing
 from truthgate_eval.harness.command_line import exit_on_error
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS
 from truthgate_eval.harness.lmms_eval import patches
 from truthgate_eval.harness.model_args import explain_load_errors
 from truthgate_eval.harness.quiet import quiet_harness_run
-from truthgate_eval.harness.vllm import check_vllm_is_installed, engine_options, make_engine_gate
+from truthgate_eval.harness.vllm import (
+    ENGINE_ERRORS,
+    check_vllm_is_installed,
+    engine_options,
+    make_engine_gate,
+)
 
 
 class _GatedVLLM:
@@ -79,15 +83,10 @@ class _GatedVLLM:
             trust_remote_code=str(arguments.get("trust_remote_code", True)) in ("True", "true", "1"),
         )
         self.gate_settings = self._gate.settings
-        if self._gate.gate is not None and PartialState().num_processes > 1:
-            raise GateError(
-                "under accelerate each process reaches its own worker of vLLM only: start one process, with "
-                "tensor_parallel_size for several devices"
-            )
         options = engine_options(arguments, self._gate)
         load: Any = super().__init__  # of one of lmms-eval's classes
         known = f"{', '.join(GATE_ARGUMENTS)} and every option of lmms-eval's vllm"
-        with explain_load_errors("gated_vllm", known, f"model {name!r}"):
+        with explain_load_errors("gated_vllm", known, f"model {name!r}", ENGINE_ERRORS):
             load(model=self._gate.source.location, **options)
         self._gate.fold(self.client)
 
