@@ -24,9 +24,10 @@ _PAIR = re.compile(
     r"(?P<value>\"[^\"]*\"|'[^']*'|[\"']?[^\s,;&\"'<>|}\]]+)"
 )
 _PLAIN = ("none", "true", "false", MASK)
-# Credentials by their form, and the user and password of an address.
+# Credentials by their form, and the user and password of an address. Folders have names such as hf_llama3chat
+# and sk-vicuna-7b: a token is longer.
 _FORMS = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{8,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-[\w-]{32,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{8,}|AKIA[0-9A-Z]{16}|eyJ[\w-]{8,400}\.[\w-]{8,400}\.[\w-]*)"
     r"|(?<=://)[^/\s@:]*:[^/\s@]*(?=@)|(?<=[Bb]earer )[\w.~+/=-]{8,}"
 )
@@ -51,6 +52,18 @@ def mask_credentials(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     return _PAIR.sub(_mask_pair, _FORMS.sub(MASK, value))
+
+
+def drop_credentials(value: Any) -> Any:
+    """A value of JSON without the entries that have the name of a credential: what no credential changes.
+
+    Example:
+        >>> drop_credentials({"pretrained": "owner/model", "token": "abc123"})
+        {'pretrained': 'owner/model'}
+    """
+    if isinstance(value, dict):
+        return {n: drop_credentials(item) for n, item in value.items() if not _is_secret(n, item)}
+    return [drop_credentials(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _is_secret(name: object, value: object) -> bool:

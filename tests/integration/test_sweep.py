@@ -78,9 +78,13 @@ def test_only_the_choice_is_evaluated_on_the_test_split(
     harness: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = request.getfixturevalue(harness)
+    if harness == "text":  # gated_vlm takes no token
+        arguments[arguments.index("--model_args") + 1] += ",token=opensesame"
     evaluated = record_evaluations(monkeypatch)
     done = truthgate(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    files = [file for file in (tmp_path / "a.sweep").rglob("*") if file.is_file()]
+    assert not any(b"opensesame" in file.read_bytes() for file in files)
     assert evaluated == [
         (0, "selection"), (1, "selection"), (-1, "selection"),
         (0, "evaluation"), (1, "evaluation"), (1, "evaluation"),

@@ -39,9 +39,15 @@ def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     assert list(read_json_lines(file, ["a"])) == [(1, {"a": 1}), (2, {"a": 2})]
 
 
-def test_empty_lines_are_skipped_but_counted(tmp_path: Path) -> None:
-    file = lines(tmp_path / "a.jsonl", '\n{"a": 1}\n\n  \n{"a": 2}\n\n')
-    assert list(read_json_lines(file)) == [(2, {"a": 1}), (5, {"a": 2})]
+@pytest.mark.parametrize(
+    ("content", "numbers"),
+    [(b"\n{}\n\n  \n{}\n\n", [2, 5]), (b"{}\r\r\n{}\n", [1, 3]), (b"\r{}\r{}\r\r\r\n\r\n{}\r\r", [2, 3, 7])],
+)
+def test_empty_lines_are_skipped_but_counted(tmp_path: Path, content: bytes, numbers: list[int]) -> None:
+    file = lines(tmp_path / "a.jsonl", content)
+    assert [number for number, _ in read_json_lines(file)] == numbers
+    text = file.open(encoding="utf-8").readlines()  # as Python ends lines
+    assert [number for number, line in enumerate(text, start=1) if line.strip()] == numbers
 
 
 @pytest.mark.parametrize(

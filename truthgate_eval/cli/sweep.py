@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from truthgate_eval.cli.console import console, print_line
-from truthgate_eval.credentials import mask_credentials
+from truthgate_eval.credentials import drop_credentials, mask_credentials
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.escaping import terminal_text
 from truthgate_eval.harness.lmms_eval.registry import MODELS
@@ -74,6 +74,7 @@ def sweep(
     from truthgate_eval.gating.scores import TruthScores
     from truthgate_eval.gating.sweep import candidate_gate, make_grid
     from truthgate_eval.gating.sweep_store import SweepStore
+    from truthgate_eval.harness.cache_keys import digest
     from truthgate_eval.harness.evaluator import EvaluatorConfig
     from truthgate_eval.harness.model_args import parse_model_args
     from truthgate_eval.limits import check_limit
@@ -106,6 +107,8 @@ def sweep(
         "tasks": config.tasks, "metric": metric, "limit": limit, "rest_limit": rest_limit,
         "batch_size": batch_size, "layers": layers,
     }  # fmt: skip
+    if identity["model_args"] != config.model_args:  # those of another model may be masked alike
+        identity["model_args_sha256"] = digest(drop_credentials(config.model_args))
     store = SweepStore(output or scores.with_suffix(".sweep"), identity)
     evaluator = _load_evaluator(artifact, scores, model, config)
     gates = [candidate_gate(artifact, str(scores), candidate, layers=layers) for candidate in grid]

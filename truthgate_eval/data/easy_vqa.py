@@ -8,14 +8,13 @@ or a colour, and its words alone give the answer away more often than not. Image
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from truthgate_eval.data.store import PROVENANCE_FILE, Row, write_dataset
+from truthgate_eval.data.store import Row, read_source, write_dataset
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import build_once
+from truthgate_eval.files import build_once, read_json
 from truthgate_eval.paths import data_dir, packaged_file
 
 FOLDER = "easy_vqa"
@@ -36,7 +35,7 @@ def easy_vqa_file(name: str) -> Path:
     file = folder / f"{name}.parquet"
     build_once(
         folder,
-        is_built=lambda: file.is_file() and _source(folder) == str(package),
+        is_built=lambda: file.is_file() and read_source(folder).get("package") == str(package),
         build=lambda: write_dataset(
             folder, {"test": questions("test"), "probe": questions("probe")}, source={"package": str(package)}
         ),
@@ -61,13 +60,13 @@ def questions(part: str, *, yes_no: bool = True) -> list[Row]:
     split = "test" if part == "test" else "train"
     folder = _package() / "data" / split
     try:
-        released = json.loads((folder / "questions.json").read_bytes())
+        released = read_json(folder / "questions.json")
         rows = [
             _row(split, number, question, answer, image, folder)
             for number, (question, answer, image) in enumerate(released)
             if (answer in _ANSWERS or not yes_no) and _part(split, image) == part
         ]
-    except (OSError, ValueError, TypeError) as error:
+    except (DataError, ValueError, TypeError) as error:
         raise DataError(f"{folder} is not easy-VQA's: {error}; reinstall easy-vqa 1.0") from error
     return [{"row": number, **row} for number, row in enumerate(rows)]
 
@@ -114,9 +113,3 @@ def _package() -> Path:
             "the package easy-vqa is not installed: `pip install easy-vqa` (3 MB, no further packages)"
         )
     return package.absolute()
-
-
-def _source(folder: Path) -> str | None:
-    """The folder of the package that a data set points to; None where there is no data set."""
-    file = folder / PROVENANCE_FILE
-    return json.loads(file.read_bytes())["source"].get("package") if file.is_file() else None

@@ -214,16 +214,26 @@ def open_image(path: str | Path, *, min_side: int | None = None) -> Image.Image:
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise DataError(f"cannot read the image {path}: it is no regular file")
-        with raise_on_unsound_files(), Image.open(path) as image:
+        with raise_on_unsound_files(), Image.open(path, formats=image_formats()) as image:
             if min_side is not None:
                 image.draft("RGB", (min_side, min_side))
-            return ImageOps.exif_transpose(image).convert("RGB")
+            ImageOps.exif_transpose(image, in_place=True)
+            return image.convert("RGB")
     except FileNotFoundError as error:
         raise DataError(f"no image at {path}: prepare the data set again where the images are") from error
     except DataError:
         raise
     except Exception as error:  # of many classes: each of Pillow's formats has its own
         raise DataError(f"cannot read the image {path}: {first_line(error)}") from error
+
+
+def image_formats() -> tuple[str, ...]:
+    """All of Pillow's formats but EPS, for which it starts Ghostscript, and IPTC, which may hold EPS."""
+    from PIL import Image
+
+    Image.preinit()  # the most frequent formats come first
+    Image.init()
+    return tuple(name for name in Image.OPEN if name not in ("EPS", "IPTC"))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from truthgate_eval import __version__
 from truthgate_eval.data.images import describe_missing
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import update_folder
+from truthgate_eval.files import read_json, update_folder
 from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.paths import data_dir
 
@@ -32,6 +32,8 @@ MISSING_FILE, PROVENANCE_FILE = "missing_pictures.txt", "prepared.json"
 PREPARE_COMMANDS = {
     "pope": "truthgate data pope --questions DIR --images DIR",
     "poll": "truthgate data poll --images DIR --annotations FILE",
+    "chair": "truthgate data chair --images DIR --annotations FILE --synonyms FILE",
+    "chair_poll": "truthgate data chair-poll --images DIR --annotations FILE",
     "phd": "truthgate data phd --json data.json --images DIR",
     "rlhf_v": "truthgate data rlhf-v",
     "minimal_pairs": "truthgate data minimal-pairs",
@@ -79,6 +81,16 @@ def prepared_file(name: str, *, data: Path | None = None) -> Path:
 def read_rows(path: Path) -> list[Row]:
     """The rows of a Parquet file, see `truthgate_eval.files.parquet.iterate_rows`."""
     return list(iterate_rows(path))
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """What a data set was made from; empty where its provenance is missing or damaged."""
+    try:
+        found = read_json(folder / PROVENANCE_FILE)
+    except DataError:
+        return {}
+    source = found.get("source") if isinstance(found, dict) else None
+    return source if isinstance(source, dict) else {}
 
 
 def write_dataset(

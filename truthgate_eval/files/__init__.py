@@ -14,14 +14,16 @@ from truthgate_eval.files.json_text import (
     read_json_lines,
 )
 from truthgate_eval.files.regular import open_regular, read_bounded, sha256, unreadable
-from truthgate_eval.files.writing import check_file, write_atomic
+from truthgate_eval.files.writing import atomic_file, check_file, check_writable, write_atomic
 
 __all__ = [
     "MAX_DATASET_BYTES",
     "MAX_JSON_DEPTH",
+    "atomic_file",
     "build_once",
     "check_file",
     "check_json_depth",
+    "check_writable",
     "folder_lock",
     "open_regular",
     "parse_json",

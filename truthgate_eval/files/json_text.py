@@ -6,6 +6,7 @@ import codecs
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ _MAX_MEMORY = 160 << 20
 _SMALL = 1 << 20  # no text of so many bytes needs that much memory
 # Bytes in memory that each of these signs may stand for at most, in CPython.
 _MEMORY_OF_SIGN = {b"{": 232, b"[": 64, b",": 64, b":": 64}
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # two of them are a character beyond U+FFFF
 
 
 def parse_json(content: bytes, where: str, *, most: int = MAX_JSON_BYTES, unique_names: bool = False) -> Any:
@@ -58,7 +60,10 @@ def parse_json(content: bytes, where: str, *, most: int = MAX_JSON_BYTES, unique
 def _memory(content: bytes) -> int:
     """More bytes than a JSON text takes in memory, with its decoded text and its value."""
     # Python holds a text in 1, 2 or 4 bytes a character: as many as its widest character needs.
-    width = 1 if content.isascii() else 4
+    if not content.isascii() or _ESCAPED_SURROGATE.search(content):
+        width = 4
+    else:
+        width = 2 if b"\\u" in content else 1
     signs = sum(size * content.count(sign) for sign, size in _MEMORY_OF_SIGN.items())
     return (1 + 2 * width) * len(content) + signs
 
@@ -66,8 +71,8 @@ def _memory(content: bytes) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        times = Counter(name for name, _ in pairs)
+        twice = next(name for name in times if times[name] > 1)
         raise ValueError(f"the name {twice[:50]!r} is there twice")
     return value
 
@@ -146,7 +151,9 @@ def _lines(file: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
                 f"{path}, line {number + 1} is too large: expected {MAX_JSON_BYTES:,} bytes at most"
             )
         number += 1
-        block, end = block.rstrip(b"\r\n"), 0
+        if block in (b"\n", b"\r\n"):  # quickly: a file may be nothing else
+            continue
+        block, end = block.removesuffix(b"\n").removesuffix(b"\r"), 0
         if b"\r" not in block:
             yield number, block
             continue
@@ -154,3 +161,4 @@ def _lines(file: io.BufferedReader, path: Path) -> Iterator[tuple[int, bytes]]:
             number += block.count(b"\r", end, match.start())
             end = match.start()
             yield number, match[0]
+        number += block.count(b"\r", end)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import DataError, first_line, shorten
-from truthgate_eval.files.regular import open_regular
+from truthgate_eval.files.regular import open_regular, unreadable
 
 # Bytes of all arrays that are read out of one file, as they are and as float32. The largest models have 126
 # layers of 128 heads of 128 features: a probe's weights for all of them are 8 million bytes.
@@ -35,7 +35,7 @@ _ENTRY = re.compile(
     r"""\s*(["'])(?P<name>descr|fortran_order|shape)\1\s*:\s*"""
     r"""(?P<value>'[^'"\\]*'|"[^'"\\]*"|True|False|\([0-9,\s]*\))\s*(?:,|$)"""
 )
-_DTYPE = re.compile(r"[<>=|]?(?:[fiu][248]|[iu]1|b1|U[0-9]{1,9})")
+_DTYPE = re.compile(r"[<>=|]?(?:[fiu][248]|[iu]1|b1|U[1-9][0-9]{0,7})")
 _END_OF_ARCHIVE, _LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x07"
 # What zipfile and its decompressors raise for archives that are damaged.
 _BROKEN_ARCHIVE = (
@@ -52,7 +52,10 @@ def read_npy(path: Path) -> NDArray[np.generic]:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        return _read_array(file, size, str(path), MAX_ARRAY_BYTES)
+        try:
+            return _read_array(file, size, str(path), MAX_ARRAY_BYTES)
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def read_npz(
@@ -71,15 +74,15 @@ def read_npz(
     arrays: dict[str, NDArray[np.generic]] = {}
     left = MAX_ARRAY_BYTES
     with open_regular(path) as file:
-        _check_end(file, path)
         try:
+            _check_end(file, path)
             with zipfile.ZipFile(file) as archive:
                 members = _members(archive, path)
                 for name, member in members.items():
                     if not is_wanted(name):
                         continue
                     with archive.open(member) as content:
-                        array = _read_array(content, member.file_size, f"{name}.npy in {path}", left)
+                        array = _read_array(content, member.file_size, f"{name[:200]}.npy in {path}", left)
                         content.read(1)  # at its end, zipfile compares the checksum
                     arrays[name] = array
                     left -= max(array.nbytes, 4 * array.size)
@@ -96,15 +99,21 @@ def _check_end(file: io.BufferedIOBase, path: Path) -> None:
     if end[20:24] != _END_OF_ARCHIVE or end[:4] == _LOCATOR_64:
         raise DataError(f"{path} is cut off or no .npz file")
     count, directory = struct.unpack("<HI", end[30:36])
-    if count > _MAX_MEMBERS or directory > _MAX_DIRECTORY:
-        raise DataError(f"{path} lists {count} arrays: no score artifact has more than {_MAX_MEMBERS}")
+    if count > _MAX_MEMBERS:
+        raise _too_many(path, count)
+    if directory > _MAX_DIRECTORY:
+        raise DataError(f"{path} has a directory of {directory:,} bytes, expected {_MAX_DIRECTORY:,} at most")
+
+
+def _too_many(path: Path, count: int) -> DataError:
+    return DataError(f"{path} lists {count} arrays: no score artifact has more than {_MAX_MEMBERS}")
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> dict[str, zipfile.ZipInfo]:
     """The archive's members by the names of their arrays."""
     members = archive.infolist()
     if len(members) > _MAX_MEMBERS:
-        raise DataError(f"{path} lists {len(members)} arrays: no score artifact has more than {_MAX_MEMBERS}")
+        raise _too_many(path, len(members))
     for member in members:
         name = member.filename
         if not name.endswith(".npy") or "/" in name or "\\" in name or ".." in name or not name.isprintable():
@@ -139,7 +148,8 @@ def _read_array(file: IO[bytes], size: int, where: str, most: int) -> NDArray[np
         raise DataError(f"{where} is cut off, or has a header of more than {_MAX_HEADER:,} bytes")
     dtype, shape, is_fortran = _parse_header(file.read(length), where)
     count = math.prod(shape)
-    if max(count * dtype.itemsize, 4 * count) > most:
+    # numpy multiplies the other numbers of a shape that has a 0.
+    if math.prod(max(1, number) for number in shape) * max(dtype.itemsize, 4) > most:
         raise DataError(
             f"{where} has shape {shorten(shape)}, which is too large: all arrays of a file may have "
             f"{MAX_ARRAY_BYTES:,} bytes"

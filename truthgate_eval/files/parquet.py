@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truthgate_eval.errors import DataError, first_line
+from truthgate_eval.errors import DataError, reason_of
 from truthgate_eval.files.regular import open_regular
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     if not path.exists():
         raise DataError(f"no file {path}")
-    size = _check_end(path)
     rows = content = 0
     try:
+        size = _check_end(path)
         with pyarrow.parquet.ParquetFile(
             path,
             buffer_size=1 << 20,
@@ -53,9 +53,9 @@ def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
                 if rows > max(_FEW_ROWS, size) or content > max(_BATCH_BYTES, _MOST_TIMES * size):
                     raise _unfolds(path, size)
                 yield from batch.to_pylist()
-    # Damaged files end in OSError, and texts and dates in them that Python cannot hold in the others.
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = first_line(error)
+    # Damaged files end in OSError; texts, dates and zones that Python does not have in those after it.
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError) as error:
+        reason = reason_of(error)  # of a zone, the message is its name alone
         raise DataError(f"{path} is not a Parquet file that can be read: {reason}") from error
 
 

@@ -6,12 +6,14 @@ import hashlib
 import io
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from truthgate_eval.errors import DataError, first_line
 
 # Without O_NONBLOCK, opening a FIFO waits until somebody writes to it.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_BLOCK = 1 << 20
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
@@ -66,14 +68,29 @@ def read_bounded(path: Path, most: int) -> bytes:
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise DataError(f"{path} is too large: it has {size:,} bytes, expected at most {most:,}")
         try:
-            content = b"" if size > most else file.read(most + 1)
+            if size:  # `read` allocates what it is asked for
+                content = file.read(size + 1)
+            else:  # also that of files in /proc
+                content = b"".join(_blocks(file, most))
         except OSError as error:
             raise unreadable(path, error) from error
-    size = max(size, len(content))  # a file of /proc has size 0
-    if size > most:
-        raise DataError(f"{path} is too large: it has {size:,} bytes, expected at most {most:,}")
+    if len(content) > (size or most):
+        raise DataError(
+            f"{path} is too large, or was written to while it was read: it has more than "
+            f"{size or most:,} bytes"
+        )
     return content
+
+
+def _blocks(file: io.BufferedReader, most: int) -> Iterator[bytes]:
+    """A file's content in blocks, to the first that ends beyond so many bytes."""
+    found = 0
+    while found <= most and (block := file.read(min(_BLOCK, most + 1 - found))):
+        found += len(block)
+        yield block
 
 
 def sha256(path: Path) -> str:
@@ -84,6 +101,9 @@ def sha256(path: Path) -> str:
     """
     digest = hashlib.sha256()
     with open_regular(path) as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
+        try:
+            for block in iter(lambda: file.read(_BLOCK), b""):
+                digest.update(block)
+        except OSError as error:
+            raise unreadable(path, error) from error
     return digest.hexdigest()

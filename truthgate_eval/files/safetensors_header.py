@@ -19,6 +19,7 @@ from truthgate_eval.files.regular import open_regular, unreadable
 # Bytes of a number, for the dtypes whose tensors are read.
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _METADATA = "__metadata__"
+_MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def _entry(path: Path, name: str, value: Any, start: int, size: int) -> TensorEn
     try:
         dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
         numbers = [*shape, begin, end]
-        good = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in numbers)
+        good = isinstance(dtype, str) and len(shape) <= _MAX_DIMENSIONS
+        good = good and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
         good = good and begin <= end <= size - start
         if good and dtype in FLOAT_BYTES:
             good = end - begin == math.prod(shape) * FLOAT_BYTES[dtype]

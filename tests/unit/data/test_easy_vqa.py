@@ -56,12 +56,13 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.M
         easy_vqa.easy_vqa_file("test")
 
 
+@pytest.mark.parametrize("content", ["[[1, 2]]", "[" * 2000, "5"])
 def test_another_package_of_that_name_is_an_error_of_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(easy_vqa, "packaged_file", lambda *_: tmp_path)
     (tmp_path / "data" / "test").mkdir(parents=True)
-    (tmp_path / "data" / "test" / "questions.json").write_text("[[1, 2]]")
+    (tmp_path / "data" / "test" / "questions.json").write_text(content)
     with pytest.raises(DataError, match="is not easy-VQA's"):
         easy_vqa.questions("test")
 

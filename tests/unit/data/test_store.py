@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from truthgate_eval.data.store import PROVENANCE_FILE, prepared_file, read_rows, write_dataset
+from truthgate_eval.data.store import PROVENANCE_FILE, prepared_file, read_rows, read_source, write_dataset
 from truthgate_eval.errors import DataError
 
 
@@ -55,3 +55,12 @@ def test_a_file_with_one_damaged_byte_ends_in_rows_or_in_an_error_of_one_line(tm
                 assert "\n" not in str(error)
                 causes.add(type(error.__cause__))
     assert {OSError, UnicodeDecodeError, pyarrow.ArrowInvalid} <= causes
+
+
+def test_a_data_sets_source_is_empty_where_its_provenance_is_damaged(tmp_path: Path) -> None:
+    assert read_source(tmp_path) == {}
+    for content in (b'{"source": {"drawn": 2', b"[]", b'{"source": 5}', b"{}", b"\xff", b"[" * 2000):
+        (tmp_path / PROVENANCE_FILE).write_bytes(content)
+        assert read_source(tmp_path) == {}
+    write_dataset(tmp_path, {"a": [{"x": 1}]}, source={"drawn": 2})
+    assert read_source(tmp_path) == {"drawn": 2}

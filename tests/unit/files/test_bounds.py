@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
+import stat
 import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow
@@ -24,7 +28,18 @@ from truthgate_eval.data.images import open_image
 from truthgate_eval.data.records import read_records
 from truthgate_eval.errors import DataError, GateError, TruthGateError
 from truthgate_eval.export.safetensors_file import read_header
-from truthgate_eval.files import open_regular, parse_json, read_bounded, read_json, read_json_lines, sha256
+from truthgate_eval.files import (
+    json_text,
+    numpy_files,
+    open_regular,
+    parquet,
+    parse_json,
+    read_bounded,
+    read_json,
+    read_json_lines,
+    regular,
+    sha256,
+)
 from truthgate_eval.files.numpy_files import read_npy, read_npz
 from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.gating.gate_arguments import parse_layers
@@ -76,6 +91,10 @@ def test_many_arrays_that_are_small_each_are_refused_together(tmp_path: Path) ->
     check_refused(lambda: TruthScores.load(archive(tmp_path / "a.npz", members)), "which is too large")
     more = archive(tmp_path / "b.npz", [(f"a{n}.npy", b"") for n in range(300)])
     check_refused(lambda: read_npz(more, lambda _: True), "lists 300 arrays")
+    long_names = archive(tmp_path / "c.npz", [(f"{n}{'a' * 60_000}.npy", b"") for n in range(20)])
+    check_refused(lambda: read_npz(long_names, lambda _: True), "has a directory of 1,2.* bytes")
+    long_name = archive(tmp_path / "d.npz", [(f"{'a' * 60_000}.npy", b"")])
+    check_refused(lambda: read_npz(long_name, lambda _: True), "a.npy in .* is not an array")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +121,9 @@ def test_a_header_of_a_huge_shape_allocates_nothing(shape: str, suffix: str, tmp
         (header("(1,)") + bytes(16), "do not fit its shape"),
         (b"\x93NUMPY\x02\x00" + (1 << 31).to_bytes(4, "little"), "header of more than 10,000 bytes"),
         (b"\x93NUMPY\x09\x00", "not an array in numpy's format"),
+        (header("(0, 999999999999999999, 999999999999999999)"), "which is too large"),
+        (header("(3,)", "'<U0'"), "expected that of an array of numbers"),
+        (header("(0,)", "'<U999999999'"), "expected that of an array of numbers"),
         (b"", "not an array in numpy's format"),
     ],
 )  # fmt: skip
@@ -148,6 +170,17 @@ def test_names_that_are_there_twice_are_refused_in_headers_and_metadata(tmp_path
     content = b'{"a": {}, "a": {}}'
     (tmp_path / "a.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
     check_refused(lambda: read_header(tmp_path / "a.safetensors"), "the name 'a' is there twice")
+    many = ",".join(f'"{n}":0' for n in range(50_000)).encode()
+    check_refused(
+        lambda: parse_json(b'{%s,"49999":0}' % many, "a", unique_names=True), "'49999' is there twice"
+    )
+
+
+@pytest.mark.parametrize("shape", [[9] * 300_000, [1 << 63, 0], [1] * 9])
+def test_a_tensor_has_few_dimensions_of_few_digits(shape: list[int], tmp_path: Path) -> None:
+    content = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(content).to_bytes(8, "little") + content)
+    check_refused(lambda: read_header(tmp_path / "a.safetensors"), "tensor a does not fit the file")
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -169,13 +202,17 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_pipes_devices_and_folders_hang_no_reader(name: str, tmp_path: Path) -> None:
-    pipe, link = tmp_path / "pipe.npz", tmp_path / "link.npz"
-    os.mkfifo(pipe)
-    link.symlink_to("/dev/zero")
-    (tmp_path / "folder.npz").mkdir()
-    for path in (pipe, link, tmp_path / "folder.npz"):
-        check_refused(lambda path=path: READERS[name](path), None)  # type: ignore[misc]
+def test_pipes_devices_sockets_and_folders_hang_no_reader(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path is short
+    os.mkfifo("pipe.npz")
+    os.symlink("/dev/zero", "link.npz")
+    os.mkdir("folder.npz")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.npz")
+        for path in map(Path, ("pipe.npz", "link.npz", "folder.npz", "socket.npz")):
+            check_refused(lambda path=path: READERS[name](path), None)  # type: ignore[misc]
 
 
 def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
@@ -193,32 +230,39 @@ def test_json_of_many_levels_is_refused(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", [b"[],", b"{},", b'{"a":{}},', b'"ab",', b"0.5,", b'"\xf0\x9f\x98\x80aaaaaaaaaaaaaa",']
-)
+    "unit",
+    [
+        b"[],", b"{},", b'{"a":{}},', b'"ab",', b"0.5,", b'"\xf0\x9f\x98\x80aaaaaaaaaaaaaa",',
+        b'"\\ud83d\\ude00' + b"a" * 3000 + b'",',
+    ],
+)  # fmt: skip
 def test_json_that_would_fill_the_memory_is_refused(unit: bytes) -> None:
     content = b"[" + unit * ((31 << 20) // len(unit)) + b"0]"
     check_refused(lambda: parse_json(content, "a"), "would take more than 160 MiB of memory")
 
 
 @pytest.mark.parametrize(
-    "unit", [b"[],", b"{},", b'{"a":{}},', b'"ab",', b"0.5,", b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa",']
-)
+    "unit",
+    [
+        b"[],", b"{},", b'{"a":{}},', b'"ab",', b"0.5,", b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa",',
+        b'"\\u4e00' + b"a" * 60_000 + b'",', b'"\\uD83D\\uDE00' + b"a" * 60_000 + b'",',
+    ],
+)  # fmt: skip
 def test_json_that_is_read_takes_no_more_than_was_reckoned(unit: bytes) -> None:
-    count = (2 << 20) // len(unit)
+    count = (32 << 20) // len(unit)
     while True:  # as much as is let through
+        count //= 2
+        content = b"[" + unit * count + b"0]"
+        tracemalloc.start()
         try:
-            content = b"[" + unit * count + b"0]"
-            tracemalloc.start()
             parse_json(content, "a")
             peak = tracemalloc.get_traced_memory()[1]
-        except DataError:
             break
+        except DataError as error:
+            assert "160 MiB" in str(error)
         finally:
             tracemalloc.stop()
-        assert peak < BYTES
-        count *= 2
-        if count * len(unit) > 32 << 20:
-            break
+    assert peak + len(content) < json_text._memory(content) and peak < BYTES
 
 
 def test_files_and_lines_that_are_too_long_are_refused(tmp_path: Path) -> None:
@@ -232,6 +276,58 @@ def test_files_and_lines_that_are_too_long_are_refused(tmp_path: Path) -> None:
         file.write(content)
         file.truncate(11 << 30)
     check_refused(lambda: read_header(tmp_path / "a.safetensors"), "cut off or no safetensors file")
+
+
+def test_reading_allocates_what_a_file_has_and_not_what_it_may_have(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[]")
+    tracemalloc.start()
+    try:
+        assert read_json(tmp_path / "a.json", most=1 << 30) == []
+        assert b"Name:" in read_bounded(Path("/proc/self/status"), 1 << 30)  # its size is 0
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6
+    check_refused(lambda: read_bounded(Path("/proc/self/status"), 100), "has more than 100 bytes")
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    before = os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, 2, 0, 0, 0))
+    monkeypatch.setattr(regular.os, "fstat", lambda _: before)
+    check_refused(lambda: read_bounded(tmp_path / "a", 100), "written to while it was read: .* 2 bytes")
+
+
+def test_a_file_of_line_breaks_takes_no_time(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\n" * (4 << 20))
+    before = time.process_time()
+    assert list(read_json_lines(tmp_path / "a.jsonl")) == []
+    assert time.process_time() - before < SECONDS
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("bounded", regular),
+        ("sha256", regular),
+        ("npy", numpy_files),
+        ("npz", numpy_files),
+        ("parquet", parquet),
+    ],
+)
+def test_a_disk_that_fails_is_our_error(name: str, module: ModuleType, tmp_path: Path) -> None:
+    class Broken(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        def fileno(self) -> int:
+            return 0
+
+    (tmp_path / "a").touch()
+    with mock.patch.object(module, "open_regular", lambda _: Broken()):
+        check_refused(lambda: READERS[name](tmp_path / "a"), "Input/output error")
 
 
 def test_a_parquet_file_that_unfolds_is_refused(tmp_path: Path) -> None:
@@ -268,6 +364,18 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path: Path) -> None:
     Image.new("1", (13_000, 13_000)).save(content, "PNG")
     (tmp_path / "a.png").write_bytes(content.getvalue())
     check_refused(lambda: open_image(tmp_path / "a.png"), r"Image size \(169000000 pixels\) exceeds")
+
+
+def test_an_image_that_is_a_program_is_refused(tmp_path: Path) -> None:
+    """Pillow starts Ghostscript for EPS, whatever the file's name, and for EPS inside of IPTC."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png", "EPS")
+    fields = {(3, 20): b"\4", (3, 30): b"\4", (3, 60): b"\1\0", (3, 120): b"\5"}  # 4 by 4, gray, JPEG
+    fields[8, 10] = (tmp_path / "a.png").read_bytes()
+    iptc = b"".join(bytes([28, *tag]) + len(text).to_bytes(2, "big") + text for tag, text in fields.items())
+    (tmp_path / "b.png").write_bytes(iptc)
+    assert Image.open(tmp_path / "b.png").format == "IPTC"
+    for name in ("a.png", "b.png"):
+        check_refused(lambda name=name: open_image(tmp_path / name), "cannot identify image file")  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
