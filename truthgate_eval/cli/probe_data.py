@@ -38,7 +38,8 @@ class DataOptions:
             as they are written, which for those of this package is the authors' format.
 
     Raises:
-        TaskError: The authors' format, which has no chat template, and a chat template.
+        TaskError: The authors' format, which has no chat template, and a chat template; or there is no folder
+            `include_path`, which the harnesses pass over.
     """
 
     tasks: tuple[str, ...]
@@ -55,6 +56,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.format == AUTHORS_FORMAT and self.apply_chat_template:
             raise TaskError("--format authors has no chat template: leave --apply_chat_template out")
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise TaskError(f"--include_path {self.include_path} is no folder")
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,13 @@ def load_text(
         lm: Renders the chat template.
         change: Replaces the documents' knowledge.
         apply_chat_template: In place of the option of that name.
+
+    Raises:
+        TaskError: See `check_text_format`, which is also called before a text model is loaded.
     """
     from truthgate_eval.harness.lm_eval.probing import load_dataset
 
+    check_text_format(options)
     dataset = load_dataset(
         list(options.tasks),
         limit=options.limit,
@@ -139,6 +146,16 @@ def load_text(
         change=change,
     )
     return replace(dataset, settings={**dataset.settings, "format": options.format})
+
+
+def check_text_format(options: DataOptions) -> None:
+    """Refuse the authors' format, which only tasks with images have.
+
+    Raises:
+        TaskError: It is asked for.
+    """
+    if options.format == AUTHORS_FORMAT:
+        raise TaskError("--format authors is for tasks with images: text tasks have one format")
 
 
 def load_text_for_vlm(options: DataOptions, *, change: ContextChange | None = None) -> ProbeDataset:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 import typer
 
 from truthgate_eval.cli.console import console, print_line
-from truthgate_eval.cli.study_arguments import KINDS, parse_kl, parse_own_tasks, parse_scores
+from truthgate_eval.cli.study_arguments import (
+    KINDS,
+    check_base_tasks,
+    parse_kl,
+    parse_own_tasks,
+    parse_scores,
+    supports_images,
+)
 from truthgate_eval.errors import TaskError, check_choice
 from truthgate_eval.limits import check_limit
 from truthgate_eval.probing.config import ProbeFormat
@@ -176,7 +183,7 @@ def study(
     """
     from truthgate_eval.attribution.study_gates import STUDY_ACTIONS, StudyGates
     from truthgate_eval.attribution.study_report import save
-    from truthgate_eval.cli.probe_data import DataOptions
+    from truthgate_eval.cli.probe_data import DataOptions, check_text_format
     from truthgate_eval.harness.model_args import parse_metadata, parse_model_args
 
     if quick:
@@ -186,6 +193,7 @@ def study(
         raise TaskError("--base_args and --base_tasks belong together: which base, scored on which tasks")
     targets = parse_kl(kl)
     own_tasks = parse_own_tasks(tasks, choose_tasks, test_tasks, targets)
+    check_base_tasks(base_tasks or [], tasks, own_tasks, targets)
     kinds, files = parse_scores(score or ["gradient", "accuracy"])
     base_kinds = [check_choice("--base_score", kind, KINDS, TaskError) for kind in base_score.split(",")]
     actions = tuple(check_choice("--action", name, STUDY_ACTIONS, TaskError) for name in action.split(","))
@@ -196,6 +204,8 @@ def study(
         include_path=include_path, surface_matched=False,
         format=check_choice("--format", format, get_args(ProbeFormat), TaskError),
     )  # fmt: skip
+    if not supports_images(model):
+        check_text_format(options)
     from truthgate_eval.cli.study_run import StudySettings, score_base, study_model
 
     gates = StudyGates(actions, select, controls, controls, site)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from truthgate_eval.errors import TaskError, TruthGateError
+from truthgate_eval.harness.lmms_eval.registry import MODELS
 
 if TYPE_CHECKING:
     from truthgate_eval.attribution.study_documents import Role
@@ -14,6 +16,11 @@ if TYPE_CHECKING:
 KINDS = (
     "accuracy", "auroc", "context-gain", "gradient", "learned", "divergence", "direct-effect", "copy",
 )  # fmt: skip
+
+
+def supports_images(model: str) -> bool:
+    """Whether a model of this type is asked lmms-eval's tasks."""
+    return model == "vlm" or model in MODELS
 
 
 def parse_own_tasks(
@@ -51,6 +58,37 @@ def parse_own_tasks(
                 )
         seen |= dict.fromkeys(found[role], options[role])
     return found
+
+
+def check_base_tasks(
+    base_tasks: Sequence[str],
+    tasks: str,
+    own_tasks: Mapping[Role, tuple[str, ...]],
+    targets: tuple[float, ...],
+) -> None:
+    """Refuse scores of a base that are made on the documents on which gates are tested or chosen.
+
+    Args:
+        base_tasks: Each `--base_tasks`, comma-separated.
+        tasks: Of `--tasks`; roles without tasks of their own take a part of them.
+        own_tasks: See `parse_own_tasks`.
+        targets: The divergences of `--kl`; with one, nothing is chosen.
+
+    Raises:
+        TaskError: A task is in both.
+    """
+    options: dict[Role, str] = {"test": "--test_tasks", "choosing": "--choose_tasks"}
+    used: dict[str, str] = {}
+    for role, option in options.items():
+        if role in own_tasks:
+            used |= dict.fromkeys(own_tasks[role], option)
+        elif role == "test" or len(targets) > 1:
+            used |= dict.fromkeys(tasks.split(","), "--tasks")
+    for name in ",".join(base_tasks).split(","):
+        if name in used:
+            raise TaskError(
+                f"--base_tasks {name}: {used[name]} has it, too, and gates are tested or chosen there"
+            )
 
 
 def parse_scores(given: list[str]) -> tuple[list[str], dict[str, TruthScores]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,16 +17,18 @@ from truthgate_eval.cli.probe_data import (
     load_vlm_dataset,
     writes_chat_template,
 )
+from truthgate_eval.cli.study_arguments import supports_images
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.harness.cache_keys import digest, model_fingerprint
-from truthgate_eval.harness.lmms_eval.registry import MODELS
 from truthgate_eval.inference import self_check
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.probing.artifact import describe_model
 from truthgate_eval.probing.config import DOCUMENT, NO_CONTEXT, NONE
 from truthgate_eval.probing.controls import context_change
-from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, next_group
+from truthgate_eval.probing.dataset import ProbeDataset, next_group
+from truthgate_eval.probing.image_capture import load_images
 from truthgate_eval.probing.image_conditions import apply_image_condition
+from truthgate_eval.vision.image_features import image_key
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +75,13 @@ def document_prompts(dataset: ProbeDataset) -> dict[int, Prompt]:
     Args:
         dataset: Its images are decoded, each once.
     """
-    images: dict[Hashable, tuple[str, ...]] = {}
+    images: dict[Hashable, tuple[Hashable, ...]] = {}
     found: dict[int, Prompt] = {}
     for number, example in enumerate(dataset.examples):
         if example.group not in found:
             key = ("example", number) if example.image_key is None else example.image_key
             if key not in images:
-                images[key] = _image_digests(example)
+                images[key] = tuple(map(image_key, load_images(example)))
             found[example.group] = Prompt(example.context, images[key])
     return found
 
@@ -106,7 +107,7 @@ def load_study_model(
         device: As in the harness.
         batch_size: As in the harness.
     """
-    if model == "vlm" or model in MODELS:
+    if supports_images(model):
         return _load_vlm(model, arguments, options, own_tasks, site=site, device=device)
     return _load_lm(model, arguments, options, own_tasks, site=site, device=device, batch_size=batch_size)
 
@@ -205,11 +206,3 @@ def _load_roles(
         for name, numbers in own.rows.items():
             rows[name] = [*dict.fromkeys([*rows.get(name, []), *numbers])]
     return replace(first, examples=examples, rows=rows), groups
-
-
-def _image_digests(example: ProbeExample) -> tuple[str, ...]:
-    """SHA-256 of the pixels of an answer's images."""
-    images = example.load_images() if example.load_images is not None else ()
-    return tuple(
-        hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest() for image in images
-    )

@@ -23,9 +23,11 @@ from truthgate_eval.attribution.study_rows import StudyRows
 from truthgate_eval.attribution.study_scores import ScoreMaker
 from truthgate_eval.cli.console import print_line, progress_bar
 from truthgate_eval.cli.probe_data import DataOptions
+from truthgate_eval.cli.study_arguments import supports_images
 from truthgate_eval.cli.study_jobs import StudyModel, document_prompts, load_study_model
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.cache_keys import digest
+from truthgate_eval.probing.config import TASK_FORMAT
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,10 @@ def score_base(
         tasks: What its scores are made on, comma-separated.
         kinds: Of its scores.
     """
+    if not supports_images(model):  # the format is that of the gated models' images
+        settings = dataclasses.replace(
+            settings, options=dataclasses.replace(settings.options, format=TASK_FORMAT)
+        )
     loaded = settings.load(model, arguments, tuple(tasks.split(",")), {})
     folder = settings.folder / f"{_slug(loaded.name)}-{loaded.fingerprint[:8]}-{_slug(tasks)}"
     folder.mkdir(exist_ok=True)

@@ -93,11 +93,13 @@ class SharedPrefixModel:
         if not group.prefix:
             return None
         cache = SharedPrefixCache(group.prefix, writable=True)
-        inputs = self.embed(torch.tensor([group.prefix], device=self.device))
+        token_ids = torch.tensor([group.prefix], device=self.device)
+        inputs = self.embed(token_ids)
         if self.position_ids is not None:
             positions = self.position_ids(group.prefix)[:, None, :-1]
             inputs["position_ids"] = torch.from_numpy(positions).to(self.device)
-        with torch.no_grad(), self._reuse_lower_layers(("prefix", group.prefix), cache):
+        reuse = self._reuse_lower_layers(("prefix", group.prefix), cache)
+        with self._pass(token_ids), torch.no_grad(), reuse:
             self.decoder(**inputs, **{self._cache_argument: cache}, use_cache=True)
         cache.freeze_prefix()
         return cache
@@ -107,7 +109,8 @@ class SharedPrefixModel:
 
         Without sharing, the whole model runs: what it adds to the decoder may be why it cannot share.
         """
-        with torch.set_grad_enabled(self.gradients), self._reuse_lower_layers(batch.cache_key, cache):
+        reuse = self._reuse_lower_layers(batch.cache_key, cache)
+        with self._pass(batch.token_ids), torch.set_grad_enabled(self.gradients), reuse:
             if self.supports_sharing:
                 self.decoder(**self._inputs(batch, cache))
             else:
@@ -137,10 +140,11 @@ class SharedPrefixModel:
             output.last_hidden_state = hidden[rows.to(hidden.device), columns.to(hidden.device)][None]
             return output
 
+        reuse = self._reuse_lower_layers(batch.cache_key, cache)
         # The whole model runs, not its head alone: some models scale or cap the logits after it.
         hook = self.decoder.register_forward_hook(select)
         try:
-            with torch.set_grad_enabled(self.gradients), self._reuse_lower_layers(batch.cache_key, cache):
+            with self._pass(batch.token_ids), torch.set_grad_enabled(self.gradients), reuse:
                 return self.model(**self._inputs(batch, cache)).logits[0]
         finally:
             hook.remove()
@@ -180,6 +184,15 @@ class SharedPrefixModel:
     def input_key(self) -> tuple[Hashable, ...]:
         """What decides the input besides token ids; part of the key under which lower layers are cached."""
         return ()
+
+    def _pass(self, token_ids: torch.Tensor) -> AbstractContextManager[None]:
+        """Context of each pass, for models whose decoder takes more than is put together here.
+
+        Args:
+            token_ids: Of the pass, int64 [rows, length].
+        """
+        del token_ids
+        return nullcontext()
 
     def _reuse_lower_layers(
         self, key: Hashable, cache: SharedPrefixCache | None

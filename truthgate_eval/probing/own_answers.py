@@ -68,11 +68,11 @@ def measure_own_answers(dataset: ProbeDataset, reader: AnswerReader) -> dict[str
 
     Returns:
         `documents`, how many were asked; `accuracy`, the share of them whose right answer is likelier than
-        their wrong one; `log_probability`, the mean over documents of the right answer's. For answers that
-        are yes or no also `words`, the mean log-probability that the model says one of the probed ones;
-        `spellings`, the same of several ways to write them on some of the documents, likeliest first, with
-        the probed one marked; and `says`, what most of the model's own answers begin with, where it would
-        hardly say what is probed.
+        every wrong one; `log_probability`, the mean over documents of the right answer's. Of answers that are
+        yes or no all probed spellings count together, and there are also `words`, the mean log-probability
+        that the model says one of the probed ones; `spellings`, the same of several ways to write them on
+        some of the documents, likeliest first, with the probed one marked; and `says`, what most of the
+        model's own answers begin with, where it would hardly say what is probed.
 
     Raises:
         DataError: An image cannot be read.
@@ -81,19 +81,20 @@ def measure_own_answers(dataset: ProbeDataset, reader: AnswerReader) -> dict[str
     texts = [[reader.write(example) for example in document] for document in documents]
     found = iter(reader.log_probabilities([text for own in texts for text in own]))
     values = [np.array([next(found) for _ in own]) for own in texts]
+    words = dataset.settings.get("answer_words")
+    likeliest = _log_sum if words else np.max  # yes has several spellings, other answers are answers each
     right, compared = [], []
     for document, own in zip(documents, values, strict=True):
         truthful = np.array([example.truthful for example in document])
         if truthful.any():
             right.append(_log_sum(own[truthful]))
             if not truthful.all():
-                compared.append(right[-1] > _log_sum(own[~truthful]))
+                compared.append(likeliest(own[truthful]) > likeliest(own[~truthful]))
     measured: dict[str, Any] = {"documents": len(documents)}
     if compared:
         measured["accuracy"] = _rounded(float(np.mean(compared)))
     if right:
         measured["log_probability"] = _rounded(float(np.mean(right)))
-    words = dataset.settings.get("answer_words")
     return {**measured, **_measure_words(texts, values, reader)} if words else measured
 
 

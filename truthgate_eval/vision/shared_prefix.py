@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from truthgate_eval.inference.kv_cache import SharedPrefixCache
-from truthgate_eval.inference.packing import PackedBatch, PositionIds
-from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
+from truthgate_eval.inference.packing import PositionIds
+from truthgate_eval.inference.prefix_plan import PackedPrompt
 from truthgate_eval.inference.reference import ReferenceLogits, logits_and_rounding
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 from truthgate_eval.vision.image_features import (
@@ -117,35 +116,11 @@ class SharedPrefixVLM(SharedPrefixModel):
             embeddings[of_images] = self._features[index].to(embeddings.device, embeddings.dtype)
         return {"inputs_embeds": embeddings}
 
-    def compute_prefix(self, group: PrefixGroup) -> SharedPrefixCache | None:
-        """See `SharedPrefixModel.compute_prefix`."""
-        with self._add_to_layers(torch.tensor([group.prefix], dtype=torch.long)):
-            return super().compute_prefix(group)
-
-    def run(self, batch: PackedBatch, cache: SharedPrefixCache | None = None) -> None:
-        """See `SharedPrefixModel.run`."""
-        with self._add_to_layers(batch.token_ids):
-            super().run(batch, cache)
-
-    def logits(
-        self,
-        batch: PackedBatch,
-        rows: torch.Tensor,
-        columns: torch.Tensor,
-        cache: SharedPrefixCache | None = None,
-    ) -> torch.Tensor:
-        """See `SharedPrefixModel.logits`."""
-        with self._add_to_layers(batch.token_ids):
-            return super().logits(batch, rows, columns, cache)
-
     @contextmanager
-    def _add_to_layers(self, token_ids: torch.Tensor) -> Iterator[None]:
-        """Context of one pass, whose decoder gets what an image adds after its first layers (DeepStack).
+    def _pass(self, token_ids: torch.Tensor) -> Iterator[None]:
+        """See `SharedPrefixModel._pass`: the decoder gets what images add after its first layers (DeepStack).
 
-        The decoder's arguments are changed where it is called: the model around it takes no such arguments.
-
-        Args:
-            token_ids: Of the pass, int64 [rows, length].
+        Its arguments are changed where it is called: the model around it takes no such arguments.
         """
         of_images = token_ids >= self.first_image_id
         if self._layer_features is None or not bool(of_images.any()):

@@ -18,15 +18,17 @@ def study(model: str, base: str, data: str, folder: Path, *more: str) -> Done:
     return truthgate(
         "study", "--model_args", f"pretrained={model}", "--tasks", "probe_halueval_qa", "--device", "cpu",
         "--metadata", json.dumps({"halueval_path": data}), "--limit", "30", "--kl", "0.001", "--select", "2",
-        "--controls", "1", "--base_args", f"pretrained={base}", "--base_tasks", "probe_halueval_qa",
-        "--base_score", "gradient,divergence", "--output", str(folder), *kinds, *more,
+        "--controls", "1", "--base_args", f"pretrained={base}", "--base_tasks", "base_sums",
+        "--include_path", str(folder.parent), "--base_score", "gradient,divergence", "--output", str(folder), *kinds, *more,
     )  # fmt: skip
 
 
 @pytest.mark.slow
 def test_a_study_of_every_kind_and_of_a_bases_scores_goes_on_where_it_was(
-    halueval_folder: str, tmp_path: Path
+    halueval_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    write_task(tmp_path, "base_sums", range(30))
     model, base = (factories.save_tiny_checkpoint(tmp_path / name) for name in ("model", "base"))
     folder = tmp_path / "study"
     done = study(model, base, halueval_folder, folder)
@@ -34,7 +36,7 @@ def test_a_study_of_every_kind_and_of_a_bases_scores_goes_on_where_it_was(
     content = json.loads((folder / "study.json").read_text())
     (found,) = content["models"].values()
     sources = {row["source"] for row in found["rows"] if not row["is_control"]} | set(found["empty"])
-    assert {*STUDY_KINDS, "base gradient, probe_halueval_qa", "base divergence, probe_halueval_qa"} <= sources
+    assert {*STUDY_KINDS, "base gradient, base_sums", "base divergence, base_sums"} <= sources
     assert all(row["divergence"] == pytest.approx(0.001, rel=0.011) for row in found["rows"] if row["target"])
     assert set(found["reliability"]) == set(found["correlations"])
     kept = {file: file.stat().st_mtime_ns for file in folder.glob("*/*")}
@@ -123,6 +125,11 @@ def test_gates_are_tested_on_tasks_of_their_own(
         (["--limit", "-3"], "--limit"),
         (["--choose_tasks", "a", "--kl", "0.01"], "--choose_tasks a: with one --kl (0.01) no strength is"),
         (["--choose_tasks", "a", "--quick"], "--choose_tasks a: with one --kl (0.01) no strength is"),
+        (["--format", "authors"], "--format authors is for tasks with images: text tasks have one format"),
+        (
+            ["--base_args", "", "--base_tasks", "a", "--base_tasks", "b,probe_halueval_qa"],
+            "--base_tasks probe_halueval_qa: --tasks has it, too, and gates are tested or chosen there",
+        ),
         (["--test_tasks", "a,probe_halueval_qa"], "--test_tasks probe_halueval_qa: --tasks has it, too"),
         (["--choose_tasks", "b", "--test_tasks", "a,b"], "--test_tasks b: --choose_tasks has it, too"),
     ],

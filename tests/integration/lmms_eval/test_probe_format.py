@@ -140,6 +140,10 @@ def test_a_task_that_has_yes_or_no_written_loses_its_instruction_in_the_authors_
     ("more", "message"),
     [
         (("--format", "author"), "unknown --format 'author': expected one of task, authors"),
+        (
+            ("--model", "hf", "--model_args", "pretrained=no/such-model", "--format", "authors"),
+            "--format authors is for tasks with images: text tasks have one format",
+        ),
         (("--format", "authors", "--apply_chat_template"), "--format authors has no chat template: leave"),
     ],
 )

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import tiny_vision_models as factories_vlm
+from lm_eval.models.huggingface import HFLM
+from transformers import GenerationConfig
 
+from truthgate_eval.errors import DataError, ModelError
 from truthgate_eval.harness.lm_eval.answer_reader import TextAnswerReader
 from truthgate_eval.harness.lm_eval.probing import load_lm
 from truthgate_eval.harness.lmms_eval.answer_reader import ImageAnswerReader
 from truthgate_eval.harness.lmms_eval.probing import load_for_probing
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
-from truthgate_eval.probing.own_answers import measure_own_answers, unlikely_answers
+from truthgate_eval.probing.own_answers import AnswerText, measure_own_answers, unlikely_answers
 
 WORDS = {"answer_words": ["Yes", "No"]}
 
@@ -82,6 +86,79 @@ def test_many_documents_are_sampled_and_a_repeated_one_counts_once(
     every_second = [one for one in data.examples if one.group % 2 == 0]
     again = ProbeDataset(every_second + every_second[:2], {}, {})
     assert measure_own_answers(again, TextAnswerReader(lm)) == found
+
+
+class Likelihoods:
+    """Answers that are as likely as a table says."""
+
+    def __init__(self, chances: dict[str, float]) -> None:
+        self.chances = chances
+
+    def write(self, example: ProbeExample) -> AnswerText:
+        return AnswerText(example.context, example.answer, example)
+
+    def log_probabilities(self, texts: Sequence[AnswerText]) -> list[float]:
+        if not self.chances.keys() >= {text.answer for text in texts}:
+            raise DataError("merged")
+        return [math.log(self.chances[text.answer]) for text in texts]
+
+    def generate(self, texts: Sequence[AnswerText], max_new_tokens: int) -> list[str]:
+        return [" yes"[:max_new_tokens]] * len(texts)
+
+
+@pytest.mark.parametrize(("settings", "accuracy"), [({}, 1.0), (WORDS, 0.0)])
+def test_a_right_answer_is_likelier_than_each_wrong_one_or_than_all_spellings_of_it(
+    settings: dict[str, Any], accuracy: float
+) -> None:
+    reader = Likelihoods({" a": 0.4, " b": 0.3, " c": 0.25})
+    examples = [ProbeExample("Which?", answer, answer == " a", 0) for answer in reader.chances]
+    found = measure_own_answers(ProbeDataset(examples, {}, settings), reader)
+    assert found["accuracy"] == accuracy
+
+
+def test_an_answer_without_a_token_of_its_own_is_refused_whatever_the_class_of_the_model(
+    checkpoint: str,
+) -> None:
+    reader = TextAnswerReader(HFLM(pretrained=checkpoint, device="cpu"))
+    with pytest.raises(DataError, match="has no token of its own after 'Is it\\?'"):
+        reader.log_probabilities([AnswerText("Is it?", "", ProbeExample("Is it?", "", True, 0))])
+
+
+class ShortOfMemory:
+    """A vision-language model that takes one question at a time, and its engine, which takes none."""
+
+    name = "tiny"
+
+    def new_tokens(self, _prompt: str, answer: str) -> int:
+        return len(answer)
+
+    def losses(self, prompts: Sequence[str], answers: Any = (), images: Any = (), **_: Any) -> Any:
+        if len(prompts) != 1 or prompts[0] == "broken":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [(float(prompts[0]), True)]
+
+    def generate(self, prompts: Sequence[str], images: Any = (), **_: Any) -> list[str]:
+        return [f"{loss:g}" for loss, _ in self.losses(prompts)]
+
+
+@pytest.mark.parametrize("has_engine", [True, False])
+def test_questions_that_do_not_fit_in_memory_together_are_asked_one_by_one(has_engine: bool) -> None:
+    vlm: Any = ShortOfMemory()
+    vlm.model = SimpleNamespace(generation_config=GenerationConfig())  # whose heads cannot be found
+    texts = [AnswerText(str(n), "xy", ProbeExample(f"Is it {n}?", "xy", True, n)) for n in range(5)]
+    for ask, expected in (
+        (lambda reader: reader.log_probabilities(texts), [-2.0 * n for n in range(5)]),
+        (lambda reader: reader.generate(texts, 4), list("01234")),
+    ):
+        reader = ImageAnswerReader(vlm, bare_questions=False, batch_size=3)
+        assert reader._engine is None
+        if has_engine:
+            reader._engine = vlm
+            reader._image_keys = dict.fromkeys(range(5), ())
+        assert ask(reader) == expected and reader._engine is None
+    broken = AnswerText("broken", "xy", ProbeExample("Is it?", "xy", True, 0))
+    with pytest.raises(ModelError, match="the question 'Is it\\?' failed: OutOfMemoryError: CUDA"):
+        reader.log_probabilities([broken, *texts])
 
 
 @pytest.mark.parametrize("shares", [True, False])

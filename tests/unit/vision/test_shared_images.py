@@ -10,6 +10,7 @@ from helpers.prompts import image_prompts, questions
 from helpers.tiny_vision_models import random_image
 
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
 from truthgate_eval.inference.self_check import cache_lower_layers
 from truthgate_eval.vision import self_check
 from truthgate_eval.vision.image_features import encode_images
@@ -80,6 +81,20 @@ def test_a_pass_without_what_an_image_adds_is_found(
     monkeypatch.setattr(SharedPrefixVLM, "_set_images", without)
     reason = self_check.find_sharing_mismatch(shared)
     assert reason is not None and reason.startswith("with packed prompts, logits differ by ")
+
+
+def test_a_shared_prefix_with_an_image_has_what_the_image_adds(vlm_checkpoint: Folder) -> None:
+    model = share(load(vlm_checkpoint("qwen3_vl"))).for_self_check()
+    whole = model.make_reference().prompt
+    assert max(whole.prefix) >= model.first_image_id
+    after = PackedPrompt((), whole.suffixes, whole.sequence_ids)
+    cache = model.compute_prefix(PrefixGroup(whole.prefix, ()))
+    expected, found = (
+        model.logits(batch, *batch.last_tokens([prompt]), prefix)
+        for prompt, prefix in ((whole, None), (after, cache))
+        for batch in [model.pack([prompt], prefix)]
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_lower_layers_are_cached_where_an_image_adds_to_them(vlm_checkpoint: Folder) -> None:

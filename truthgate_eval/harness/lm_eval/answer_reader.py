@@ -8,6 +8,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
+from truthgate_eval.inference.loglikelihood import check_request
 from truthgate_eval.probing.dataset import ProbeExample
 from truthgate_eval.probing.own_answers import AnswerText
 
@@ -29,7 +30,12 @@ class TextAnswerReader:
 
     def log_probabilities(self, texts: Sequence[AnswerText]) -> list[float]:
         """See `AnswerReader`."""
-        requests = [_request("loglikelihood", (text.prompt, text.answer)) for text in texts]
+        pairs = [(text.prompt, text.answer) for text in texts]
+        for pair in pairs:
+            if pair[0]:  # else all tokens are the answer's; only our own models check this themselves
+                context, answer = self.lm._encode_pair(*pair)
+                check_request(context, answer, max_length=self.lm.max_length, texts=pair)
+        requests = [_request("loglikelihood", pair) for pair in pairs]
         return [value for value, _ in self.lm.loglikelihood(requests, disable_tqdm=True)]
 
     def generate(self, texts: Sequence[AnswerText], max_new_tokens: int) -> list[str]:

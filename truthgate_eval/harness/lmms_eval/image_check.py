@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 from PIL import Image
 
-from truthgate_eval.data.images import IMAGE_SUFFIXES, raise_on_unsound_files
+from truthgate_eval.data.images import IMAGE_SUFFIXES, image_formats, raise_on_unsound_files
 from truthgate_eval.errors import DataError, first_line
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest
 
@@ -110,7 +110,8 @@ def _stored_images(value: Any) -> Iterator[str | bytes]:
 def _is_sound(stored: str | bytes, size_check: SizeCheck) -> bool:
     """Whether an image can be decoded, and has a size that is not refused."""
     try:
-        with Image.open(stored if isinstance(stored, str) else io.BytesIO(stored)) as image:
+        file = stored if isinstance(stored, str) else io.BytesIO(stored)
+        with Image.open(file, formats=image_formats()) as image:
             size = image.size
             image.draft("RGB", (1, 1))  # the whole JPEG file is read, but an eighth of its size computed
             image.load()

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from lmms_eval.api.model import lmms
@@ -27,6 +27,7 @@ from truthgate_eval.harness.lmms_eval.requests import (
     cut_at_stop,
     generation_options,
     log,
+    try_sharing,
     unknown_settings,
 )
 from truthgate_eval.inference.deduplication import answer_distinct, request_key
@@ -37,7 +38,6 @@ from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
 
 Settings = Mapping[str, Any]
-T = TypeVar("T")
 
 # Batch size of the model's own path with `batch_size=auto`; a batch that does not fit is halved.
 _OWN_PATH_BATCH_SIZE = 8
@@ -46,6 +46,16 @@ _WITHOUT_EFFECT = {
     "num_beams": (None, 1), "min_new_tokens": (None, 0), "no_repeat_ngram_size": (None, 0),
     "repetition_penalty": (None, 1.0),
 }  # fmt: skip
+
+
+def load_question_engine(vlm: VisionLanguageModel) -> ImageQuestionEngine | None:
+    """What answers with shared prefixes, checked; None where the model cannot share."""
+    try:
+        shared = self_check.load(vlm, find_attention_layout(vlm.model).decoder)
+    except Exception as error:  # processors and models fail in many ways: the own path says where
+        log.warning("%s shares no prefixes: %s", vlm.name, reason_of(error))
+        return None
+    return ImageQuestionEngine(vlm, shared) if shared.supports_sharing else None
 
 
 class SharedPrefixLmms(lmms):
@@ -64,14 +74,7 @@ class SharedPrefixLmms(lmms):
     @cached_property
     def question_engine(self) -> ImageQuestionEngine | None:
         """Answers with shared prefixes, checked at the first request; None where the model cannot share."""
-        if self.engine == "off":
-            return None
-        try:
-            shared = self_check.load(self.vlm, find_attention_layout(self.vlm.model).decoder)
-        except Exception as error:  # processors and models fail in many ways: the own path says where
-            log.warning("%s shares no prefixes: %s", self.vlm.name, reason_of(error))
-            return None
-        return ImageQuestionEngine(self.vlm, shared) if shared.supports_sharing else None
+        return None if self.engine == "off" else load_question_engine(self.vlm)
 
     def answer(self, questions: list[ImageRequest], settings: list[dict[str, Any]]) -> list[str]:
         """Every question's answer, up to its first stop text."""
@@ -89,7 +92,7 @@ class SharedPrefixLmms(lmms):
                 generate = functools.partial(
                     self._generate_shared, max_new_tokens=max_new_tokens, progress=progress.update
                 )
-                answers = self._try_sharing(self._image_prompts([questions[i] for i in group]), generate)
+                answers = try_sharing(self._image_prompts([questions[i] for i in group]), generate)
                 for i, text in zip(group, answers, strict=True):
                     texts[i] = text
             unanswered = self._unanswered(texts)
@@ -105,7 +108,7 @@ class SharedPrefixLmms(lmms):
         losses: list[tuple[float, bool] | None] = [None] * len(questions)
         with self.progress(questions) as progress:
             if self.question_engine is not None:
-                losses = self._try_sharing(
+                losses = try_sharing(
                     self._image_prompts(questions),
                     lambda prompts: self._score_shared(questions, prompts, progress.update),
                 )
@@ -129,18 +132,6 @@ class SharedPrefixLmms(lmms):
     def _is_plain_greedy(self, options: dict[str, Any]) -> bool:
         searches = any(options.get(name) not in values for name, values in _WITHOUT_EFFECT.items())
         return not options["do_sample"] and not searches and is_plain_greedy(self.vlm.model.generation_config)
-
-    def _try_sharing(
-        self, prompts: list[ImagePrompt], work: Callable[[list[ImagePrompt]], list[T | None]]
-    ) -> list[T | None]:
-        """Answers with shared prefixes; None for all where that fails (the own path names the document)."""
-        try:
-            return work(prompts)
-        except TruthGateError:
-            raise
-        except Exception as error:
-            log.warning("answering without shared prefixes, which failed: %s", reason_of(error))
-            return [None] * len(prompts)
 
     def _image_prompts(self, questions: Sequence[ImageRequest]) -> list[ImagePrompt]:
         return [self._image_prompt(question) for question in questions]
@@ -182,7 +173,7 @@ class SharedPrefixLmms(lmms):
         def log_probs() -> torch.Tensor:
             rows: list[torch.Tensor | None] = [None] * len(questions)
             if engine is not None:
-                rows = self._try_sharing(
+                rows = try_sharing(
                     prompts, functools.partial(engine.next_token_log_probs, batch_size=self.batch_size)
                 )
             found = [

@@ -56,8 +56,8 @@ def load_for_probing(
     if not chat:
         if options.get("chat_template") not in (None, "plain"):
             raise ModelError(
-                "chat_template=FILE has no effect on sequences without a chat template: text tasks have one "
-                "with --apply_chat_template, image tasks without --format authors"
+                "chat_template=FILE has no effect on sequences without a chat template: text tasks and "
+                "--sequences have one with --apply_chat_template, image tasks without --format authors"
             )
         options["chat_template"] = "plain"
     if device is not None and not options.get("device_map"):

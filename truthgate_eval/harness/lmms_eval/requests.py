@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from truthgate_eval.vision.image_features import image_key
 
 log = logging.getLogger(__name__)
 
+S = TypeVar("S")
 T = TypeVar("T")
 _MAX_NEW_TOKENS = 1024
 # lmms-eval adds this one to every task that names none; its own models do not stop at it.
@@ -167,31 +169,47 @@ def batches(keys: Sequence[object], texts: Sequence[str], size: int) -> Iterator
             yield group[start : start + size]
 
 
+def try_sharing(prompts: list[S], work: Callable[[list[S]], list[T | None]]) -> list[T | None]:
+    """Answers with shared prefixes; None for all where that fails (the own path names the document)."""
+    try:
+        return work(prompts)
+    except TruthGateError:
+        raise
+    except Exception as error:
+        log.warning("answering without shared prefixes, which failed: %s", reason_of(error))
+        return [None] * len(prompts)
+
+
 def bisect_on_failure(
-    questions: Sequence[ImageRequest], work: Callable[[Sequence[ImageRequest]], list[T]]
+    items: Sequence[S],
+    work: Callable[[Sequence[S]], list[T]],
+    *,
+    where: Callable[[S], str] = attrgetter("where"),
 ) -> list[T]:
     """Results of a batch; where it fails, of its halves, down to the document that fails by itself.
 
     Args:
-        questions: The batch.
-        work: Gives one result for each question.
+        items: The batch, such as `ImageRequest`s.
+        work: Gives one result for each item.
+        where: Names an item's document.
 
     Raises:
         ModelError: A document fails by itself; the message names it.
     """
     try:
-        return work(questions)
+        return work(items)
     except TruthGateError:
         raise
     except Exception as error:
-        if len(questions) == 1:
-            raise ModelError(f"{questions[0].where} failed: {reason_of(error)}") from error
-        log.warning("a batch of %d failed (%s): trying its halves", len(questions), reason_of(error))
+        if len(items) == 1:
+            raise ModelError(f"{where(items[0])} failed: {reason_of(error)}") from error
+        log.warning("a batch of %d failed (%s): trying its halves", len(items), reason_of(error))
         is_out = is_out_of_memory(error)
     if is_out:  # outside of the handler: the error's traceback holds the tensors of the batch
         torch.cuda.empty_cache()
-    middle = len(questions) // 2
-    return bisect_on_failure(questions[:middle], work) + bisect_on_failure(questions[middle:], work)
+    middle = len(items) // 2
+    halves = items[:middle], items[middle:]
+    return [result for half in halves for result in bisect_on_failure(half, work, where=where)]
 
 
 def leaf_tasks(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

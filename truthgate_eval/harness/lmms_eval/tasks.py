@@ -19,6 +19,7 @@ from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.harness.choices import as_yes_no
 from truthgate_eval.harness.command_line import exit_with_error
+from truthgate_eval.harness.lmms_eval.captions import caption_scorer
 from truthgate_eval.metrics import pope
 from truthgate_eval.metrics.log_odds import (
     LogOddsAnswer,
@@ -52,7 +53,8 @@ def on_load(name: str) -> Any:
     * `data_poll_probe`, `poll_probe_metadata`: for the questions set aside for probing, or for those of the
       random split where none were;
     * `score_answer`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
-    * `pope_metadata`: metadata with the name of that parser.
+    * `pope_metadata`: metadata with the name of that parser;
+    * `score_caption_chair` and the like: `process_results` with the objects of a data set.
 
     Raises:
         AttributeError: There is no such value.
@@ -72,6 +74,8 @@ def on_load(name: str) -> Any:
             return _dataset_kwargs(prepared_file(_dataset_name(name.removeprefix("data_"))))
         if name == "score_answer":
             return scorer(chosen_parser())
+        if name.startswith("score_caption_"):
+            return caption_scorer(name.removeprefix("score_caption_"))
         if name == "pope_metadata":
             return {"version": 1.0, "parser": chosen_parser()}
     except TruthGateError as error:
@@ -215,7 +219,7 @@ def _poll_for_probing() -> str:
 
 def _dataset_name(name: str) -> str:
     """The name of a prepared data set: `pope/coco_random` for `pope_coco_random`."""
-    for folder in PREPARE_COMMANDS:
+    for folder in sorted(PREPARE_COMMANDS, key=len, reverse=True):  # chair_poll before chair
         if name.startswith(f"{folder}_"):
             return f"{folder}/{name.removeprefix(f'{folder}_')}"
     raise AttributeError(name)

@@ -12,7 +12,7 @@ import datasets
 import pytest
 from helpers import lmms_eval_runs as kit
 from helpers import tiny_vision_models as factories_vlm
-from PIL import Image, ImageFile
+from PIL import EpsImagePlugin, Image, ImageFile
 
 from truthgate_eval.errors import DataError
 from truthgate_eval.harness.lmms_eval import tasks
@@ -200,6 +200,12 @@ def test_only_a_few_images_are_in_memory_at_once(stored: bool, monkeypatch: pyte
 
     check_images(requests(documents, own_image if stored else read), CountedPatches())
     assert 0 < most[0] <= 16
+
+
+def test_no_program_is_started_for_a_stored_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("Ghostscript"))
+    documents = [{"image": {"bytes": encoded(0, "EPS")}}]  # the task has its images from elsewhere
+    check_images(requests(documents, lambda _: [factories_vlm.random_image(0)]), CountedPatches())
 
 
 @pytest.mark.parametrize("engine", ["auto", "off"])
