@@ -84,11 +84,14 @@ class Result:
 
 
 def write(name: str, result: dict[str, Any], *, device: str, quick: bool) -> Path:
-    """Write a result and its machine as JSON: a quick one, and one of a GPU, to files of their own."""
+    """Write a result as JSON: a quick one, and one of a GPU, to files of their own.
+
+    The machine is added where the result does not describe its own use of it.
+    """
     RESULTS.mkdir(exist_ok=True)
     kind = ("" if device == "cpu" else f".{device}") + (".quick" if quick else "")
     path = RESULTS / f"{name}{kind}.json"
-    path.write_text(json.dumps({**result, "machine": machine(device)}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": machine(device), **result}, indent=1) + "\n")
     return path
 
 

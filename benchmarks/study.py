@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import Result, write
+from benchmarks.measure import Result, machine, write
 
 KINDS = ("accuracy", "gradient", "learned", "divergence", "direct-effect")
 _LARGEST_MINUTES = 30
@@ -48,6 +48,7 @@ def run(name: str, *, quick: bool, rounds: int) -> Iterator[Result]:
         "cores": cores,
         "gates": gates,
         "minutes": minutes,
+        "machine": {**machine("cpu"), "threads": cores, "pinned": False, "note": "wall time of the command"},
     }
     print(write(name, found, device="cpu", quick=quick))
     print(f"{name}: {minutes:.1f} minutes for {len(kinds)} kinds, {gates} rows, {cores} cores")

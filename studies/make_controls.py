@@ -66,7 +66,7 @@ def machine() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} cores of {names[0] if names else platform.machine()}"
+    return f"{cores} core{'' if cores == 1 else 's'} of {names[0] if names else platform.machine()}"
 
 
 def summary(scores: TruthScores) -> dict[str, Any]:
