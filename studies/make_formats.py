@@ -26,7 +26,7 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 BEGIN, END = "<!-- studies/make_formats.py writes from here -->\n", "<!-- to here -->\n"
 POLLS, SITES, FORMATS = 1000, ("pre", "post"), ("task", "authors")
 CAPTIONS = ["--model", "hf", "--tasks", "probe_scenes_text"]
-PICTURES = ["--model", "vlm", "--tasks", "probe_scenes"]
+IMAGES = ["--model", "vlm", "--tasks", "probe_scenes"]
 
 
 def main(folder: Path) -> None:
@@ -36,8 +36,8 @@ def main(folder: Path) -> None:
     for site in SITES:
         captions = probe(folder, results, f"captions-{site}.npz", [*CAPTIONS, "--site", site])
         for name in FORMATS:
-            pictures = [*PICTURES, "--site", site, "--format", name]
-            scores = probe(folder, results, f"pictures-{site}-{name}.npz", pictures)
+            images = [*IMAGES, "--site", site, "--format", name]
+            scores = probe(folder, results, f"pictures-{site}-{name}.npz", images)
             results["rows"].append({"site": site, "format": name, **summary(scores, captions)})
             results["versions"] = scores.metadata["versions"]
     (DOCS / "formats.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Trains a small LLaVA in two stages: first its vision tower alone, then the whole model.
+"""Trains a small LLaVA in stages: first its vision tower, then, if asked for, the projector, then all.
 
-In the first stage the tower learns to name what is on an image; in the second the model learns to answer
-questions about images, and to describe them where the data has descriptions. An interrupted run continues
-from its last checkpoint, which is at most a few minutes old.
+The tower learns to name what is on an image, and the projector to turn the image into those words'
+embeddings. Then the model learns to answer questions about images, and to describe them where the data has
+descriptions. An interrupted run continues from its last checkpoint, which is at most a few minutes old.
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from training.training_data import TrainingConfig, TrainingExample
+from training.training_data import LabeledImage, TrainingConfig, TrainingExample
 from truthgate_eval.metrics import yes_no
 from truthgate_eval.packaged.scenes_llava import add_adapter, new_scenes_llava, save_weights
 
 TOWER_BATCH_SIZE, TOWER_LEARNING_RATE = 64, 1e-3
-ADAPTER_LEARNING_RATE, VISION_LEARNING_RATE = 3e-4, 6e-4
+ADAPTER_LEARNING_RATE = 3e-4
 CHECKPOINT_EVERY = 50
-# Above this accuracy the early state is a few steps away, and evaluations are this many steps apart.
-_NEAR_EARLY_ACCURACY, _NEAR_EARLY_EVAL_EVERY = 0.6, 10
+_NEAR_EARLY_EVAL_EVERY = 10  # steps between evaluations where the early state is a few steps away
 # (stage, finished steps, all steps, note)
 ProgressCallback = Callable[[str, int, int, str], None]
 
@@ -57,6 +56,38 @@ def train_vision_tower(model: Any, processor: Any, config: TrainingConfig, repor
     return sum(accuracies) / len(accuracies)
 
 
+def align_projector(model: Any, processor: Any, config: TrainingConfig, report: ProgressCallback) -> None:
+    """Train tower and projector so that image tokens are embeddings of the words for what is on the image.
+
+    A word stands for its first token; the image tokens take turns among an image's names. A model that
+    is trained on single words of answers hardly learns to look at the image without it.
+    """
+    inner = model.model
+    tokens = [processor.tokenizer(f" {name}")["input_ids"][0] for name in config.labels]
+    words = inner.language_model.embed_tokens.weight[tokens].detach()
+    of_name = dict(zip(config.labels, words, strict=True))
+    parameters = [*inner.vision_tower.parameters(), *inner.multi_modal_projector.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=TOWER_LEARNING_RATE, weight_decay=0.01)
+    schedule = make_schedule(optimizer, config.align_steps)
+    first = config.tower_steps
+    for step in range(config.align_steps):
+        batch = config.tower_batch(first + step, TOWER_BATCH_SIZE)
+        pixels = processor.image_processor([labeled.image for labeled in batch], return_tensors="pt")
+        with torch.autocast("cpu", torch.bfloat16):
+            patches = inner.vision_tower(pixels["pixel_values"]).last_hidden_state[:, 1:]
+            found = inner.multi_modal_projector(patches).float()
+        wanted = torch.stack([_turns(labeled, of_name, found.shape[1]) for labeled in batch])
+        loss = (found - wanted).square().sum(-1).mean() / words.square().sum(-1).mean()
+        optimize(loss, optimizer, schedule, parameters)
+        report("projector", step + 1, config.align_steps, f"loss {loss.item():.3f}")
+
+
+def _turns(labeled: LabeledImage, embeddings: dict[str, torch.Tensor], count: int) -> torch.Tensor:
+    """The embeddings of an image's names in turn, [count, width]."""
+    names = sorted(labeled.names)
+    return torch.stack([embeddings[names[position % len(names)]] for position in range(count)])
+
+
 def train(
     config: TrainingConfig,
     out: Path,
@@ -79,9 +110,10 @@ def train(
     if not state_file.is_file():
         tower_accuracy = train_vision_tower(model, processor, config, report)
         report("vision tower", config.tower_steps, config.tower_steps, f"accuracy {tower_accuracy:.3f}")
+        align_projector(model, processor, config, report)
     model = add_adapter(model)
     speed_up(model)
-    parameters, optimizer = _make_optimizer(model)
+    parameters, optimizer = _make_optimizer(model, config)
     schedule = make_schedule(optimizer, config.steps)
     start = restore(state_file, model, optimizer, schedule)
     questions = config.eval_examples()
@@ -90,7 +122,7 @@ def train(
     for step in range(start, config.steps):
         loss = example_loss(model, processor, batches(step))
         optimize(loss, optimizer, schedule, parameters)
-        near = last_accuracy >= _NEAR_EARLY_ACCURACY and not early.exists()
+        near = last_accuracy >= config.near_early and not early.exists()
         every = _NEAR_EARLY_EVAL_EVERY if near else eval_every
         if (step + 1) % every == 0 or step + 1 == config.steps:
             last_accuracy = accuracy(model, processor, questions)
@@ -103,7 +135,7 @@ def train(
     save_weights(model, out / "weights")
 
 
-def _make_optimizer(model: Any) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+def _make_optimizer(model: Any, config: TrainingConfig) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
     """The trained parameters of the second stage: the adapter, the vision tower and the projector."""
     inner = model.get_base_model().model
     vision = [*inner.vision_tower.parameters(), *inner.multi_modal_projector.parameters()]
@@ -112,7 +144,7 @@ def _make_optimizer(model: Any) -> tuple[list[nn.Parameter], torch.optim.Optimiz
         parameter.requires_grad_(True)
     groups = [
         {"params": adapter, "lr": ADAPTER_LEARNING_RATE},
-        {"params": vision, "lr": VISION_LEARNING_RATE},
+        {"params": vision, "lr": config.vision_learning_rate},
     ]
     return [*adapter, *vision], torch.optim.AdamW(groups, weight_decay=0.0)
 

@@ -50,6 +50,9 @@ class TrainingConfig(abc.ABC):
         steps: Number of steps of the whole model.
         tower_steps: Number of steps of the vision tower before.
         early_accuracy: Accuracy on `eval_examples` at which a state is saved as the early one.
+        near_early: Accuracy above which the early state is a few steps away.
+        align_steps: Number of steps that align the projector with the names' word embeddings.
+        vision_learning_rate: Of tower and projector, once the whole model is trained.
     """
 
     data: str
@@ -58,6 +61,9 @@ class TrainingConfig(abc.ABC):
     steps: int
     tower_steps: int
     early_accuracy: float
+    near_early: float = 0.6
+    align_steps: int = 0
+    vision_learning_rate: float = 6e-4
 
     @property
     @abc.abstractmethod

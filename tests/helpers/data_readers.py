@@ -14,6 +14,7 @@ from helpers.images import save_image
 from truthgate_eval.data import halueval, phd
 from truthgate_eval.data.annotations import read_annotations
 from truthgate_eval.data.author_sequences import read_sequences
+from truthgate_eval.data.chair import prepare_chair, read_captions, read_synonyms
 from truthgate_eval.data.minimal_pairs import AnswerPair, prepare_minimal_pairs, rewrite_pairs
 from truthgate_eval.data.poll import prepare_poll
 from truthgate_eval.data.pope import prepare_pope
@@ -28,6 +29,10 @@ COCO = {
     "categories": [{"id": n, "name": name} for n, name in enumerate(("dog", "cat", "bus"))],
 }
 OBJECTS = [{"image": IMAGES[0], "objects": ["dog", "bus"]}, {"image": IMAGES[1], "objects": ["cat"]}]
+CAPTIONS = {
+    "images": COCO["images"],
+    "annotations": [{"image_id": n % 2, "id": n, "caption": f"A dog and {n} cats."} for n in range(3)],
+}
 SEQUENCES = [
     {"question_id": n, "question": "?", "answer": "yes", "label": label, "image_path": name, "image_id": "1"}
     for n, (label, name) in enumerate(zip(("gold", "hallucinated"), IMAGES, strict=True))
@@ -66,6 +71,13 @@ def _journal(file: Path, folder: Path) -> object:
     return rewrite_pairs(pairs, lambda _: "A bus.", journal=file)
 
 
+def _chair(file: Path, folder: Path) -> object:
+    (folder / "coco.json").write_text(json.dumps(COCO))
+    (folder / "synonyms.txt").write_text("dog, puppy\ncat\nbus\n")
+    options: dict[str, Any] = {"synonyms": folder / "synonyms.txt", "captions": file, "allow_missing": True}
+    return prepare_chair(folder / "coco.json", [folder / "images"], folder, **options)
+
+
 # By name: valid content, the suffix of its file, and the reader.
 DATA_READERS: dict[str, tuple[Any, str, Callable[[Path, Path], object]]] = {
     "coco": (COCO, ".json", lambda file, _: read_annotations(file)),
@@ -77,6 +89,9 @@ DATA_READERS: dict[str, tuple[Any, str, Callable[[Path, Path], object]]] = {
             file, [folder / "images"], folder, per_image=1, min_objects=1, allow_missing=True
         ),
     ),
+    "chair": (CAPTIONS, ".json", _chair),
+    "captions": (CAPTIONS, ".json", lambda file, _: read_captions(file)),
+    "synonyms": ([["dog", "puppy"]], ".json", lambda file, _: read_synonyms(file)),
     "pope": (POPE, ".jsonl", _pope),
     "sequences": (SEQUENCES, ".jsonl", lambda file, _: read_sequences(file)),
     "halueval": (HALUEVAL, ".jsonl", lambda file, _: halueval.documents("qa", halueval_path=str(file))),

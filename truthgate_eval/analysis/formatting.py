@@ -50,6 +50,17 @@ def format_nats(loss: float, sd: float | None = None, *, sign: bool = False) -> 
     return text + ("" if sd is None else f" ± {sd:.3f}")
 
 
+def format_words(words: float, sd: float | None = None, *, sign: bool = False) -> str:
+    """A number of words, or a difference of two with its sign.
+
+    Example:
+        >>> format_words(48.25), format_words(12.0, 0.5), format_words(-1.26, sign=True)
+        ('48.2', '12.0 ± 0.5', '-1.3')
+    """
+    text = f"{words:+.1f}" if sign and round(words, 1) else f"{abs(words) if sign else words:.1f}"
+    return text + ("" if sd is None else f" ± {sd:.1f}")
+
+
 def score_decimals(largest: float) -> int:
     """Decimals of scores: three, or as many as give the largest of them three digits.
 

@@ -82,6 +82,71 @@ def poll(
     _report(prepared, "lmms_eval --tasks poll")
 
 
+Limit = Annotated[int | None, typer.Option(min=1, help="At most this many images.")]
+Seed = Annotated[int, typer.Option(help="Seed of the images that --limit chooses.")]
+
+
+@data_app.command()
+def chair(
+    images: Images,
+    annotations: Annotated[Path, typer.Option(help="COCO's instances JSON, such as instances_val2014.json.")],
+    synonyms: Annotated[Path, typer.Option(help="CHAIR's synonyms.txt: a line of names for each object.")],
+    captions: Annotated[
+        Path | None,
+        typer.Option(help="COCO's captions JSON: what they mention counts as on the image, as published."),
+    ] = None,
+    out: Out = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """CHAIR on COCO, objects that captions make up: task `chair`."""
+    from truthgate_eval.data.chair import prepare_chair
+
+    with _progress("looking for images"):
+        prepared = prepare_chair(
+            annotations,
+            images,
+            out or data_dir(),
+            synonyms=synonyms,
+            captions=captions,
+            limit=limit,
+            seed=seed,
+            allow_missing=allow_missing,
+        )
+    _report(prepared, "lmms_eval --tasks chair")
+
+
+@data_app.command("chair-poll")
+def chair_poll(
+    images: Images,
+    annotations: Annotated[
+        Path, typer.Option(help="COCO instances JSON, or JSON lines of image and objects.")
+    ],
+    synonyms: Annotated[
+        Path | None, typer.Option(help="More names of the objects: a line for each, the object first.")
+    ] = None,
+    out: Out = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    allow_missing: AllowMissing = False,
+) -> None:
+    """CHAIR on annotated images of your own: task `chair_poll`."""
+    from truthgate_eval.data.chair import prepare_chair_poll
+
+    with _progress("looking for images"):
+        prepared = prepare_chair_poll(
+            annotations,
+            images,
+            out or data_dir(),
+            synonyms=synonyms,
+            limit=limit,
+            seed=seed,
+            allow_missing=allow_missing,
+        )
+    _report(prepared, "lmms_eval --tasks chair_poll")
+
+
 @data_app.command()
 def pope(
     questions: Annotated[Path, typer.Option(help="The folder with POPE's question files.")],

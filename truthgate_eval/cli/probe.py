@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     from truthgate_eval.cli.attribution_jobs import AttributionJob
     from truthgate_eval.cli.probe_jobs import ProbeJob
     from truthgate_eval.gating.scores import TruthScores
+    from truthgate_eval.probing.capture_store import CaptureStore
 
+log = logging.getLogger(__name__)
 
 ScoreKind = Literal[
     "accuracy", "auroc", "context-gain", "gradient", "learned", "divergence", "direct-effect", "copy"
@@ -131,16 +134,22 @@ def probe(
             "--surface-matched", "--surface_matched", help="Only answers of equal length, without full stops."
         ),
     ] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew: drop what an interrupted probe has left.")
+    ] = False,
 ) -> None:
     """Probe every attention head of a model and save the truth scores."""
     from truthgate_eval.cli.attribution_jobs import make_lm_attribution, make_vlm_attribution
-    from truthgate_eval.cli.probe_data import AuthorsFile, DataOptions
+    from truthgate_eval.cli.probe_data import AuthorsFile, DataOptions, check_text_format
     from truthgate_eval.cli.probe_jobs import make_lm_job, make_vlm_job
     from truthgate_eval.gating.scores import check_output
     from truthgate_eval.harness.model_args import parse_metadata, parse_model_args
+    from truthgate_eval.probing.capture_store import CaptureStore
 
     # What a typo can break is checked before a model is loaded.
     check_output(output)
+    if output.exists():
+        log.warning("%s exists: it is replaced when this probe is done", output)
     check_limit(limit, "--limit")
     kind = check_choice("score", score, get_args(ScoreKind), ProbeError)
     config = ProbeConfig(
@@ -175,6 +184,8 @@ def probe(
         surface_matched=surface_matched,
         format=check_choice("--format", format, get_args(ProbeFormat), TaskError),
     )
+    if not takes_images:
+        check_text_format(options)
     source = AuthorsFile(sequences, tuple(images or ()), allow_missing) if sequences else None
     if kind in ATTRIBUTION_KINDS:
         own: dict[str, Any] = {
@@ -195,12 +206,19 @@ def probe(
         job = make_lm_job(
             model, arguments, options, controls, device=device, batch_size=batch_size, processes=processes
         )
-    scores = _run(job, config, capture_config)
+    store = CaptureStore(output.with_name(f"{output.name}.partial"), job.model_digest)
+    if fresh:
+        store.clear()
+    scores = _run(job, config, capture_config, store)
     _save(scores, partial(job.measure_answers, batch_size), output, processes)
+    processes.exchange(None)  # the first process has written the artifact
+    store.remove()
     _print_summary(scores, output)
 
 
-def _run(job: ProbeJob, config: ProbeConfig, capture_config: CaptureConfig) -> TruthScores:
+def _run(
+    job: ProbeJob, config: ProbeConfig, capture_config: CaptureConfig, store: CaptureStore
+) -> TruthScores:
     with progress_bar() as bars:
         activations = bars.add_task("activations", total=job.num_sequences)
         probes = bars.add_task("probes", total=config.seeds * job.num_probes)
@@ -209,6 +227,7 @@ def _run(job: ProbeJob, config: ProbeConfig, capture_config: CaptureConfig) -> T
             capture_config=capture_config,
             capture_progress=lambda done: bars.advance(activations, done),
             probe_progress=lambda done: bars.advance(probes, done),
+            store=store,
         )
 
 

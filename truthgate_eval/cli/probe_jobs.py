@@ -21,6 +21,8 @@ from truthgate_eval.cli.probe_data import (
 from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness.cache_keys import model_fingerprint
+from truthgate_eval.probing.capture_store import CaptureStore
 from truthgate_eval.probing.config import (
     DOCUMENT,
     NO_CONTEXT,
@@ -50,6 +52,7 @@ class RunProbing(Protocol):
         capture_config: CaptureConfig,
         capture_progress: Progress,
         probe_progress: Progress,
+        store: CaptureStore,
     ) -> TruthScores:
         """The artifact."""
 
@@ -64,12 +67,14 @@ class ProbeJob:
         num_probes: How many probes each seed fits.
         measure_answers: What the model itself makes of the answers, see `probing.own_answers`; its argument
             is how many of them are in a batch.
+        model_digest: SHA-256 of the model, and of what writes its inputs; takes a second for each 2 GB.
     """
 
     run: RunProbing
     num_sequences: int
     num_probes: int
     measure_answers: Callable[[int], dict[str, Any]]
+    model_digest: Callable[[], str]
 
 
 def make_lm_job(
@@ -113,7 +118,8 @@ def make_lm_job(
         controls=made,
         processes=processes,
     )
-    return _job(run, lm.model, dataset, made, text_answers(lm, dataset))
+    digest = partial(model_fingerprint, lm.model, lm.tokenizer, {})
+    return _job(run, lm.model, dataset, made, text_answers(lm, dataset), digest)
 
 
 def make_vlm_job(
@@ -156,11 +162,13 @@ def make_vlm_job(
         return swap_images(dataset, options.seed)
 
     made = make_controls(controls, dataset, changed, seed=options.seed)
-    chat = writes_chat_template(options, image=image, file=file)
+    has_template = writes_chat_template(options, image=image, file=file)
     arguments, device = on_own_device(arguments, device, processes)
-    vlm = load_for_probing(model, arguments, device=device, chat=chat)
+    vlm = load_for_probing(model, arguments, device=device, chat=has_template)
     run = partial(run_image_probing, vlm, dataset, controls=made, processes=processes)
-    return _job(run, vlm.model, dataset, made, image_answers(vlm, dataset))
+    chat = {"template": vlm.chat.template, "system": vlm.chat.system}
+    digest = partial(model_fingerprint, vlm.model, vlm.processor, chat)
+    return _job(run, vlm.model, dataset, made, image_answers(vlm, dataset), digest)
 
 
 def text_answers(lm: Any, dataset: ProbeDataset) -> Callable[[int], dict[str, Any]]:
@@ -187,8 +195,10 @@ def _job(
     dataset: ProbeDataset,
     controls: list[Control],
     measure_answers: Callable[[int], dict[str, Any]],
+    model_digest: Callable[[], str],
 ) -> ProbeJob:
     layers, heads = find_attention_layout(model).shape
     captures = 1 + sum(control.sequences is not None for control in controls)
     of_controls = sum(1 if control.features is not None else layers * heads for control in controls)
-    return ProbeJob(run, captures * len(dataset), layers * heads + of_controls, measure_answers)
+    num_probes = layers * heads + of_controls
+    return ProbeJob(run, captures * len(dataset), num_probes, measure_answers, model_digest)

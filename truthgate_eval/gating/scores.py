@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from truthgate_eval.errors import DataError, ScoresError, one_line, shorten
-from truthgate_eval.files import write_atomic
+from truthgate_eval.files import check_writable, write_atomic
 from truthgate_eval.gating.head_maps import read_head_map
 from truthgate_eval.gating.hub_scores import fetch_scores
 from truthgate_eval.gating.ia3_adapter import is_adapter, read_adapter
@@ -237,11 +237,12 @@ class TruthScores:
 
 
 def check_output(path: Path) -> None:
-    """Raise `ScoresError` unless an artifact could be written at `path`."""
+    """Raise `ScoresError` unless `path` is an artifact's, and `TruthGateError` unless it can be written."""
     if path.suffix != ".npz":
         raise ScoresError(f"a score artifact is an .npz file; got {path.name!r}")
     if not path.parent.is_dir():
         raise ScoresError(f"the folder of {path} does not exist; make it first")
+    check_writable(path)
 
 
 def _as_float32(name: str, array: Any) -> NDArray[np.float32]:

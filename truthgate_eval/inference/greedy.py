@@ -60,6 +60,7 @@ def decode_greedily(
     eos: Collection[int] = (),
     stopped: Callable[[list[int]], bool] | None = None,
     progress: Callable[[int], object] | None = None,
+    keep: Callable[[int, list[int]], object] | None = None,
 ) -> list[list[int]]:
     """Add the likeliest token to each prompt until it ends.
 
@@ -71,6 +72,7 @@ def decode_greedily(
         eos: Tokens that end an answer.
         stopped: Whether an answer ends here; called with its tokens so far after every token.
         progress: Called with the number of prompts answered since the last call.
+        keep: Called with each prompt's number and new tokens as soon as its batch has run.
 
     Returns:
         Each prompt's new tokens, with the one that ended it.
@@ -79,7 +81,7 @@ def decode_greedily(
         prompts, max_shared_length=model.max_shared_length, prefix_pass_cost=model.prefix_pass_cost
     )
     answers: list[list[int]] = [[] for _ in range(plan.num_distinct)]
-    occurrences = [len(indices) for indices in plan.indices_by_distinct()]
+    occurrences = plan.indices_by_distinct()
 
     def ended(tokens: list[int]) -> bool:
         end = len(tokens) >= max_new_tokens or tokens[-1] in eos
@@ -94,8 +96,11 @@ def decode_greedily(
                 sequence_ids, _decode_batch(model, packed, prefix, ended), strict=True
             ):
                 answers[sequence_id] = tokens
+                if keep is not None:
+                    for i in occurrences[sequence_id]:
+                        keep(i, tokens)
             if progress is not None:
-                progress(sum(occurrences[sequence_id] for sequence_id in sequence_ids))
+                progress(sum(len(occurrences[sequence_id]) for sequence_id in sequence_ids))
 
         budget.run_batches(group.prompts, run, max_new_tokens=max_new_tokens)
     return [list(answers[sequence_id]) for sequence_id in plan.distinct_ids]

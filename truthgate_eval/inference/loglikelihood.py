@@ -57,6 +57,7 @@ def log_likelihoods(
     budget: TokenBudget,
     softmax_dtype: torch.dtype | None = None,
     progress: Callable[[int], object] | None = None,
+    keep: Callable[[int, tuple[float, bool]], object] | None = None,
 ) -> list[tuple[float, bool]]:
     """How likely each continuation is, and whether greedy decoding would give it.
 
@@ -67,6 +68,7 @@ def log_likelihoods(
         budget: Tokens of a batch.
         softmax_dtype: What log-softmax computes in; by default the model's dtype.
         progress: Called with the number of requests answered since the last call.
+        keep: Called with each request's number and answer as soon as its batch has run.
 
     Returns:
         For each request, the sum of its tokens' natural log-probabilities, and whether each token is the
@@ -98,6 +100,9 @@ def log_likelihoods(
             logits = model.logits(batch, *scored.predicted_from(), prefix)
             found = scored.log_likelihoods(logits, softmax_dtype)
             answers.update(found)
+            if keep is not None:
+                for i, answer in found.items():
+                    keep(i, answer)
             if progress is not None:
                 progress(len(found))
 

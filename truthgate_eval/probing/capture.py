@@ -8,6 +8,7 @@ adapter, every sequence runs through the whole model.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+from truthgate_eval.probing.capture_key import capture_settings, numbers_digest
+from truthgate_eval.probing.capture_store import CaptureStore
+from truthgate_eval.probing.kept_batches import KeptBatches
 from truthgate_eval.probing.shared_capture import Allocate, SharedCapture, allocate_in_memory
 from truthgate_eval.processes import ONE_PROCESS, Processes
 
@@ -44,6 +48,7 @@ def capture(
     progress: Callable[[int], None] | None = None,
     allocate: Allocate = allocate_in_memory,
     processes: Processes = ONE_PROCESS,
+    store: CaptureStore | None = None,
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
@@ -66,6 +71,7 @@ def capture(
         allocate: Makes the array that is returned; `allocate_activations` makes it on disk where memory is
             too small. By default in memory.
         processes: The processes that call this with the same sequences.
+        store: Where finished batches are kept, and those of an interrupted run are found.
 
     Returns:
         float32 [n, layers, heads, width], in the order of `sequences`; in a process other than the first,
@@ -95,8 +101,15 @@ def capture(
         shape, [row for batch in own for row in batch.rows()],
         allocate=allocate, processes=processes, progress=progress,
     )  # fmt: skip
-    for _, of_group in itertools.groupby(own, key=lambda batch: id(batch.group)):
-        _run_group(list(of_group), forward, layout, budget, found, site, mixed_precision_dtype)
+    kept = KeptBatches(
+        store, found, [batch.rows() for batch in own], lambda: capture_settings(
+            model, forward.device, inputs=numbers_digest(sequences), batches=[b.rows() for b in batches],
+            shape=shape, site=site, autocast=str(mixed_precision_dtype), sharing=forward.supports_sharing,
+        ), processes,
+    )  # fmt: skip
+    for _, of_group in itertools.groupby(enumerate(own), key=lambda numbered: id(numbered[1].group)):
+        _run_group(list(of_group), forward, layout, budget, found, site, mixed_precision_dtype, kept)
+    kept.finish()
     return found.gather()
 
 
@@ -138,27 +151,37 @@ def _batches(
 
 
 def _run_group(
-    batches: Sequence[_Batch],
+    batches: Sequence[tuple[int, _Batch]],
     forward: SharedPrefixModel,
     layout: AttentionLayout,
     budget: TokenBudget,
     found: SharedCapture,
     site: Site,
     dtype: torch.dtype | None,
+    kept: KeptBatches,
 ) -> None:
-    """Run batches of one group, after the prefix that they share."""
-    with autocast(forward.model, dtype):
-        prefix = forward.compute_prefix(batches[0].group)
+    """Run the numbered batches of one group, after the prefix that they share, where they are not kept."""
+    first = batches[0][1]
 
-    def run(prompts: list[PackedPrompt]) -> None:
+    @functools.cache  # not at all where all batches are kept
+    def prefix() -> SharedPrefixCache | None:
         with autocast(forward.model, dtype):
-            activations = _last_tokens(forward, layout, prompts, prefix, site)
-        rows = [batches[0].equal[i] for prompt in prompts for i in prompt.sequence_ids]
-        for values, of_sequence in zip(activations, rows, strict=True):
-            found.put(of_sequence, values)
+            return forward.compute_prefix(first.group)
 
-    for batch in batches:
-        budget.run_batches(batch.prompts, run)
+    def run(before: SharedPrefixCache | None, prompts: list[PackedPrompt]) -> None:
+        with autocast(forward.model, dtype):
+            activations = _last_tokens(forward, layout, prompts, before, site)
+        sequence_ids = [i for prompt in prompts for i in prompt.sequence_ids]
+        for values, i in zip(activations, sequence_ids, strict=True):
+            found.put(first.equal[i], values)
+
+    for number, batch in batches:
+        limit = kept.take(number)
+        if limit is not None:
+            budget.tokens = limit
+            continue
+        budget.run_batches(batch.prompts, functools.partial(run, prefix()))
+        kept.add(number, budget.tokens)
 
 
 def autocast(model: Any, dtype: torch.dtype | None) -> torch.autocast:

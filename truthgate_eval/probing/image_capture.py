@@ -6,6 +6,8 @@ The position of the answer's last token is found after placeholders have become 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -19,10 +21,14 @@ from truthgate_eval.errors import ModelError, TruthGateError, reason_of, shorten
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, find_attention_layout
 from truthgate_eval.memory import is_out_of_memory
 from truthgate_eval.probing.capture import LastTokenHooks
+from truthgate_eval.probing.capture_key import capture_settings, texts_digest
+from truthgate_eval.probing.capture_store import CaptureStore
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample
 from truthgate_eval.probing.image_conditions import write_sequence
+from truthgate_eval.probing.kept_batches import KeptBatches
 from truthgate_eval.probing.shared_capture import Allocate, SharedCapture, allocate_in_memory
 from truthgate_eval.processes import ONE_PROCESS, Processes
+from truthgate_eval.vision.image_features import image_key
 from truthgate_eval.vision.model import VisionLanguageModel
 
 log = logging.getLogger(__name__)
@@ -38,6 +44,7 @@ def capture_with_images(
     progress: Callable[[int], None] | None = None,
     allocate: Allocate = allocate_in_memory,
     processes: Processes = ONE_PROCESS,
+    store: CaptureStore | None = None,
 ) -> NDArray[np.float32]:
     """Activations at the last token of every sequence.
 
@@ -53,6 +60,7 @@ def capture_with_images(
         progress: Called with the number of sequences that were run since the last call.
         allocate: As in `capture`.
         processes: As in `capture`.
+        store: As in `capture`.
 
     Returns:
         float32 [n, layers, heads, width], in the order of the data set; in a process other than the first,
@@ -67,37 +75,84 @@ def capture_with_images(
     examples = dataset.examples
     shape = (len(examples), layout.num_layers, layout.num_heads, layout.head_width(site))
     order = sorted(range(len(examples)), key=lambda i: -len(examples[i].context + examples[i].answer))
-    waiting = _parts(order, batch_size)[processes.rank :: processes.count]
+    batches = _parts(order, batch_size)
+    own = batches[processes.rank :: processes.count]
     found = SharedCapture(
-        shape, [i for batch in waiting for i in batch],
+        shape, [i for batch in own for i in batch],
         allocate=allocate, processes=processes, progress=progress,
     )  # fmt: skip
-    while waiting:
-        batch = waiting.pop(0)
-        if len(batch) > batch_size:
-            waiting = _parts(batch, batch_size) + waiting
+    kept = KeptBatches(
+        store, found, own,
+        lambda: capture_settings(
+            vlm.model, vlm.device, inputs=texts_digest(dataset), batches=batches, shape=shape, site=site
+        ),
+        processes,
+    )  # fmt: skip
+    for number, batch in enumerate(own):
+        limit = kept.take(number, functools.partial(_content, examples, batch))
+        if limit is not None:
+            batch_size = limit
             continue
-        images = [_load_images(examples[i]) for i in batch]
+        shown = hashlib.sha256() if kept.is_on else None
+        batch_size = _run_batch(vlm, dataset, layout, site, batch, batch_size, found, shown)
+        kept.add(number, batch_size, "" if shown is None else shown.hexdigest())
+    kept.finish()
+    return found.gather()
+
+
+def _run_batch(
+    vlm: VisionLanguageModel,
+    dataset: ProbeDataset,
+    layout: AttentionLayout,
+    site: Site,
+    batch: list[int],
+    batch_size: int,
+    found: SharedCapture,
+    shown: hashlib._Hash | None,
+) -> int:
+    """Run a batch, in parts if it is too large, and add its images to a digest; the size that fitted."""
+    examples, waiting = dataset.examples, _parts(batch, batch_size)
+    while waiting:
+        part = waiting.pop(0)
+        if len(part) > batch_size:
+            waiting = _parts(part, batch_size) + waiting
+            continue
+        images = [load_images(examples[i]) for i in part]
         sequences = [
             write_sequence(vlm, examples[i], len(own), bare_question=dataset.bare_questions)
-            for i, own in zip(batch, images, strict=True)
+            for i, own in zip(part, images, strict=True)
         ]
         try:
             activations = _last_tokens(vlm, layout, sequences, images, site)
         except TruthGateError:
             raise
         except Exception as error:  # processors and models fail in many ways, and some only on a batch
-            if len(batch) == 1:
-                where = shorten(examples[batch[0]].context)
+            if len(part) == 1:
+                where = shorten(examples[part[0]].context)
                 raise ModelError(f"{vlm.name} fails on the question {where}: {reason_of(error)}") from error
-            batch_size = len(batch) // 2
+            batch_size = len(part) // 2
             if is_out_of_memory(error):
                 torch.cuda.empty_cache()
             log.warning("%s: continuing with batches of %d", reason_of(error), batch_size)
-            waiting.insert(0, batch)
+            waiting.insert(0, part)
             continue
-        found.put(batch, activations)
-    return found.gather()
+        found.put(part, activations)
+        if shown is not None:
+            _add_images(shown, images)
+    return batch_size
+
+
+def _content(examples: Sequence[ProbeExample], batch: Sequence[int]) -> str:
+    """Digest of the images of a batch, read one by one."""
+    digest = hashlib.sha256()
+    for i in batch:
+        _add_images(digest, [load_images(examples[i])])
+    return digest.hexdigest()
+
+
+def _add_images(digest: hashlib._Hash, images: Sequence[Sequence[Image]]) -> None:
+    for own in images:
+        digest.update(repr([image_key(image) for image in own]).encode())
 
 
 def _parts(indices: list[int], size: int) -> list[list[int]]:
@@ -122,5 +177,6 @@ def _last_tokens(
     return kept.stacked()
 
 
-def _load_images(example: ProbeExample) -> Sequence[Image]:
+def load_images(example: ProbeExample) -> Sequence[Image]:
+    """An answer's images, decoded; none where it has none."""
     return example.load_images() if example.load_images is not None else []

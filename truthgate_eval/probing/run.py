@@ -18,6 +18,7 @@ from truthgate_eval.inference import self_check
 from truthgate_eval.probing.activations import allocate_activations
 from truthgate_eval.probing.artifact import describe_model, make_artifact
 from truthgate_eval.probing.capture import autocast, capture
+from truthgate_eval.probing.capture_store import CaptureStore
 from truthgate_eval.probing.config import CONTEXT_GAIN, NO_CONTEXT, SHUFFLED, CaptureConfig, ProbeConfig
 from truthgate_eval.probing.controls import Control, shuffled_labels
 from truthgate_eval.probing.cross_validation import Progress
@@ -44,6 +45,7 @@ def run_probing(
     capture_progress: Progress | None = None,
     probe_progress: Progress | None = None,
     processes: Processes = ONE_PROCESS,
+    store: CaptureStore | None = None,
 ) -> TruthScores:
     """Truth scores of every head of a text model (`docs/method.md#truth-scores`).
 
@@ -59,6 +61,8 @@ def run_probing(
         probe_progress: Called with the number of heads that were fitted since the last call.
         processes: Those that call this together (`Processes.together`), each with the whole data set: they
             share the sequences, the first fits the probes, and all get the scores.
+        store: Where finished activations are kept, so that a killed run continues. Remove it when the scores
+            are saved.
 
     Example:
         With the model and the tokenizer of lm-eval's `hf`:
@@ -92,6 +96,7 @@ def run_probing(
             progress=capture_progress,
             allocate=_allocate(settings),
             processes=processes,
+            store=store,
         )
 
     return score_activations(
@@ -115,6 +120,7 @@ def run_image_probing(
     capture_progress: Progress | None = None,
     probe_progress: Progress | None = None,
     processes: Processes = ONE_PROCESS,
+    store: CaptureStore | None = None,
 ) -> TruthScores:
     """Truth scores of every head of a vision-language model's text decoder.
 
@@ -127,6 +133,7 @@ def run_image_probing(
         capture_progress: As in `run_probing`.
         probe_progress: As in `run_probing`.
         processes: As in `run_probing`.
+        store: As in `run_probing`.
     """
     settings = capture_config or CaptureConfig()
     layout = find_attention_layout(vlm.model)
@@ -144,6 +151,7 @@ def run_image_probing(
             progress=capture_progress,
             allocate=_allocate(settings),
             processes=processes,
+            store=store,
         )
 
     return score_activations(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -52,12 +53,33 @@ class SharedCapture:
         self.array = allocate(shape if processes.is_main else (len(self._own), *shape[1:]))
         self._writer = ActivationWriter(self.array)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one sequence's activations."""
+        return 4 * math.prod(self.array.shape[1:])
+
     def put(self, rows: Sequence[int], values: NDArray[np.float32]) -> None:
         """Add activations [layers, heads, width], or [rows, layers, heads, width], of these sequences."""
-        places = rows if self._places is None else [self._places[row] for row in rows]
-        self._writer.put(places, values)
+        self.write(rows, values)
+        self.advance(len(rows))
+
+    def write(self, rows: Sequence[int], values: NDArray[np.float32]) -> None:
+        """As `put`, without telling of progress."""
+        self._writer.put(self._places_of(rows), values)
+
+    def advance(self, count: int) -> None:
+        """Tell of progress by so many sequences."""
         if self._progress is not None:
-            self._progress(len(rows))
+            self._progress(count)
+
+    def read(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """A copy of activations that were added, [rows, layers, heads, width]."""
+        values = self.array[self._places_of(rows)]
+        self._writer.drop()
+        return values
+
+    def _places_of(self, rows: Sequence[int]) -> list[int]:
+        return list(rows) if self._places is None else [self._places[row] for row in rows]
 
     def gather(self) -> NDArray[np.float32]:
         """All activations in the first process, this process's own in the others.

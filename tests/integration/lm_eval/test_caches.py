@@ -5,8 +5,10 @@ A run with a cache must equal the same run without it, whatever ran before it on
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +32,8 @@ from truthgate_eval.errors import ModelError, TaskError
 from truthgate_eval.gating.gate import random_gate
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.lm_eval.model import GatedHF
+from truthgate_eval.inference import greedy
+from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.paths import shipped
 
 OURS = shipped("tasks") / "lm_eval"
@@ -157,6 +161,33 @@ class TestAnswers:
         keys = [key(**own) for own in settings]
         assert len(set(keys)) == len(settings)
         assert key(batch_size=4) == keys[0]
+
+    @pytest.mark.parametrize("task", ["halueval_qa", "halueval_qa_select"])
+    def test_a_run_that_is_interrupted_goes_on_after_its_last_batch(
+        self, run: Any, task: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Answers of the shared-prefix engine enter the cache batch by batch, as `hf`'s own do."""
+        # Four prompts that share nothing are four batches.
+        monkeypatch.setattr(TokenBudget, "next_batch_size", lambda *_: 1)
+        monkeypatch.setattr(greedy, "plan_prefixes", functools.partial(greedy.plan_prefixes, share=False))
+        settings = {"scores": "none", "engine": "auto"}
+        expected, total = run(task, cached=False, **settings)
+        original, batches = TokenBudget.run_batches, list[int]()
+
+        def interrupted(self: Any, prompts: Any, run_batch: Any, **options: Any) -> None:
+            def second_fails(batch: Any) -> None:
+                batches.append(len(batch))
+                if len(batches) == 2:
+                    raise KeyboardInterrupt
+                run_batch(batch)
+
+            original(self, prompts, second_fails, **options)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(TokenBudget, "run_batches", interrupted)
+            run(task, **settings)
+        found, asked = run(task, **settings)
+        assert found == expected and 0 < asked < total
 
     def test_a_cache_without_keys_of_its_own_is_refused(self, checkpoint: str) -> None:
         lm = GatedHF(checkpoint, scores="none", device="cpu")
@@ -372,3 +403,44 @@ def test_the_command_line_with_both_caches_gives_the_answers_without_them(
     assert found == run("plain", 7, "evaluation")
     wanted = documents("qa", halueval_path=halueval_folder, subset="evaluation")[:LIMIT]
     assert [doc["row"] for doc, _, _ in found] == [doc["row"] for doc in wanted]
+
+
+KILLED = """
+import functools, os, runpy, signal
+from truthgate_eval.inference import greedy
+from truthgate_eval.inference.batching import TokenBudget
+
+greedy.plan_prefixes = functools.partial(greedy.plan_prefixes, share=False)
+TokenBudget.next_batch_size = lambda *_: 1
+original, batches = TokenBudget.run_batches, []
+
+def run_batches(self, prompts, run, **options):
+    def third_kills(batch):
+        batches.append(1)
+        if len(batches) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        run(batch)
+    original(self, prompts, third_kills, **options)
+
+TokenBudget.run_batches = run_batches
+runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_command_line_goes_on_after_a_kill(
+    checkpoint: str, halueval_folder: str, tmp_path: Path
+) -> None:
+    status, logs = [], ""
+    for start in (["-c", KILLED], ["-m", "lm_eval"]):
+        done = subprocess.run(
+            [sys.executable, *start, "--model", "gated_hf", "--model_args", f"pretrained={checkpoint},scores=none",
+             "--tasks", "halueval_qa", "--metadata", json.dumps({"halueval_path": halueval_folder}),
+             "--device", "cpu", "--limit", str(LIMIT), "--output_path", "out", "--use_cache", "answers"],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        status.append(done.returncode)
+        logs = done.stdout + done.stderr
+    assert status == [-9, 0], logs[-2000:]
+    assert re.search(r"Cached requests: [1-9], Requests remaining: [1-9]", logs), logs[-2000:]
+    assert list((tmp_path / "out").rglob("results_*.json"))

@@ -26,6 +26,7 @@ from truthgate_eval.data.store import write_dataset
 from truthgate_eval.errors import TaskError
 from truthgate_eval.gating.gate import random_gate
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness.lmms_eval import response_cache
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.tasks import on_load
 from truthgate_eval.paths import shipped
@@ -98,6 +99,45 @@ def test_two_gates_in_one_folder_give_their_own_answers(run: Run, scores: str) -
     # Answers in rounds are not cached, nor are empty answers (by lmms-eval itself).
     assert run("tiny_choice", scores="none") == ({"tiny_choice": expected[0]["tiny_choice"]}, 0)
     assert run("tiny_rounds", scores="none")[1] == NUMBER
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """Run until the second part of the requests, which are three a part from then on."""
+    monkeypatch.setattr(response_cache, "_PART", 3)
+    original, calls = GatedVLM.loglikelihood, list[int]()
+
+    def second_fails(lm: Any, requests: Any) -> Any:
+        calls.append(len(requests))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(lm, requests)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(GatedVLM, "loglikelihood", second_fails)
+        run()
+
+
+def test_a_run_that_is_interrupted_goes_on_after_its_last_part(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, total = run("tiny_choice", cached=False, scores="none")
+    interrupt(monkeypatch, lambda: run("tiny_choice", scores="none"))
+    other, _ = run("tiny_choice", cached=False, scores="random:1", lam=3)
+    assert run("tiny_choice", scores="random:1", lam=3) == (other, total)  # another gate finds nothing
+    assert run("tiny_choice", scores="none") == (expected, total - 3)
+    assert run("tiny_choice", scores="none") == (expected, 0)
+
+
+@pytest.mark.slow
+def test_a_damaged_file_of_an_interrupted_run_is_passed_over(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, total = run("tiny_choice", cached=False, scores="none")
+    interrupt(monkeypatch, lambda: run("tiny_choice", scores="none"))
+    [file] = (tmp_path / "answers").glob("runs/*/rank_0.db")
+    file.write_bytes(b"no database" * 500)
+    assert run("tiny_choice", scores="none") == (expected, total)
+    assert "its answers are computed again" in caplog.text
 
 
 def test_scores_that_changed_under_one_path(run: Run, scores: str) -> None:
@@ -271,3 +311,43 @@ def test_the_command_line_with_both_caches_gives_the_answers_without_them(
     first = run("first", 0, *caches)
     found = run("cached", 7, *caches)
     assert found == run("plain", 7) != first
+
+
+KILLED = """
+import os, runpy, signal, sys
+from truthgate_eval.harness.lmms_eval import response_cache
+from truthgate_eval.harness.lmms_eval.model import GatedVLM
+
+response_cache._PART, original, calls = 3, GatedVLM.loglikelihood, []
+
+def second_kills(lm, requests):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(lm, requests)
+
+GatedVLM.loglikelihood = second_kills
+runpy.run_module("lmms_eval", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_same_command_line_goes_on_after_a_kill(
+    run: Run, tasks: Path, tmp_path: Path, vlm_checkpoint: Callable[[str], str]
+) -> None:
+    expected, total = run("tiny_choice", cached=False, scores="none")
+    status, logs = [], ""
+    for start in (["-c", KILLED], ["-m", "lmms_eval"]):
+        done = subprocess.run(
+            [sys.executable, *start, "--model", "gated_llava", "--model_args",
+             f"pretrained={vlm_checkpoint('llava')},scores=none,device=cpu,engine=off", "--tasks", "tiny_choice",
+             "--include_path", str(tasks), "--output_path", "out", "--log_samples", "--use_cache", "answers"],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        status.append(done.returncode)
+        logs = done.stdout + done.stderr
+    assert status == [-9, 0], logs[-2000:]
+    assert f"3/{total} cache hits" in logs
+    [file] = (tmp_path / "out").glob("*/*_samples_tiny_choice.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == len(expected["tiny_choice"])

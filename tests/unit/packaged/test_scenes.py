@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from truthgate_eval.data.chair import read_vocabulary
 from truthgate_eval.data.splits import split_documents
 from truthgate_eval.data.store import read_rows
 from truthgate_eval.errors import DataError
@@ -91,6 +92,20 @@ def test_questions_are_about_their_own_subset_and_agree_with_the_image(tmp_path:
             == (row["object"] in row["caption"].lower())
         )
         assert Path(row["image_path"]).is_file()
+
+
+def test_the_images_to_describe_are_those_of_the_splits_with_their_objects(tmp_path: Path) -> None:
+    folder = prepare_scenes(tmp_path, FEW).folder
+    rows = read_rows(folder / "captions.parquet")
+    assert {row["image"] for row in rows} == {row["image"] for row in read_rows(folder / "random.parquet")}
+    assert Counter(split_documents(rows)) == {"selection": FEW["selection"], "evaluation": FEW["test"]}
+    vocabulary = read_vocabulary(folder / "objects.parquet")
+    for row in rows:
+        subset, number = row["image"].split("-")
+        scene = make_scene(subset, int(number))
+        assert tuple(row["objects"]) == scene.objects and Path(row["image_path"]).is_file()
+        assert tuple(one.object for one in vocabulary.mentions(scene.caption)) == scene.objects
+    assert set(vocabulary.objects.values()) == set(OBJECTS)
 
 
 def test_the_tasks_of_both_harnesses_load_scenes_that_are_drawn_once(

@@ -1,7 +1,7 @@
 """A leaderboard as a file: Markdown, LaTeX and CSV.
 
 Markdown and LaTeX have the paper's layout, methods by data sets, in percent. Published figures are marked row
-by row, and stand below the measured ones. CSV has shares of 1.
+by row, and stand below the measured ones. CSV has shares of 1, and lengths of captions in words.
 """
 
 from __future__ import annotations
@@ -11,10 +11,14 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from truthgate_eval.analysis.leaderboard.captions import CaptionComparison
 from truthgate_eval.analysis.leaderboard.cells import (
+    CAPTION_TITLES,
     COMPARISON_TITLES,
     LOG_ODDS_TITLES,
     METRIC_TITLES,
+    caption_cells,
+    captions_title,
     comparison_cells,
     comparisons_title,
     footnote,
@@ -24,7 +28,8 @@ from truthgate_eval.analysis.leaderboard.cells import (
     metrics_title,
     row_label,
 )
-from truthgate_eval.analysis.leaderboard.comparison import LeaderboardPart
+from truthgate_eval.analysis.leaderboard.comparison import Difference, LeaderboardPart
+from truthgate_eval.analysis.leaderboard.log_odds import LogOddsComparison
 from truthgate_eval.analysis.leaderboard.table import Leaderboard, TaskLeaderboard
 from truthgate_eval.escaping import csv_value, latex_text, markdown_text
 
@@ -53,6 +58,10 @@ def markdown(leaderboard: Leaderboard) -> str:
             lines += [f"{markdown_text(log_odds_title(task, leaderboard))}:", ""]
             lines += [*_markdown_table(LOG_ODDS_TITLES, rows), ""]
             lines += [*(f"* {markdown_text(one.conclusion)}" for one in task.log_odds), ""]
+        if task.captions:
+            rows = [[markdown_text(cell) for cell in caption_cells(one)] for one in task.captions]
+            lines += [f"{markdown_text(captions_title(task, leaderboard))}:", ""]
+            lines += [*_markdown_table(CAPTION_TITLES, rows), ""]
     lines += [footnote(leaderboard), ""]
     lines += [f"* {markdown_text(warning)}" for warning in leaderboard.warnings]
     return "\n".join(lines).rstrip() + "\n"
@@ -80,6 +89,11 @@ def latex(leaderboard: Leaderboard) -> str:
             alignment = "ll" + "r" * (len(LOG_ODDS_TITLES) - 2)
             lines += _latex_table(alignment, body, log_odds_title(task, leaderboard))
             lines += [latex_text(one.conclusion) + "\\par" for one in task.log_odds] + [""]
+        if task.captions:
+            rows = [_latex_row(map(latex_text, caption_cells(one))) for one in task.captions]
+            body = [_latex_row(CAPTION_TITLES), "\\midrule", *rows]
+            alignment = "ll" + "r" * (len(CAPTION_TITLES) - 2)
+            lines += _latex_table(alignment, body, captions_title(task, leaderboard))
     return "\n".join(lines)
 
 
@@ -134,23 +148,22 @@ def _csv_lines(leaderboard: Leaderboard) -> Iterator[dict[str, Any]]:
         for one in task.comparisons:
             for metric, difference in one.differences.items():
                 about = {"board": task.name, "part": one.part, "run": one.name, "origin": "measured"}
-                value = {"value": difference.value, "low": difference.low, "high": difference.high}
                 # The test compares right and wrong answers: it is not a test of F1.
                 test = {"p": one.p, "p_corrected": one.p_corrected, "verdict": one.verdict}
                 test = test if metric == "acc" else {}
-                yield {**about, "quantity": f"{metric} difference", **value, **test}
-        for compared in task.log_odds:
+                yield {**about, "quantity": f"{metric} difference", **_value(difference), **test}
+        others: list[LogOddsComparison | CaptionComparison] = [*task.log_odds, *task.captions]
+        for compared in others:
+            about = {"board": task.name, "part": compared.part, "run": compared.name, "origin": "measured"}
             for metric, tested in compared.tests.items():
-                difference = tested.difference
-                about = {
-                    "board": task.name,
-                    "part": compared.part,
-                    "run": compared.name,
-                    "origin": "measured",
-                }
-                value = {"value": difference.value, "low": difference.low, "high": difference.high}
                 test = {"p": tested.p, "p_corrected": tested.p_corrected, "verdict": tested.verdict}
-                yield {**about, "quantity": f"{metric} difference", **value, **test}
+                yield {**about, "quantity": f"{metric} difference", **_value(tested.difference), **test}
+            if isinstance(compared, CaptionComparison):
+                yield {**about, "quantity": "length difference", **_value(compared.length)}
+
+
+def _value(difference: Difference) -> dict[str, float]:
+    return {"value": difference.value, "low": difference.low, "high": difference.high}
 
 
 def _metric_rows(task: TaskLeaderboard, escape: Callable[[str], str]) -> list[list[str]]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from truthgate_eval.analysis.leaderboard import comparability
+from truthgate_eval.analysis.leaderboard import captions, comparability
 from truthgate_eval.analysis.leaderboard.comparison import (
     Comparison,
     ComparisonSettings,
@@ -41,7 +41,7 @@ from truthgate_eval.analysis.runs.methods import (
 from truthgate_eval.analysis.runs.results_files import RunError
 from truthgate_eval.analysis.runs.task_groups import TaskGroup, task_groups
 from truthgate_eval.credentials import mask_credentials
-from truthgate_eval.metrics import log_odds
+from truthgate_eval.metrics import chair, log_odds
 from truthgate_eval.metrics.yes_no import METRICS
 
 SCHEMA_VERSION = 1
@@ -87,6 +87,7 @@ class TaskLeaderboard:
         rows: Measured ones in the paper's order, then published ones.
         comparisons: Each run against the baseline on each part.
         log_odds: The same without a threshold, on the parts whose tasks read log-odds.
+        captions: Each run against the baseline on the parts whose tasks have captions.
     """
 
     name: str
@@ -94,6 +95,7 @@ class TaskLeaderboard:
     rows: list[LeaderboardRow]
     comparisons: list[Comparison]
     log_odds: list[LogOddsComparison]
+    captions: list[captions.CaptionComparison] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -102,8 +104,9 @@ class TaskLeaderboard:
             {"kind" if key == "method" else key: value for key, value in row.items()}
             for row in content["rows"]
         ]
-        if not self.log_odds:
-            del content["log_odds"]
+        for name in ("log_odds", "captions"):
+            if not content[name]:
+                del content[name]
         found: dict[str, Any] = _without_nan(content)
         return found
 
@@ -191,18 +194,16 @@ def _make_task_leaderboard(
     measured: dict[str, dict[str, dict[str, float]]] = {}  # by run, part and metric
     comparisons: list[Comparison] = []
     without_threshold: list[LogOddsComparison] = []
+    by_objects: list[captions.CaptionComparison] = []
     for name, tasks in group.parts.items():
         present = [base, *(entry for entry in others if all(task in entry.run.tasks for task in tasks))]
-        counts, part = count_part(name, tasks, present)
-        values = [dict(zip(METRICS, row.tolist(), strict=True)) for row in mean_metrics(counts.sum(axis=1))]
-        if has_log_odds(tasks, present):
-            part = dataclasses.replace(part, metrics=_LOG_ODDS_COLUMNS)
-            for entry, own in zip(present, values, strict=True):
-                own |= part_values(part, entry)
+        part, counts, values = _measure_part(name, tasks, present)
         parts.append(part)
         for entry, own in zip(present, values, strict=True):
             measured.setdefault(entry.name, {})[name] = own
-        if len(present) > 1:
+        if len(present) > 1 and part.metrics == chair.METRICS:
+            by_objects += captions.compare_captions(part, counts, present, settings)
+        elif len(present) > 1:
             comparisons += compare_part(part, counts, present, settings)
             if part.metrics == _LOG_ODDS_COLUMNS:
                 without_threshold += compare_log_odds(part, present, settings)
@@ -210,7 +211,25 @@ def _make_task_leaderboard(
     rows = [*_measured_rows(entries, measured, parts), *_published_rows(paper, parts)]
     comparisons = decide_verdicts(comparisons, settings)
     without_threshold = conclude(without_threshold, comparisons, settings, base.name)
-    return TaskLeaderboard(group.name, parts, rows, comparisons, without_threshold)
+    by_objects = captions.decide_captions(by_objects, settings)
+    return TaskLeaderboard(group.name, parts, rows, comparisons, without_threshold, by_objects)
+
+
+def _measure_part(
+    name: str, tasks: tuple[str, ...], entries: Sequence[RunEntry]
+) -> tuple[LeaderboardPart, NDArray[np.float64], list[dict[str, float]]]:
+    """A part, the sums by cluster that comparisons resample, and each run's metrics."""
+    counts, part = count_part(name, tasks, entries)
+    if captions.has_captions(tasks, entries):
+        part = dataclasses.replace(part, metrics=chair.METRICS)
+        counts = captions.caption_counts(part, entries)
+        return part, counts, captions.part_values(counts)
+    values = [dict(zip(METRICS, row.tolist(), strict=True)) for row in mean_metrics(counts.sum(axis=1))]
+    if has_log_odds(tasks, entries):
+        part = dataclasses.replace(part, metrics=_LOG_ODDS_COLUMNS)
+        for entry, own in zip(entries, values, strict=True):
+            own |= part_values(part, entry)
+    return part, counts, values
 
 
 def _measured_rows(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from truthgate_eval.analysis.formatting import format_p_value
+from truthgate_eval.analysis.leaderboard.captions import TESTED as CHAIR_TESTED
 from truthgate_eval.analysis.leaderboard.cells import (
     METRIC_TITLES,
+    captions_title,
     comparisons_title,
     difference_cell,
     log_odds_title,
@@ -22,13 +24,15 @@ _NAMES = Column("", justify="left", is_name=True)
 
 
 def terminal_tables(leaderboard: Leaderboard) -> Iterator[TerminalTable]:
-    """For each task leaderboard a table of the metrics, the paired comparisons, and those of log-odds."""
+    """For each task leaderboard a table of the metrics, and tables of the paired comparisons."""
     for task in leaderboard.task_leaderboards:
         yield _metrics_table(task)
         if task.comparisons:
             yield _comparisons_table(task, leaderboard)
         if task.log_odds:
             yield _log_odds_table(task, leaderboard)
+        if task.captions:
+            yield _captions_table(task, leaderboard)
 
 
 def _metrics_table(task: TaskLeaderboard) -> TerminalTable:
@@ -83,5 +87,24 @@ def _log_odds_table(task: TaskLeaderboard, leaderboard: Leaderboard) -> Terminal
                 test = one.tests[metric]
                 cells.append(difference_cell(test.difference, metric, separator=SOFT_BREAK))
                 cells.append(format_p_value(test.p_corrected))
+            table.add_row(f"  {one.name}", *cells, end_section=one is own[-1])
+    return table
+
+
+def _captions_table(task: TaskLeaderboard, leaderboard: Leaderboard) -> TerminalTable:
+    titles = [title for metric in CHAIR_TESTED for title in (f"{METRIC_TITLES[metric]} diff", "p")]
+    columns = [_NAMES, *map(Column, titles), Column(f"{METRIC_TITLES['length']} diff")]
+    table = TerminalTable(columns, title=captions_title(task, leaderboard))
+    for part in task.parts:
+        own = [one for one in task.captions if one.part == part.name]
+        if own:
+            table.add_row(part.name, style="bold")
+        for one in own:
+            cells = []
+            for metric in CHAIR_TESTED:
+                test = one.tests[metric]
+                cells.append(difference_cell(test.difference, metric, separator=SOFT_BREAK))
+                cells.append(format_p_value(test.p_corrected))
+            cells.append(difference_cell(one.length, "length", separator=SOFT_BREAK))
             table.add_row(f"  {one.name}", *cells, end_section=one is own[-1])
     return table

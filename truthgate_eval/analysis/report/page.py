@@ -14,11 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from truthgate_eval.analysis.formatting import format_nats, format_p_value, format_percent, format_points
-from truthgate_eval.analysis.leaderboard.cells import METRIC_TITLES
+from truthgate_eval.analysis.formatting import format_p_value, format_points
+from truthgate_eval.analysis.leaderboard.cells import METRIC_TITLES, format_change, format_figure
 from truthgate_eval.analysis.report.charts import difference_axis, sweep_chart
 from truthgate_eval.escaping import visible_values
-from truthgate_eval.metrics.log_odds import LOSSES
 from truthgate_eval.paths import PACKAGE
 
 _FOLDER = PACKAGE / "analysis" / "report" / "template"
@@ -69,20 +68,18 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def figure_cell(cell: Mapping[str, Any] | None, metric: str) -> str:
-    """A leaderboard's cell: `86.9`, `86.1 ± 0.2` for several runs, `-` for none; a log-loss is in nats."""
+    """A leaderboard's cell: `86.9`, `86.1 ± 0.2` for several runs, `-` for none; see `format_figure`."""
     if cell is None or cell["mean"] is None:
         return "-"
-    return (format_nats if metric in LOSSES else format_percent)(cell["mean"], cell["sd"])
+    return format_figure(metric, cell["mean"], cell["sd"])
 
 
 def change_cell(difference: Mapping[str, Any], metric: str) -> str:
-    """A difference with its interval: `+2.5 [+0.1, +4.9]`, in nats for a log-loss, `-` for none."""
+    """A difference with its interval: `+2.5 [+0.1, +4.9]`, `-` for none; see `format_change`."""
     numbers = [difference[name] for name in ("value", "low", "high")]
     if None in numbers:
         return "-"
-    value, low, high = (
-        format_nats(number, sign=True) if metric in LOSSES else format_points(number) for number in numbers
-    )
+    value, low, high = (format_change(metric, number) for number in numbers)
     return f"{value} [{low}, {high}]"
 
 

@@ -109,6 +109,7 @@ def _write_document(
             "text": _cut(sample.answer.strip(), _LONGEST_ANSWER),
             "right": sample.correct,
             **({"unparsed": True} if sample.unparsed else {}),
+            **_hallucinated(sample),
         }
         for number, sample in document.samples.items()
     }
@@ -121,6 +122,12 @@ def _write_document(
         "answers": [answers.get(number) for number in range(num_runs)],
         **({"about": about} if about else {}),
     }
+
+
+def _hallucinated(sample: SampleResult) -> dict[str, list[str]]:
+    """The objects that a caption makes up, each once; nothing where there are none."""
+    found = sample.caption.hallucinated if sample.caption is not None else ()
+    return {"hallucinated": [_cut(name, _LONGEST_ANSWER) for name in dict.fromkeys(found)]} if found else {}
 
 
 def _fields(run: Run) -> dict[tuple[str, int], dict[str, str]]:

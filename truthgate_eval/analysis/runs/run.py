@@ -34,7 +34,7 @@ class TaskRun:
         task: The task's name.
         filter: The filter of lm-eval, "none" elsewhere.
         samples: The samples, by a key that equal documents share between runs.
-        settings: What determines the verdicts: version, few-shot examples, parser.
+        settings: What determines the verdicts: version, few-shot examples, parser, names of objects.
     """
 
     task: str
@@ -134,6 +134,7 @@ def _read_task(
         "few-shot examples": (results.get("n-shot") or {}).get(name),
         # Tasks of lmms-eval have a list there.
         "parser": metadata.get("parser") if isinstance(metadata, Mapping) else None,
+        "names of objects": metadata.get("objects") if isinstance(metadata, Mapping) else None,
         "generation settings": config.get("generation_kwargs"),
     }
     tasks = []

@@ -15,12 +15,15 @@ from typing import Any
 
 from truthgate_eval.errors import DataError
 from truthgate_eval.files import read_json_lines
+from truthgate_eval.metrics.chair import CaptionObjects
 from truthgate_eval.metrics.clusters import IMAGE_FIELDS, QUESTION_FIELDS, ClusterKind, find_cluster
 from truthgate_eval.metrics.log_odds import LogOddsAnswer
 from truthgate_eval.metrics.yes_no import YES_NO, parse_yes_no
 
+# Of captions: whether it mentions an object that is not on its image, with the objects.
+_HALLUCINATES = "chair_s"
 # Where a task keeps a document's verdict: the first name that a sample has.
-_VERDICTS = ("acc", "pope_accuracy", "accuracy", "exact_match")
+_VERDICTS = ("acc", "pope_accuracy", "accuracy", "exact_match", _HALLUCINATES)
 # What lmms-eval writes between a system instruction and the task's description, unless the task says so.
 _FEWSHOT_DELIMITER = "\n\n"
 _GOLD, _PARSED = ("gold", "ground_truth"), ("parsed", "prediction")
@@ -42,10 +45,12 @@ class SampleResult:
         parsed: yes, no, or None; None also where the task is not a yes/no task.
         is_yes_no: Whether the right answers of the task are yes and no.
         unparsed: Whether the answer has neither yes nor no as a word, or both.
-        correct: Whether the answer is right.
+        correct: Whether the answer is right; a caption is where all objects that it mentions are on its
+            image.
         prompt: A digest of the prompt.
         image: File of the document's image, or None.
         log_odds: The entry of a task that reads log-odds of yes against no; None for every other task.
+        caption: The objects of a captioning task's answer and of its image; None for every other task.
     """
 
     doc_id: int
@@ -63,6 +68,7 @@ class SampleResult:
     prompt: str
     image: str | None
     log_odds: LogOddsAnswer | None = None
+    caption: CaptionObjects | None = None
 
 
 def read_samples(file: Path, task: Mapping[str, Any], *, system_instruction: str = "") -> list[SampleResult]:
@@ -114,7 +120,9 @@ def _is_correct(sample: Mapping[str, Any]) -> bool | None:
     """Whether the answer is right; None where the sample does not say."""
     verdict = _verdict(sample)
     score = verdict.get("score") if isinstance(verdict, Mapping) else verdict
-    return bool(score) if isinstance(score, bool | int | float) and score in (0, 1) else None
+    if not isinstance(score, bool | int | float) or score not in (0, 1):
+        return None
+    return bool(score) != (next(name for name in _VERDICTS if name in sample) == _HALLUCINATES)
 
 
 def _from_lm_eval(sample: Mapping[str, Any], correct: bool) -> SampleResult:
@@ -185,6 +193,7 @@ def _from_lmms_eval(
         prompt=_digest(prompt),
         image=media[-1] if media else None,
         log_odds=log_odds,
+        caption=CaptionObjects.from_dict(recorded) if "mentioned" in recorded else None,
     )
 
 

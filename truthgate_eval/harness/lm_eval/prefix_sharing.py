@@ -148,19 +148,18 @@ class SharedPrefixHF(HFLM):
         def shared_path(indices: list[int]) -> list[tuple[float, bool]]:
             chosen = [pairs[i] for i in indices]
             self._warn_of_truncation([requests[i] for i in indices])
-            with self._progress_bar(len(indices), disable_tqdm, "loglikelihood") as bar:
-                answers = log_likelihoods(
-                    model,
-                    chosen,
-                    budget=self._budget([input_ids for input_ids, _ in chosen], batch_size=override_bs),
-                    softmax_dtype=self.softmax_dtype,
-                    progress=bar.update,
-                )
-            for i, answer in zip(indices, answers, strict=True):
-                key = requests[i][0]
+
+            def keep(number: int, answer: tuple[float, bool]) -> None:
+                key = requests[indices[number]][0]
                 if key is not None:  # a rolling request gets one cache entry for all its windows
                     self.cache_hook.add_partial("loglikelihood", key, answer)
-            return answers
+
+            with self._progress_bar(len(indices), disable_tqdm, "loglikelihood") as bar:
+                budget = self._budget([input_ids for input_ids, _ in chosen], batch_size=override_bs)
+                dtype = self.softmax_dtype
+                return log_likelihoods(
+                    model, chosen, budget=budget, softmax_dtype=dtype, progress=bar.update, keep=keep
+                )
 
         return _answer_on_two_paths(fits, shared_path, own_path)
 
@@ -184,10 +183,12 @@ class SharedPrefixHF(HFLM):
             with self._progress_bar(len(indices), disable_tqdm, "generate_until") as bar:
                 for own in dict.fromkeys(settings[i] for i in indices):
                     group = [i for i in indices if settings[i] == own]
-                    answers = self._decode([prompts[i] for i in group], own, bar.update)
-                    texts.update(zip(group, answers, strict=True))
-            for i in indices:
-                self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
+
+                    def keep(number: int, text: str, group: list[int] = group) -> None:
+                        texts[group[number]] = text
+                        self.cache_hook.add_partial("generate_until", requests[group[number]].args, text)
+
+                    self._decode([prompts[i] for i in group], own, bar.update, keep)
             return [texts[i] for i in indices]
 
         def own_path(indices: list[int]) -> list[str]:
@@ -240,9 +241,13 @@ class SharedPrefixHF(HFLM):
         return token_ids[0].tolist()
 
     def _decode(
-        self, prompts: list[list[int]], settings: _GreedySettings, progress: Callable[[int], Any]
-    ) -> list[str]:
-        """Greedy answers up to the first stop string."""
+        self,
+        prompts: list[list[int]],
+        settings: _GreedySettings,
+        progress: Callable[[int], Any],
+        keep: Callable[[int, str], None],
+    ) -> None:
+        """Hand greedy answers up to the first stop string to `keep`, with their prompts' numbers."""
         assert self.shared_model is not None
         # Two tokens more than a stop string has, as in `hf`: it may be written in other tokens.
         windows = [
@@ -253,7 +258,7 @@ class SharedPrefixHF(HFLM):
         def stopped(tokens: list[int]) -> bool:
             return any(text in self.tokenizer.decode(tokens[-window:]) for window, text in windows)
 
-        answers = decode_greedily(
+        decode_greedily(
             self.shared_model,
             prompts,
             max_new_tokens=settings.max_new_tokens,
@@ -261,8 +266,8 @@ class SharedPrefixHF(HFLM):
             eos=end_tokens(self.model.generation_config),
             stopped=stopped,
             progress=progress,
+            keep=lambda number, tokens: keep(number, self._answer_text(tokens, settings.stop_strings)),
         )
-        return [self._answer_text(tokens, settings.stop_strings) for tokens in answers]
 
     def _answer_text(self, tokens: list[int], stop_strings: Sequence[str]) -> str:
         """An answer's text as `hf` gives it: without thoughts, and up to the first stop string."""

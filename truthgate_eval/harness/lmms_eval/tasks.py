@@ -19,7 +19,7 @@ from truthgate_eval.files.parquet import iterate_rows
 from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.harness.choices import as_yes_no
 from truthgate_eval.harness.command_line import exit_with_error
-from truthgate_eval.harness.lmms_eval.captions import caption_scorer
+from truthgate_eval.harness.lmms_eval.captions import caption_metadata, caption_scorer
 from truthgate_eval.metrics import pope
 from truthgate_eval.metrics.log_odds import (
     LogOddsAnswer,
@@ -54,7 +54,8 @@ def on_load(name: str) -> Any:
       random split where none were;
     * `score_answer`: `process_results` with the parser that `$TRUTHGATE_POPE_PARSER` names;
     * `pope_metadata`: metadata with the name of that parser;
-    * `score_caption_chair` and the like: `process_results` with the objects of a data set.
+    * `score_caption_chair` and the like: `process_results` with the objects of a data set;
+    * `caption_metadata_chair` and the like: metadata with a digest of their names.
 
     Raises:
         AttributeError: There is no such value.
@@ -76,6 +77,8 @@ def on_load(name: str) -> Any:
             return scorer(chosen_parser())
         if name.startswith("score_caption_"):
             return caption_scorer(name.removeprefix("score_caption_"))
+        if name.startswith("caption_metadata_"):
+            return caption_metadata(name.removeprefix("caption_metadata_"))
         if name == "pope_metadata":
             return {"version": 1.0, "parser": chosen_parser()}
     except TruthGateError as error:

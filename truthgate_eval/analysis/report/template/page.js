@@ -263,7 +263,8 @@ function answerOf(run, answer) {
   const verdict = answer.right ? "right" : "wrong";
   const box = make("div", `answer ${verdict}`);
   const who = make("div", "who", `${run}: `);
-  who.append(make("b", "", verdict + (answer.unparsed ? ", says neither yes nor no" : "")));
+  who.append(make("b", "", verdict + (answer.unparsed ? ", says neither yes nor no" : "") +
+    (answer.hallucinated ? `, not on the image: ${answer.hallucinated.join(", ")}` : "")));
   box.append(who, make("div", "said", answer.text || "(empty)"));
   return box;
 }
