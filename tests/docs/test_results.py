@@ -100,6 +100,7 @@ def test_a_step_is_run_once_and_again_when_what_it_reads_was_made_anew(tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_is_not_done_and_names_its_log(tmp_path: Path) -> None:
     step = results_plan.Step(
         "bad",

@@ -117,6 +117,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
         run()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_goes_on_after_its_last_part(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
