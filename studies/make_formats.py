@@ -77,8 +77,8 @@ def summary(scores: TruthScores, captions: TruthScores) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """The page's block, Markdown."""
     lines = [
-        "| site | format | mean over heads | best head | reliability within layers | the child is right | r with the "
-        "base on captions, all heads | within layers |",
+        "| site | format | mean over heads | best head | reliability within layers, at least | the child is right | r with "
+        "the base on captions, all heads | within layers |",
         "| --- | --- | --- | --- | ---: | ---: | --- | --- |",
     ]
     for row in results["rows"]:
