@@ -106,6 +106,16 @@ def test_only_the_choice_is_evaluated_on_the_test_split(
     assert "truthgate compare" in done.stdout and (tmp_path / "a.sweep" / "sweep.png").is_file()
 
 
+def test_the_smallest_log_loss_is_chosen(
+    text: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text[text.index("--tasks") + 1] = "halueval_qa_logodds"
+    record_evaluations(monkeypatch)  # which gives lam=1 the largest value
+    done = truthgate(*text, "--metric", "log_loss", "--rest_limit", "0", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert TruthScores.load(tmp_path / "a.npz").metadata["recommended"]["lam"] == 0
+
+
 @pytest.mark.parametrize("harness", ["text", "image"])
 def test_no_gate_stays_on_the_model_for_the_next_one(
     harness: str, request: pytest.FixtureRequest, tmp_path: Path

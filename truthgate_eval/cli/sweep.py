@@ -46,7 +46,10 @@ def sweep(
         str | None,
         typer.Option(help="Layers to gate, such as 15-29 or 3+8-15; those below run once. Default: all."),
     ] = None,
-    metric: Annotated[str, typer.Option(help="The metric to choose by; higher is better.")] = "acc",
+    metric: Annotated[
+        str,
+        typer.Option(help="The metric to choose by: its highest value, of a log-loss or CHAIR its smallest."),
+    ] = "acc",
     limit: Annotated[
         float | None, typer.Option(help="Documents of a task, per setting, or a fraction below 1.")
     ] = None,
@@ -161,11 +164,13 @@ def _recommend(
     from truthgate_eval.data.splits import SELECTION
     from truthgate_eval.gating.sweep import best_candidate, recommend
     from truthgate_eval.gating.sweep_plot import save_sweep_plot
+    from truthgate_eval.metrics import chair, log_odds
 
     config, tasks = evaluator.config, ",".join(evaluator.config.tasks)
-    console.print(_candidates_table(candidates, config.metric))
-    save_sweep_plot(candidates, config.metric, tasks, store.plot_file)
-    chosen, conditions = best_candidate(candidates), find_conditions(config.model_args)
+    is_loss = config.metric in (*log_odds.LOSSES, *chair.LOSSES)
+    chosen, conditions = best_candidate(candidates, smallest=is_loss), find_conditions(config.model_args)
+    console.print(_candidates_table(candidates, chosen, config.metric))
+    save_sweep_plot(candidates, chosen, config.metric, tasks, store.plot_file)
     recommended = recommend(
         artifact,
         chosen,
@@ -205,12 +210,10 @@ def find_conditions(model_args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: model_args[name] for name in names if not is_missing(model_args.get(name))}
 
 
-def _candidates_table(candidates: list[Candidate], metric: str) -> TerminalTable:
+def _candidates_table(candidates: list[Candidate], chosen: Candidate, metric: str) -> TerminalTable:
     """All candidates, with the chosen one marked."""
     from truthgate_eval.analysis.terminal_table import Column, TerminalTable
-    from truthgate_eval.gating.sweep import best_candidate
 
-    chosen = best_candidate(candidates)
     names = ("lam", "norm", "site", metric, "± stderr", "")
     table = TerminalTable(
         [Column(name, "right" if name in ("lam", metric, "± stderr") else "left") for name in names],

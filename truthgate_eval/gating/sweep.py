@@ -216,9 +216,15 @@ def lowest_gated_layer(layers: str | None, count: int) -> int:
     return numbers[0]
 
 
-def best_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The candidate with the highest value; of equals the one with the smallest |lam|, then the first."""
-    return max(candidates, key=lambda candidate: (candidate.value, -abs(candidate.lam)))
+def best_candidate(candidates: Sequence[Candidate], *, smallest: bool = False) -> Candidate:
+    """The candidate with the best value; of equals the one with the smallest |lam|, then the first.
+
+    Args:
+        candidates: The candidates, with their metrics.
+        smallest: The metric is a loss, of which the smallest value is the best.
+    """
+    sign = -1 if smallest else 1
+    return max(candidates, key=lambda candidate: (sign * candidate.value, -abs(candidate.lam)))
 
 
 def recommend(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from truthgate_eval.escaping import plot_text
 from truthgate_eval.files import write_atomic
-from truthgate_eval.gating.sweep import Candidate, best_candidate
+from truthgate_eval.gating.sweep import Candidate
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,21 @@ def make_sweep_chart(candidates: Sequence[Candidate], chosen: Candidate | None) 
     return SweepChart([candidate for candidate in candidates if candidate.lam == 0], lines, chosen)
 
 
-def save_sweep_plot(candidates: Sequence[Candidate], metric: str, tasks: str, path: Path) -> None:
+def save_sweep_plot(
+    candidates: Sequence[Candidate], chosen: Candidate, metric: str, tasks: str, path: Path
+) -> None:
     """Plot the candidates of a sweep; error bars are one standard error.
 
     Args:
         candidates: The candidates, with their metrics.
+        chosen: One of them.
         metric: The metric's name.
         tasks: The tasks that they were evaluated on, for the title.
         path: A `.png`, which is written atomically.
     """
     from matplotlib.figure import Figure
 
-    chart = make_sweep_chart(candidates, best_candidate(candidates))
+    chart = make_sweep_chart(candidates, chosen)
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     for vanilla in chart.vanilla:

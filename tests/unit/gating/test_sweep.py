@@ -45,6 +45,11 @@ def test_of_equal_values_the_smallest_lam_is_chosen_and_the_vanilla_model_first(
     assert best_candidate([*candidates, vanilla]) is vanilla
 
 
+def test_the_smallest_loss_is_chosen() -> None:
+    candidates = [Candidate(lam, "minmax", "post", value) for lam, value in ((0, 0.6), (2, 0.5), (4, 0.5))]
+    assert best_candidate(candidates, smallest=True) is candidates[1]
+
+
 def test_candidates_are_kept_and_an_incomplete_line_is_dropped(tmp_path: Path) -> None:
     folder = SweepStore(tmp_path / "s", {"tasks": ["t"], "limit": None})
     candidates = [
@@ -141,7 +146,7 @@ def test_the_choice_and_all_candidates_are_saved_with_the_scores(tmp_path: Path)
 
 def test_the_plot_is_a_png_file(tmp_path: Path) -> None:
     candidates = [Candidate(0, "minmax", "post", 0.5, 0.02, 9), Candidate(1, "minmax", "post", 0.6, 0.01, 9)]
-    save_sweep_plot(candidates, "acc", "t", tmp_path / "p.png")
+    save_sweep_plot(candidates, candidates[0], "acc", "t", tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
