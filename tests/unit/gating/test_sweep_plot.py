@@ -38,8 +38,7 @@ def test_the_choice_is_marked_whether_it_is_gated_or_vanilla(
         save(figure, *arguments, **options)
 
     monkeypatch.setattr(Figure, "savefig", keep)
-    others = [one for one in (VANILLA, *GATED) if one.value <= chosen.value]
-    save_sweep_plot(others, "acc", "t", tmp_path / "p.png")
+    save_sweep_plot([VANILLA, *GATED], chosen, "acc", "t", tmp_path / "p.png")
     [rings] = [line for line in figures[0].axes[0].lines if line.get_label() == "chosen"]
     assert np.array(rings.get_xydata()).tolist() == [[chosen.lam, chosen.value]]
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
