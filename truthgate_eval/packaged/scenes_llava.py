@@ -1,4 +1,4 @@
-"""A small LLaVA on the packaged SmolLM2: its architecture, and its weights trained on scenes or easy-VQA.
+"""`smollm2-135m-scenes`, a small LLaVA on the packaged SmolLM2: its architecture and its trained weights.
 
 The trained weights are three files in bfloat16: `adapter.safetensors` (LoRA on the language model),
 `projector.safetensors` and `tower.safetensors`. With the base model they are assembled to an ordinary
@@ -22,9 +22,6 @@ from truthgate_eval.paths import cache_dir, shipped
 SCENES_LLAVA = "smollm2-135m-scenes"
 # An earlier state of the same training, with more wrong answers. Its weights are not in the wheel.
 SCENES_LLAVA_EARLY = "smollm2-135m-scenes-early"
-# The same architecture trained on easy-VQA, and an early state that answers from the question alone.
-EASY_VQA_LLAVA, EASY_VQA_LLAVA_EARLY = "smollm2-135m-easy-vqa", "smollm2-135m-easy-vqa-early"
-PACKAGED_LLAVAS = (SCENES_LLAVA, SCENES_LLAVA_EARLY, EASY_VQA_LLAVA, EASY_VQA_LLAVA_EARLY)
 WEIGHT_FILES = ("adapter.safetensors", "projector.safetensors", "tower.safetensors")
 IMAGE_TOKEN = "<image>"
 _PATCH_SIZE = 16
@@ -41,13 +38,13 @@ _TEMPLATE = (
 def resolve_scenes_llava(name: str) -> str:
     """A model's name or path for transformers; the packaged models become folders in the cache.
 
-    Every name that is not one of `PACKAGED_LLAVAS` is returned as it is.
+    Every name but `smollm2-135m-scenes` and `smollm2-135m-scenes-early` is returned as it is.
 
     Raises:
         DataError: The cache cannot be written.
-        ModelError: The weights are missing, as those of early states are in a wheel.
+        ModelError: The weights are missing, as those of the early state are in a wheel.
     """
-    if name not in PACKAGED_LLAVAS:
+    if name not in (SCENES_LLAVA, SCENES_LLAVA_EARLY):
         return name
     folder = cache_dir() / "models" / name
     weights = shipped("packaged_weights") / name
@@ -150,7 +147,7 @@ def load_weights(model: Any, folder: Path) -> None:
 
     missing = [file for file in WEIGHT_FILES if not (folder / file).is_file()]
     if missing:
-        raise ModelError(f"{folder} has no weights of {folder.name}: {missing[0]} is missing")
+        raise ModelError(f"{folder} has no weights of smollm2-135m-scenes: {missing[0]} is missing")
     adapter, projector, tower = (load_file(folder / file) for file in WEIGHT_FILES)
     inner = model.get_base_model().model
     try:
