@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _loud_again() -> Iterator[None]:
+    """Undo what a model that a test has made under a harness's name leaves quiet until the process ends."""
+    yield
+    quiet = sys.modules.get("truthgate_eval.harness.quiet")
+    if quiet is not None:
+        quiet._PROCESS.close()
 
 
 @pytest.fixture(scope="session")
