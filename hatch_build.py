@@ -9,7 +9,9 @@ from pathlib import Path
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 STARTUP = ("truthgate_eval_autoload.pth", "truthgate_eval_autoload.start", "_truthgate_autoload.py")
-FOLDERS = ("tasks", "score_artifacts", "packaged_weights/smollm2-135m-scenes")
+FOLDERS = ("tasks", "score_artifacts")
+# Early states of trainings (`truthgate_eval.packaged.models.EARLY`) stay in the repository.
+EARLY = "-early"
 
 
 class StartupFiles(BuildHookInterface):
@@ -22,5 +24,9 @@ class StartupFiles(BuildHookInterface):
         if version == "editable":
             build_data["force_include_editable"].update(startup)
             return
+        weights = [path for path in (root / "packaged_weights").iterdir() if not path.name.endswith(EARLY)]
+        folders = [*(root / name for name in FOLDERS), *sorted(weights)]
         build_data["force_include"].update(startup)
-        build_data["force_include"].update({str(root / name): f"truthgate_eval/{name}" for name in FOLDERS})
+        build_data["force_include"].update(
+            {str(path): f"truthgate_eval/{path.relative_to(root).as_posix()}" for path in folders}
+        )

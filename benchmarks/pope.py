@@ -8,6 +8,7 @@ there.
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -42,18 +43,15 @@ _TEMPLATE = (
 def run(name: str, *, quick: bool, rounds: int, device: str = "cpu") -> Iterator[Result]:
     """Yield `pope`, `pope_duplicates` (repeated as in POPE's splits) or `pope_batch8` (with engine=off)."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(folder, device)
-        options = {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
-        ours = GatedVLM(folder, scores="none", batch_size=8, **options)
-        if name == "pope_batch8":
-            theirs: Any = GatedVLM(folder, scores="none", batch_size=8, engine="off", **options)
-            baseline = "gated_vlm, engine=off, batch_size=8"
-        else:
-            theirs = get_model("llava_hf", force_simple=True)(
-                folder, device_map=device, batch_size=1, **options
-            )
-            baseline = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
+    folder = checkpoint(device)
+    options = {"device": device, "dtype": "float32" if device == "cpu" else "bfloat16"}
+    ours = GatedVLM(folder, scores="none", batch_size=8, **options)
+    if name == "pope_batch8":
+        theirs: Any = GatedVLM(folder, scores="none", batch_size=8, engine="off", **options)
+        baseline = "gated_vlm, engine=off, batch_size=8"
+    else:
+        theirs = get_model("llava_hf", force_simple=True)(folder, device_map=device, batch_size=1, **options)
+        baseline = "lmms-eval llava_hf, batch_size=1 (it takes no other)"
     images, documents = poll(1 if quick else 2, duplicates=name == "pope_duplicates")
     shared = ours.question_engine  # runs the self check before the clock starts
     assert shared is not None
@@ -80,10 +78,15 @@ def poll(images: int, *, duplicates: bool) -> tuple[int, list[dict[str, Any]]]:
     things = [*THINGS[:3] * 3, *THINGS[3:12]] if duplicates else THINGS
     found = []
     for seed in range(images):
-        noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-        image = Image.fromarray(noise).resize((336, 336))
+        image = make_image(seed)
         found += [{"image": image, "thing": thing} for thing in things]
     return images, found
+
+
+def make_image(seed: int) -> Image.Image:
+    """A few colored patches, which are the same for the same seed."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((336, 336))
 
 
 def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
@@ -104,6 +107,18 @@ def answers(model: Any, documents: list[dict[str, Any]]) -> list[str]:
         for number, document in enumerate(documents)
     ]  # fmt: skip
     return model.generate_until(requests)
+
+
+def checkpoint(device: str) -> str:
+    """A folder with the model, which is made once and removed when the program ends."""
+    return _checkpoint(device).name
+
+
+@functools.cache
+def _checkpoint(device: str) -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory()
+    save_model(folder.name, device)
+    return folder
 
 
 def save_model(folder: str, device: str) -> None:

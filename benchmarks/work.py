@@ -11,31 +11,34 @@ import transformers
 from truthgate_eval.data import halueval
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
 
+# Of Llama-7B.
+LAYERS = 32
 
-def load_model(device: str = "cpu") -> tuple[Any, Any]:
-    """(model, tokenizer): on the CPU SmolLM2 in float32, on a GPU `random_7b` in bfloat16."""
+
+def load_model(device: str = "cpu", layers: int = LAYERS) -> tuple[Any, Any]:
+    """(model, tokenizer): on the CPU SmolLM2 in float32, on a GPU some layers of a 7B shape in bfloat16."""
     torch.set_num_threads(1)
     folder = resolve_smollm2(SMOLLM2)
     if device == "cuda":
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        return random_7b(len(tokenizer)), tokenizer
+        return random_7b(len(tokenizer), layers), tokenizer
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def random_7b(vocabulary: int) -> Any:
+def random_7b(vocabulary: int, layers: int = LAYERS) -> Any:
     """A Llama of 7B's shape with random weights, made on the GPU: nothing is downloaded or moved there."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         return transformers.AutoModelForCausalLM.from_config(
-            config_7b(vocabulary), dtype=torch.bfloat16
+            config_7b(vocabulary, layers), dtype=torch.bfloat16
         ).eval()
 
 
-def config_7b(vocabulary: int) -> Any:
-    """Llama-7B's shape."""
+def config_7b(vocabulary: int, layers: int = LAYERS) -> Any:
+    """Llama-7B's shape, or its first layers."""
     return transformers.LlamaConfig(
-        hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=layers, num_attention_heads=32,
         num_key_value_heads=32, vocab_size=vocabulary, max_position_embeddings=4096,
     )  # fmt: skip
 

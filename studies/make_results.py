@@ -1,4 +1,4 @@
-"""Make docs/results.md's figures: what the method does on a family that fits in the package.
+"""Make docs/results.md's figures: truth scores of a family that fits in the package.
 
     python studies/make_results.py FOLDER [--quick] [--lanes N]
 
@@ -15,16 +15,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from results_figures import save_axis
 from results_numbers import collect
-from results_plan import FULL, QUICK, SITES, Study, stages
+from results_plan import FULL, QUICK, SITES, stages
 from results_run import StudyFolder
 from results_tables import fill
 
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.files import write_atomic
-from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, SCENES_LLAVA_EARLY
-from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -32,12 +29,11 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 def main(arguments: list[str]) -> None:
     """Run what is missing, then write everything."""
     options = _parser().parse_args(arguments)
-    models = [_absolute(model) for model in (options.base, options.child, options.early)]
-    study = Study(*models, QUICK if options.quick else FULL)
+    sizes = QUICK if options.quick else FULL
     folder = StudyFolder(options.folder)
-    done = folder.run(stages(study), processes=options.processes)
+    done = folder.run(stages(sizes), processes=options.processes)
     sys.stdout.write(f"{len(done)} steps run\n")
-    write(collect(study, folder), folder.folder, options.docs)
+    write(collect(sizes, folder), folder.folder, options.docs)
 
 
 def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
@@ -48,7 +44,6 @@ def write(results: dict[str, Any], folder: Path, docs: Path) -> None:
     images.mkdir(parents=True, exist_ok=True)
     for site in SITES:
         shutil.copyfile(folder / f"matrix-{site}.png", images / f"results-matrix-{site}.png")
-    save_axis(results, images / "results-axis.png")
     write_atomic(docs / "results.json", (json.dumps(results, indent=1, allow_nan=False) + "\n").encode())
     write_atomic(page, text.encode())
 
@@ -60,16 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lanes", dest="processes", type=int, default=2, help="steps at a time, of one thread each"
     )
-    parser.add_argument("--base", default=SMOLLM2, help="the text model")
-    parser.add_argument("--child", default=SCENES_LLAVA, help="the vision-language model")
-    parser.add_argument("--early", default=SCENES_LLAVA_EARLY, help="an earlier state of it")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the page, its data and figures go")
     return parser
-
-
-def _absolute(model: str) -> str:
-    """A model's folder as an absolute path, since steps run in a folder of their own; or its name."""
-    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 if __name__ == "__main__":

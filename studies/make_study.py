@@ -30,15 +30,38 @@ SCORES = {
     "base-captions.npz": ["--tasks", "probe_scenes_text", "--limit", "300"],
     "base-halueval.npz": ["--tasks", "probe_halueval_qa", "--limit", "150"],
 }
+_CAPTIONS = ["--score", "base on captions=base-captions.npz"]
+_HALUEVAL = ["--score", "base on HaluEval=base-halueval.npz"]
 _CHILD = [
     "--model", "vlm", "--tasks", "scenes_random", "--apply_chat_template", "--limit", "300",
-    "--score", "gradient", "--score", "base on captions=base-captions.npz",
-    "--score", "base on HaluEval=base-halueval.npz", "--action", "soft", "--kl", "0.002,0.01",
+    "--score", "gradient", *_CAPTIONS, *_HALUEVAL, "--action", "soft", "--kl", "0.002,0.01",
     "--controls", "2",
+]  # fmt: skip
+_EASY = [
+    "--model", "vlm", "--tasks", "easy_vqa", "--apply_chat_template", "--limit", "300",
+    "--score", "accuracy", "--score", "gradient", *_CAPTIONS, *_HALUEVAL, "--action", "soft", "--kl", "0.002",
+    "--controls", "2",
+]  # fmt: skip
+_FRESH = {"exclude_rows_of": "base-halueval.npz"}
+_TEXT = [
+    "--model", "hf", "--tasks", "halueval_qa", "--limit", "150", "--score", "accuracy", "--score", "gradient",
+    *_HALUEVAL, "--action", "soft", "--kl", "0.002", "--controls", "2",
 ]  # fmt: skip
 STUDIES = {
     "scenes-early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
     "scenes": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes"],
+    "easy-vqa-early": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa-early"],
+    "easy-vqa": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa"],
+    "halueval-early": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early", "--metadata", json.dumps(_FRESH),
+    ],
+    "halueval-early-matched": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early",
+        "--metadata", json.dumps({**_FRESH, "surface_matched": True}),
+    ],
+    "halueval": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval", "--metadata", json.dumps(_FRESH),
+    ],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",

@@ -4,7 +4,7 @@
 
 * `FOLDER/random_base`: the base's shape with random weights;
 * `FOLDER/permuted_child`: the child with its heads renumbered, which computes the same function, see `permute_heads`;
-* `FOLDER/data_a`, `FOLDER/data_b`: data folders whose `probe_scenes` has one half of the images each.
+* `FOLDER/data_a`, `FOLDER/data_b`: data folders whose `probe_scenes` and `probe_easy_vqa` have one half of the images each.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from truthgate_eval.data import easy_vqa
 from truthgate_eval.data.images import open_image
-from truthgate_eval.data.store import read_rows, write_dataset
+from truthgate_eval.data.store import read_rows, read_source, write_dataset
 from truthgate_eval.errors import ModelError
 from truthgate_eval.gating.attention_layout import find_attention_layout
-from truthgate_eval.packaged.scenes import DRAWING_VERSION
 from truthgate_eval.packaged.scenes_dataset import scenes_file
-from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
 from truthgate_eval.packaged.smollm2 import resolve_smollm2
 from truthgate_eval.vision.loading import LoadOptions, load_vlm
 
@@ -35,9 +34,10 @@ Order = np.ndarray[Any, np.dtype[np.int64]]
 
 def main(folder: Path, base: str, child: str) -> None:
     """Make everything; the permutation and its exactness are written last."""
-    for half, rows in split_rows(read_rows(scenes_file("probe"))).items():
-        source = {"drawn": DRAWING_VERSION, "half": half}
-        write_dataset(folder / f"data_{half}" / "scenes", {"probe": rows}, source=source)
+    for name, file in (("scenes", scenes_file("probe")), (easy_vqa.FOLDER, easy_vqa.easy_vqa_file("probe"))):
+        source = read_source(file.parent)
+        for half, rows in split_rows(read_rows(file)).items():
+            write_dataset(folder / f"data_{half}" / name, {"probe": rows}, source={**source, "half": half})
     save_random(base, folder / "random_base")
     record = save_permuted(child, folder / "permuted_child")
     (folder / "permutation.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ def save_permuted(child: str, folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: The logits differ by more than rounding.
     """
-    vlm = load_vlm(LoadOptions(resolve_scenes_llava(child), dtype="float32", device="cpu"))
+    vlm = load_vlm(LoadOptions(child, dtype="float32", device="cpu"))
     row = read_rows(scenes_file("probe"))[0]
     text = vlm.prompt(row["question"], 1)
     inputs = vlm.processor(text=[text], images=[[open_image(row["image_path"])]], return_tensors="pt")

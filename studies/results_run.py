@@ -28,7 +28,7 @@ HERE = Path(__file__).parent.resolve()
 Record = dict[str, Any]
 # There are many short steps: the process that they are forked from imports what all of them need.
 _IMPORTED = (
-    "truthgate_eval.harness.lm_eval.probing", "truthgate_eval.harness.lmms_eval.evaluator", "truthgate_eval.probing.run",
+    "truthgate_eval.harness.lm_eval.probing", "truthgate_eval.harness.lmms_eval.probing", "truthgate_eval.probing.run",
 )  # fmt: skip
 # One thread per step, since two run at a time; no hub.
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -90,8 +90,6 @@ class StudyFolder:
             for made in step.makes:
                 _remove(self.folder / made)
         self._write(step.name, begun)
-        if step.copies and not (self.folder / step.copies[1]).is_file():
-            write_atomic(self.folder / step.copies[1], (self.folder / step.copies[0]).read_bytes())
         start = time.monotonic()
         log = self.folder / "logs" / f"{step.name}.txt"
         data = str((self.folder / step.data).absolute()) if step.data else None
@@ -137,9 +135,8 @@ def _work(words: list[str], folder: Path, log: Path, data: str | None) -> None:
 def command_line(step: Step) -> str:
     """The command as a user would type it in the study's folder."""
     program = step.program if step.program == "truthgate" else f"python studies/{step.program}"
-    copied = f"cp {shlex.join(step.copies)} && " if step.copies else ""
     data = f"TRUTHGATE_DATA={step.data} " if step.data else ""
-    return f"{copied}{data}{program} {shlex.join(step.words)}"
+    return f"{data}{program} {shlex.join(step.words)}"
 
 
 def _remove(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Trains the packaged vision-language model smollm2-135m-scenes: `python -m training FOLDER`."""
+"""Trains the packaged children of SmolLM2: `python -m training FOLDER --data scenes|easy_vqa|halueval`."""

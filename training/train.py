@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def train_vision_tower(model: Any, processor: Any, config: TrainingConfig, repor
             # What is on the image is on one of the patches.
             logits = head(tower(pixels["pixel_values"]).last_hidden_state[:, 1:]).amax(dim=1)
         loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-        optimize(loss, optimizer, schedule, parameters)
+        optimize([loss], optimizer, schedule, parameters)
         if step >= int(config.tower_steps * 0.9):
             accuracies.append(((logits > 0) == (labels > 0)).float().mean().item())
         report("vision tower", step + 1, config.tower_steps, f"loss {loss.item():.3f}")
@@ -78,7 +78,7 @@ def align_projector(model: Any, processor: Any, config: TrainingConfig, report: 
             found = inner.multi_modal_projector(patches).float()
         wanted = torch.stack([_turns(labeled, of_name, found.shape[1]) for labeled in batch])
         loss = (found - wanted).square().sum(-1).mean() / words.square().sum(-1).mean()
-        optimize(loss, optimizer, schedule, parameters)
+        optimize([loss], optimizer, schedule, parameters)
         report("projector", step + 1, config.align_steps, f"loss {loss.item():.3f}")
 
 
@@ -121,7 +121,7 @@ def train(
     note, last_accuracy, early = "", 0.0, out / "early"
     for step in range(start, config.steps):
         loss = example_loss(model, processor, batches(step))
-        optimize(loss, optimizer, schedule, parameters)
+        optimize([loss], optimizer, schedule, parameters)
         near = last_accuracy >= config.near_early and not early.exists()
         every = _NEAR_EARLY_EVAL_EVERY if near else eval_every
         if (step + 1) % every == 0 or step + 1 == config.steps:
@@ -227,17 +227,27 @@ def make_schedule(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.l
 
 
 def optimize(
-    loss: torch.Tensor,
+    losses: Iterable[torch.Tensor],
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     parameters: Sequence[nn.Parameter],
-) -> None:
-    """One step of the optimiser, with gradients clipped to a norm of 1."""
+) -> float:
+    """One step of the optimiser on the sum of some losses, with gradients clipped to a norm of 1.
+
+    Each loss is computed when the one before it has been differentiated, so that memory holds one at a time.
+
+    Returns:
+        The sum.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    total = 0.0
+    for loss in losses:
+        loss.backward()
+        total += loss.item()
     nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()
     schedule.step()
+    return total
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:

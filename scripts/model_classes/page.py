@@ -29,7 +29,7 @@ small random weights, the class's real processor or tokenizer, and nothing from 
 picture, two or none. `uv run python -m scripts.model_classes --families` writes this section.
 
 * *probed*: the activations at the answer's last token are those with which plain `generate` writes that
-  answer, at both sites, within 1e-5 of the largest one, in batches of 3.
+  answer, at both sites, within 1e-5 of the layer's largest one, in batches of 3.
 * *gated live*, *folded*: under `lam={lam:g}`, at both sites, the first token's logits (within 1e-4 of the
   largest) and the texts of `gated_vlm`, of `gated_hf` for text, are those of a copy of the model in which
   every head is multiplied in a loop.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 from benchmarks import __main__ as command  # noqa: E402
-from benchmarks import measure, memory, probes, table  # noqa: E402
+from benchmarks import measure, memory, probes, suite, table  # noqa: E402
 from benchmarks.measure import Result, Side, compare, own_peak  # noqa: E402
 
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's memory counters")
@@ -38,13 +41,107 @@ def test_the_ratio_is_of_cpu_seconds_and_on_a_gpu_of_wall_seconds() -> None:
 
 
 def test_without_a_gpu_the_gpu_variant_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(SystemExit, match="torch sees no GPU"):
-        command.require_gpu("capture", SimpleNamespace(DEVICES=("cpu", "cuda")))
-    with pytest.raises(SystemExit, match="has no GPU variant"):
-        command.require_gpu("pope", SimpleNamespace())
+    for given in (["capture", "--device", "cuda"], ["all", "--device", "cuda"]):
+        arguments = command.parse(given)
+        with pytest.raises(SystemExit, match="torch sees no GPU"):
+            command.run_all(arguments) if given[0] == "all" else command.run_one(given[0], arguments)
+    with pytest.raises(SystemExit, match="memory: this benchmark has no GPU variant"):
+        command.run_one("memory", command.parse(["memory", "--device", "cuda"]))
+
+
+def test_every_gpu_variant_has_its_needs_and_each_of_them_fits_in_the_time() -> None:
+    """Read from the source: importing every module would import both harnesses."""
+    with_gpu = {
+        name
+        for name, module in command.MODULES.items()
+        if 'DEVICES = ("cpu", "cuda")' in (ROOT / "benchmarks" / f"{module}.py").read_text()
+    }
+    assert set(suite.ON_GPU) == with_gpu and with_gpu < set(command.NAMES)
+    assert sum(need.seconds for need in suite.ON_GPU.values()) < 60 * suite.GPU_MINUTES
+
+
+@pytest.fixture
+def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing to collect: with all that tests have loaded, that takes seconds."""
+    monkeypatch.setattr(suite, "release_memory", lambda: None)
+
+
+class Clock:
+    """Seconds that pass only where a benchmark takes them."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.ran: list[str] = []
+
+    def run(self, name: str) -> None:
+        self.ran.append(name)
+        self.now += suite.ON_GPU[name].seconds
+
+
+@pytest.mark.usefixtures("no_models")
+def test_all_benchmarks_run_in_the_order_of_a_gpu_and_what_does_not_fit_is_left_out_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    failed = suite.run_all(command.NAMES, clock.run, free_gib=40, minutes=8, clock=lambda: clock.now)
+    assert failed == {}
+    fitting = [name for name, need in suite.ON_GPU.items() if need.gib <= 40]
+    assert clock.ran == fitting and 3 < len(fitting) < len(suite.ON_GPU)
+    lines = capsys.readouterr().out.splitlines()
+    assert "gradient: left out: it takes 48 GiB of GPU memory, and 40 are free" in lines
+    assert "memory: left out: it has no GPU variant" in lines
+    assert len(lines) == len(command.NAMES) - len(fitting)
+
+
+@pytest.mark.usefixtures("no_models")
+def test_what_would_take_longer_than_the_time_that_is_left_is_left_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    clock = Clock()
+    suite.run_all(command.NAMES, clock.run, free_gib=79, minutes=7, clock=lambda: clock.now)
+    assert clock.ran == [name for name in suite.ON_GPU if name != "gate_cost_compiled"]
+    assert clock.now <= 420
+    left_out = f"gate_cost_compiled: left out: it takes about 75 s, and {420 - clock.now:.0f} s are left"
+    assert left_out in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_models")
+def test_all_go_on_after_one_that_fails_and_end_with_its_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[str] = []
+
+    def run_one(name: str, arguments: Any) -> None:
+        ran.append(name)
+        if name == "probes":
+            raise RuntimeError("CUDA out of memory\nwith details")
+        if name == "sweep":
+            raise SystemExit("sweep: the outputs differ")
+
+    monkeypatch.setattr(command, "run_one", run_one)
+    with pytest.raises(SystemExit) as ended:
+        command.run_all(command.parse(["all", "--quick"]))
+    assert ran == list(command.NAMES)
+    message = "probes: RuntimeError: CUDA out of memory\nsweep: SystemExit: sweep: the outputs differ"
+    assert ended.value.code == f"2 benchmarks have failed:\n{message}"
+    assert "probes: failed, going on" in capsys.readouterr().err
+    monkeypatch.setattr(command, "run_one", lambda *_, **__: None)
+    command.run_all(command.parse(["all", "--quick"]))
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs the system's timer")
+@pytest.mark.usefixtures("no_models")
+def test_a_benchmark_that_takes_longer_than_expected_is_stopped_and_its_results_stay(tmp_path: Path) -> None:
+    def endless(_: str) -> None:
+        (tmp_path / "first.json").write_text("{}")
+        while True:
+            time.sleep(0.01)
+
+    failed = suite.run_all(["capture", "probes"], endless, minutes=0.2 / 60)
+    assert list(failed) == ["capture"] and "the time of all benchmarks has ended" in failed["capture"]
+    assert (tmp_path / "first.json").exists()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_a_saved_result_can_be_put_into_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ import pytest
 import torch
 from helpers import tiny_vision_models
 
-from truthgate_eval.gating.sweep import Candidate
-
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 sys.path.insert(
     0, str(DOCS.parent / "studies")
 )  # the study's scripts import each other by name, as scripts do
 
-import results_evaluate  # noqa: E402
 import results_material  # noqa: E402
+import results_numbers  # noqa: E402
 import results_plan  # noqa: E402
 import results_run  # noqa: E402
 import results_tables  # noqa: E402
@@ -29,7 +27,7 @@ import results_tables  # noqa: E402
 def test_every_step_reads_only_what_earlier_steps_made() -> None:
     made: set[str] = set()
     names: set[str] = set()
-    for stage in results_plan.stages(results_plan.Study()):
+    for stage in results_plan.stages(results_plan.FULL):
         assert all(set(step.needs) <= names for step in stage), stage
         for step in stage:
             assert not made & set(step.makes)
@@ -72,12 +70,12 @@ def test_the_permuted_child_is_the_same_function_under_other_head_numbers() -> N
         assert torch.allclose(heads[0][..., order, :], heads[1], atol=1e-5), number
 
 
-def test_the_choice_is_the_best_candidate_with_a_positive_lam() -> None:
-    tried = [
-        Candidate(0.0, "minmax", "post", 0.9), Candidate(-1.0, "minmax", "post", 0.95), Candidate(1.0, "minmax", "post", 0.8),
-        Candidate(0.3, "minmax", "post", 0.8), Candidate(4.5, "minmax", "pre", 0.99),
-    ]  # fmt: skip
-    assert results_evaluate.choose(tried, "post").lam == 0.3
+def test_every_pair_that_is_correlated_is_probed_and_shares_no_document() -> None:
+    known = set(results_plan.PROBED) | set(results_plan.FLOORS)
+    for pairs in results_numbers.PAIRS.values():
+        for pair in pairs:
+            names, halves = zip(*(name.rsplit("-", 1) for name in pair), strict=True)
+            assert set(names) <= known and set(halves) == {"a", "b"}, pair
 
 
 @pytest.mark.slow
@@ -119,4 +117,4 @@ def test_the_page_is_what_the_committed_data_makes() -> None:
     results: dict[str, Any] = json.loads((DOCS / "results.json").read_text())
     page = (DOCS / "results.md").read_text()
     assert results_tables.fill(page, results) == page
-    assert results["polls"]["child"]["distinct"] >= 6000
+    assert set(results["probed"]) == {*results_plan.PROBED, *results_plan.FLOORS}

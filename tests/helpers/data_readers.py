@@ -14,7 +14,7 @@ from helpers.images import save_image
 from truthgate_eval.data import halueval, phd
 from truthgate_eval.data.annotations import read_annotations
 from truthgate_eval.data.author_sequences import read_sequences
-from truthgate_eval.data.chair import prepare_chair, read_captions, read_synonyms
+from truthgate_eval.data.chair import prepare_chair, prepare_chair_poll, read_captions, read_synonyms
 from truthgate_eval.data.minimal_pairs import AnswerPair, prepare_minimal_pairs, rewrite_pairs
 from truthgate_eval.data.poll import prepare_poll
 from truthgate_eval.data.pope import prepare_pope
@@ -90,6 +90,11 @@ DATA_READERS: dict[str, tuple[Any, str, Callable[[Path, Path], object]]] = {
         ),
     ),
     "chair": (CAPTIONS, ".json", _chair),
+    "chair poll": (
+        OBJECTS,
+        ".jsonl",
+        lambda file, folder: prepare_chair_poll(file, [folder / "images"], folder, allow_missing=True),
+    ),
     "captions": (CAPTIONS, ".json", lambda file, _: read_captions(file)),
     "synonyms": ([["dog", "puppy"]], ".json", lambda file, _: read_synonyms(file)),
     "pope": (POPE, ".jsonl", _pope),

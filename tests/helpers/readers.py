@@ -10,8 +10,7 @@ import dataclasses
 import io
 import json
 import zipfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +24,8 @@ from safetensors.numpy import save as save_safetensors
 
 from helpers import result_files
 from helpers.data_readers import DATA_READERS, write_images
+from helpers.reader import Reader, read_content
+from helpers.state_readers import state_readers
 from truthgate_eval.analysis.heads.control_report import control_verdicts
 from truthgate_eval.analysis.heads.family import FamilyMember, read_member
 from truthgate_eval.analysis.report.artifacts import collect_artifact
@@ -43,43 +44,7 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.gating.sweep import Candidate, EvalResult
 from truthgate_eval.gating.sweep_store import SweepStore
 
-
-@dataclass(frozen=True)
-class Reader:
-    """One reader.
-
-    Attributes:
-        file: The file's path inside the folder.
-        seeds: Contents of valid files.
-        read: Reads the file at the first path, in the folder at the second.
-        values: The values of JSON that the first content is made of, for changes that keep it JSON; None where
-            it is none.
-        write: Content out of such values.
-        prepare: Makes the other files that the folder needs.
-    """
-
-    file: str
-    seeds: Callable[[], list[bytes]]
-    read: Callable[[Path, Path], object]
-    values: Callable[[], Any] | None = None
-    write: Callable[[Any], bytes] = lambda value: json.dumps(value).encode()
-    prepare: Callable[[Path], object] = lambda _: None
-
-
-def read_content(reader: Reader, content: bytes) -> str | None:
-    """Read a file of that content; the message of our error, or None for a valid object."""
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        reader.prepare(folder)
-        file = folder / reader.file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
-        try:
-            reader.read(file, folder)
-        except TruthGateError as error:
-            return str(error)
-    return None
-
+__all__ = ["READERS", "Reader", "folder_of", "read_content"]
 
 # Artifacts.
 
@@ -343,7 +308,7 @@ def _make_readers() -> Iterator[tuple[str, Reader]]:
     )
 
 
-READERS: dict[str, Reader] = dict(_make_readers())
+READERS: dict[str, Reader] = {**dict(_make_readers()), **dict(state_readers())}
 
 
 def folder_of(name: str) -> str:

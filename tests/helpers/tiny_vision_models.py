@@ -116,6 +116,7 @@ def _omni_config(words: Any) -> Any:
     talker = {
         "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
         "intermediate_size": 16, "embedding_size": 32, "vocab_size": 8448, "rope_parameters": _ROPE,
+        "pad_token_id": 0,  # transformers 5.0 needs it
     }  # fmt: skip
     wave = {
         "dit_config": {
@@ -220,6 +221,7 @@ _MAKERS = {
     "llava": llava, "llava_next": llava_next, "qwen2_5_vl": qwen2_5_vl, "qwen2_5_omni": qwen2_5_omni,
     "paligemma": paligemma, "instructblip": instructblip, "blip_2": blip_2, "llava_onevision": llava_onevision,
 }  # fmt: skip
+ALL_NAMES = (*_MAKERS, *tiny_vision_families.MAKERS)
 
 
 def make(name: str) -> tuple[Any, Any]:

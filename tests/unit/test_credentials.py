@@ -16,6 +16,7 @@ from helpers.command_line import truthgate
 from truthgate_eval.credentials import drop_credentials, mask_credentials
 from truthgate_eval.errors import TruthGateError
 from truthgate_eval.gating.scores import TruthScores
+from truthgate_eval.harness.model_args import parse_metadata
 
 
 @pytest.mark.parametrize(
@@ -77,10 +78,14 @@ def test_compare_writes_no_credential(tmp_path: Path) -> None:
             tmp_path / name, {"sums": ["yes", "no"]}, gate=gate, model_name=model,
             model_args={"pretrained": model, "token": "abc123"},
         )  # fmt: skip
-    done = truthgate("compare", "a", "b", "--json", "c.json", "--resamples", "100", cwd=tmp_path)
+    files = {"--json": "c.json", "--markdown": "c.md", "--csv": "c.csv", "--latex": "c.tex"}
+    options = [part for pair in files.items() for part in pair]
+    done = truthgate("compare", "a", "b", *options, "--resamples", "100", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    written = (tmp_path / "c.json").read_text()
-    assert "https://***@host/***" in written and "abc123" not in written and "hf_aaaa" not in written
+    written = {name: (tmp_path / name).read_text() for name in files.values()}
+    assert "https://***@host/***" in written["c.json"]
+    for text in (done.stdout, done.stderr, *written.values()):
+        assert "abc123" not in text and "hf_aaaa" not in text
 
 
 def test_a_sweeps_folder_has_no_credential_and_one_model(
@@ -98,3 +103,10 @@ def test_a_sweeps_folder_has_no_credential_and_one_model(
     assert ends[:2] == ["error: loads the model\n"] * 2 and "holds a sweep with model_args_sha256=" in ends[2]
     written = "".join(file.read_text() for file in (tmp_path / "a.sweep").iterdir())
     assert not any(secret in written for secret in ("abc123", "def456", "hf_aaaa", "hf_bbbb"))
+
+
+@pytest.mark.parametrize("text", ['{"token": "abc123", ', '["token=abc123"]'])
+def test_metadata_that_are_no_object_are_quoted_without_a_credential(text: str) -> None:
+    with pytest.raises(TruthGateError, match="--metadata") as caught:
+        parse_metadata(text)
+    assert "abc123" not in str(caught.value) and "***" in str(caught.value)

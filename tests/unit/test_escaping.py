@@ -6,10 +6,11 @@ import csv
 import io
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
-from helpers import result_files
+from helpers.hostile import HOSTILE, hostile_run
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
@@ -34,34 +35,15 @@ from truthgate_eval.escaping import (
     visible_values,
 )
 
-HOSTILE = [
-    "\x1b[2J\x1b]0;owned\x07", "\x9b31m", "\u202egnp.exe", "a\u2028b", "[/red]", "<script>alert(1)</script>", "a|b",
-    r"\input{/etc/passwd}", "=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "$\\frac{", "\ud800", "*[x](javascript:y)",
-]  # fmt: skip
 CONTROLS = {chr(number) for number in (*range(32), *range(0x7F, 0xA0))} - {"\n"}
-
-
-def runs(tmp_path: Path, name: str) -> list[Path]:
-    """Two runs of one task, of a model and with answers of that name."""
-    answers = result_files.golds(8)
-    folders = []
-    for kind, wrong, gate in (("a", [0, 1], result_files.VANILLA), ("b", [2], result_files.LLM)):
-        folder = result_files.lm_eval_run(
-            tmp_path / kind,
-            {"sums": result_files.answers(answers, wrong)},
-            gate=gate,
-            prompt=name,
-            model_name=name,
-            model_args={"pretrained": name, "token": "hf_" + "a" * 20, "password": "opensesame"},
-        )
-        folders.append(folder)
-    return folders
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_output_shows_a_hostile_name_as_text(name: str, tmp_path: Path) -> None:
-    given = [(name, read_run(runs(tmp_path, name)[0])), (None, read_run(tmp_path / "b"))]
-    entries = make_entries(given)
+    task = re.sub(r"[/\\\x00-\x1f\ud800-\udfff]", "", name) or "sums"  # others are refused
+    plain = hostile_run(tmp_path / "a", name, [0, 1], task=task)
+    gated = hostile_run(tmp_path / "b", name, [2], task=task, gate=True)
+    entries = make_entries([(name, read_run(plain)), (None, read_run(gated))])
     leaderboard = make_leaderboard(entries, resamples=20)
     console = PlainConsole(file=io.StringIO(), markup=False, width=200)
     for table in terminal_tables(leaderboard):

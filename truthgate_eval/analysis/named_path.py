@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os.path
 
 from truthgate_eval.errors import TruthGateError
 
@@ -24,7 +24,8 @@ def split_named_path(argument: str, expected: str = "PATH or NAME=PATH") -> tupl
         (('mine', 'runs/gated'), (None, 'runs/gated'))
     """
     name, equals, path = argument.partition("=")
-    if not equals or argument.startswith("hf://") or Path(argument).exists():
+    # Path.exists raises an error for a name that is too long for the file system.
+    if not equals or argument.startswith("hf://") or os.path.exists(argument):
         return None, argument
     if not name or not path:
         raise TruthGateError(f"{argument!r}: expected {expected}")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from truthgate_eval.attribution.study import StudyResult, row_name
+from truthgate_eval.credentials import mask_credentials
+from truthgate_eval.escaping import markdown_text, plot_text
 from truthgate_eval.files import write_atomic
 
 HEAD = (
@@ -56,9 +58,9 @@ def _interval(own: Mapping[str, float], digits: int) -> str:
 
 def markdown(results: Mapping[str, StudyResult], key: Mapping[str, Any]) -> str:
     """The study as a Markdown page, a section for each model."""
-    lines = ["# Study", "", *(f"* {name}: {value}" for name, value in key.items()), ""]
+    lines = ["# Study", "", *(f"* {name}: {markdown_text(str(value))}" for name, value in key.items()), ""]
     for name, result in results.items():
-        lines += [f"## {name}", "", *_section(result)]
+        lines += [f"## {markdown_text(name)}", "", *_section(result)]
     return "\n".join(lines)
 
 
@@ -70,7 +72,10 @@ def _section(result: StudyResult) -> list[str]:
         "for the gated and one for the vanilla model.",
         "",
         *_table(HEAD, table_rows(result)),
-        *(f"{source}: no gate was better than none, so it has no row.\n" for source in result.empty),
+        *(
+            f"{markdown_text(source)}: no gate was better than none, so it has no row.\n"
+            for source in result.empty
+        ),
         "Correlation within layers, divided by the geometric mean of both reliabilities in brackets; the "
         "reliability of each kind (split halves, stepped up) on the diagonal:",
         "",
@@ -102,7 +107,7 @@ def _correlation_rows(result: StudyResult) -> list[list[str]]:
 
 
 def _line(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(markdown_text(str(cell)) for cell in cells) + " |"
 
 
 def save(results: Mapping[str, StudyResult], key: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -116,6 +121,7 @@ def save(results: Mapping[str, StudyResult], key: Mapping[str, Any], folder: Pat
     Returns:
         The files.
     """
+    key = mask_credentials(key)
     content = {"study": dict(key), "models": {name: vars(result) for name, result in results.items()}}
     files = {
         "study.json": json.dumps(content, indent=1).encode(),
@@ -138,7 +144,7 @@ def figure(results: Mapping[str, StudyResult]) -> bytes:
     colours = {target: f"C{i}" for i, target in enumerate(targets)}
     for axes, (name, result) in zip(panels, results.items(), strict=True):
         _draw(axes, result, colours)
-        axes.set_title(name, fontsize=9, loc="left")
+        axes.set_title(plot_text(name), fontsize=9, loc="left")
     panels[-1].set_xlabel("log-loss minus the vanilla model's, in nats: left is better", fontsize=9)
     for target in targets:
         label = f"KL {target:g}" if target else "as fitted"
@@ -159,6 +165,6 @@ def _draw(axes: Any, result: StudyResult, colours: Mapping[float, str]) -> None:
             alpha=0.4 if row["is_control"] else 1.0,
         )  # fmt: skip
     axes.axvline(0, color="0.45", linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(rows)), [row_name(row) for row in rows], fontsize=7)
+    axes.set_yticks(range(len(rows)), [plot_text(row_name(row)) for row in rows], fontsize=7)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from truthgate_eval.attribution.evaluation import GateEvaluation, measure_log_odds
 from truthgate_eval.attribution.study_documents import StudyDocuments
 from truthgate_eval.attribution.study_gates import Direction
-from truthgate_eval.errors import GateError
+from truthgate_eval.errors import DataError, GateError
 from truthgate_eval.files import read_json, write_atomic
 from truthgate_eval.gating.attention_layout import AttentionLayout
 from truthgate_eval.gating.gate import attach
@@ -26,6 +28,8 @@ from truthgate_eval.gating.strength import find_strength
 from truthgate_eval.gating.yes_offset import offset_divergence
 from truthgate_eval.inference.next_token_divergence import NextTokenDivergence
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
+
+log = logging.getLogger(__name__)
 
 # Prompts that the divergence is measured on.
 _PROMPTS = 64
@@ -99,7 +103,8 @@ class StudyRows:
             return {"strength": found[0], "divergence": found[1]}
 
         chosen = direction.strength is None and target
-        kept = self._kept([_fingerprint(direction), "strength", chosen], compute)
+        row_key = [_fingerprint(direction), "strength", chosen]
+        kept = self._kept(row_key, compute, {"strength": None, "divergence": None})
         return kept["strength"], kept["divergence"]
 
     def gated(self, direction: Direction, strength: float, part: str) -> GateEvaluation:
@@ -126,7 +131,10 @@ class StudyRows:
         scoring, test = self.vanilla("scoring"), self.vanilla("test")
         if not (scoring.is_yes_no and test.is_yes_no):
             return None
-        kept = self._kept(["log p(yes)"], lambda: {"yes": self._log_probability_of_yes().tolist()})
+        prompts = len(self._contexts())
+        kept = self._kept(
+            ["log p(yes)"], lambda: {"yes": self._log_probability_of_yes().tolist()}, {"yes": prompts}
+        )
         yes = torch.tensor(kept["yes"])[:, None]
         try:
             offset, reached = find_strength(lambda size: offset_divergence(yes, [0], sign * size), target)
@@ -148,10 +156,12 @@ class StudyRows:
     def _next_token_divergence(self) -> NextTokenDivergence:
         """From the model without a gate: call it before one is attached."""
         if self._divergence is None:
-            documents = self.documents.scoring.documents[:_PROMPTS]
-            contexts = [document.sequences[0][: document.context_length] for document in documents]
-            self._divergence = NextTokenDivergence(self._model, contexts, batch_size=self._batch_size)
+            self._divergence = NextTokenDivergence(self._model, self._contexts(), batch_size=self._batch_size)
         return self._divergence
+
+    def _contexts(self) -> list[Sequence[int]]:
+        documents = self.documents.scoring.documents[:_PROMPTS]
+        return [document.sequences[0][: document.context_length] for document in documents]
 
     def _log_odds(self, part: str) -> NDArray[np.float64]:
         return measure_log_odds(self._model, self.documents.part(part).documents, batch_size=self._batch_size)
@@ -160,17 +170,43 @@ class StudyRows:
         self, part: str, row_key: Any, compute: Callable[[], NDArray[np.float64]]
     ) -> GateEvaluation:
         answers = self.documents.part(part)
-        odds = self._kept(row_key, lambda: {"odds": compute().tolist()})["odds"]
-        return GateEvaluation(np.array(odds), answers.strata, answers.clusters)
+        row = self._kept(row_key, lambda: {"odds": compute().tolist()}, {"odds": len(answers.documents)})
+        return GateEvaluation(np.array(row["odds"]), answers.strata, answers.clusters)
 
-    def _kept(self, row_key: Any, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _kept(
+        self, row_key: Any, compute: Callable[[], dict[str, Any]], lengths: Mapping[str, int | None]
+    ) -> dict[str, Any]:
+        """What the folder holds under a key, else what is computed and kept now; see `read_row`."""
         file = self._folder / f"row-{_digest({**self._key, 'row': row_key})[:24]}.json"
-        if file.is_file():
-            found: dict[str, Any] = read_json(file)
-            return found
-        row = compute()
-        write_atomic(file, json.dumps(row).encode())
+        row = read_row(file, lengths) if file.exists() else None
+        if row is None:
+            row = compute()
+            write_atomic(file, json.dumps(row).encode())
         return row
+
+
+def read_row(file: Path, lengths: Mapping[str, int | None]) -> dict[str, Any] | None:
+    """What a row's file holds; None, with a warning, where the file is damaged.
+
+    Args:
+        file: The file.
+        lengths: The row's names, each with the length of its list of numbers; None for one number.
+    """
+    try:
+        found = read_json(file)
+    except DataError:
+        found = None
+    if isinstance(found, dict) and all(_fits(found.get(name), length) for name, length in lengths.items()):
+        return found
+    log.warning("%s is damaged: what it held is done again", file)
+    return None
+
+
+def _fits(value: object, length: int | None) -> bool:
+    """Whether a value is a number, or a list of so many."""
+    if length is None:
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return isinstance(value, list) and len(value) == length and all(_fits(item, None) for item in value)
 
 
 def _fingerprint(direction: Direction) -> str:

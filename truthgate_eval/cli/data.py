@@ -15,6 +15,7 @@ from truthgate_eval.data.halueval import prepare_halueval
 from truthgate_eval.data.phd import prepare_phd
 from truthgate_eval.data.pope import prepare_pope
 from truthgate_eval.errors import DataError
+from truthgate_eval.files import check_folder
 from truthgate_eval.paths import data_dir
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ Images = Annotated[
 AllowMissing = Annotated[
     bool, typer.Option("--allow-missing", help="Leave out questions about missing images.")
 ]
-
-
 RewriterKind = Literal["none", "local", "endpoint"]
 
 
@@ -71,7 +70,7 @@ def poll(
         prepared = prepare_poll(
             annotations,
             images,
-            out or data_dir(),
+            check_folder(out or data_dir()),
             per_image=per_image,
             min_objects=min_objects,
             limit=limit,
@@ -107,7 +106,7 @@ def chair(
         prepared = prepare_chair(
             annotations,
             images,
-            out or data_dir(),
+            check_folder(out or data_dir()),
             synonyms=synonyms,
             captions=captions,
             limit=limit,
@@ -138,7 +137,7 @@ def chair_poll(
         prepared = prepare_chair_poll(
             annotations,
             images,
-            out or data_dir(),
+            check_folder(out or data_dir()),
             synonyms=synonyms,
             limit=limit,
             seed=seed,
@@ -160,9 +159,10 @@ def pope(
     """POPE's nine question files: tasks `pope_all`, `pope_coco`, `pope_coco_random`, ..."""
     from truthgate_eval.metrics.pope import SOURCES
 
+    folder = check_folder(out or data_dir())
     with _progress("looking for images"):
         prepared = prepare_pope(
-            questions, images, out or data_dir(), sources=source or SOURCES, allow_missing=allow_missing
+            questions, images, folder, sources=source or SOURCES, allow_missing=allow_missing
         )
     _report(prepared, f"lmms_eval --tasks {','.join(f'pope_{name}' for name in source or ['all'])}")
 
@@ -178,7 +178,7 @@ def phd(
 ) -> None:
     """PhD's questions, for probing with images and with text."""
     with _progress("looking for images"):
-        prepared = prepare_phd(json, images, out or data_dir(), allow_missing=allow_missing)
+        prepared = prepare_phd(json, images, check_folder(out or data_dir()), allow_missing=allow_missing)
     _report(prepared, "truthgate probe --tasks probe_phd_image")
 
 
@@ -199,7 +199,7 @@ def rlhf_v(
 
     with _progress("records") as step:
         prepared = prepare_rlhf_v(
-            out or data_dir(),
+            check_folder(out or data_dir()),
             parquet=parquet,
             images=images or (),
             allow_missing=allow_missing,
@@ -214,7 +214,7 @@ def halueval(
     out: Out = None,
 ) -> None:
     """HaluEval's files, checked and copied into the data folder."""
-    _report(prepare_halueval(folder, out or data_dir()), "lm_eval --tasks halueval")
+    _report(prepare_halueval(folder, check_folder(out or data_dir())), "lm_eval --tasks halueval")
 
 
 @data_app.command("minimal-pairs")
@@ -239,7 +239,7 @@ def minimal_pairs(
     """Pairs of answers that differ only in their last words, after rewriting the rejected ones."""
     from truthgate_eval.data.minimal_pairs import prepare_minimal_pairs
 
-    folder = out or data_dir()
+    folder = check_folder(out or data_dir())
     with _progress("rewritten") as step:
         prepared = prepare_minimal_pairs(
             source or folder / "rlhf_v" / "qa.parquet",

@@ -20,9 +20,11 @@ from rich.console import Console
 
 from truthgate_eval.analysis.heads.chance import chance_warning
 from truthgate_eval.errors import TruthGateError
+from truthgate_eval.files import check_folder
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, resolve_scenes_llava
-from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.packaged.models import resolve_packaged
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 _MODULES = {"truthgate": "truthgate_eval", "lm_eval": "lm_eval", "lmms_eval": "lmms_eval"}
 
@@ -49,10 +51,10 @@ def run_demo(console: Console, folder: Path | None, *, documents: int, limit: in
         TruthGateError: A step failed; the message names its command.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="truthgate-demo-"))
-    folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder).mkdir(parents=True, exist_ok=True)
     console.rule("A family: SmolLM2-135M-Instruct, and its child that sees drawn scenes")
-    resolve_smollm2(SMOLLM2)
-    resolve_scenes_llava(SCENES_LLAVA)
+    resolve_packaged(SMOLLM2, "text")
+    resolve_packaged(SCENES_LLAVA, "image")
     demo = _Demo(console, folder, documents, limit)
     demo.run_base()
     demo.run_child()

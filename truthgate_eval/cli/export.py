@@ -139,7 +139,8 @@ def read_request(model: str, arguments: Mapping[str, Any]) -> Request:
 def _default_model(model: str, pretrained: Any, scores: Any) -> tuple[Any, Any]:
     """What gated_hf, or the named gated model, loads where `pretrained` or `scores` is left out."""
     if model in ("hf", "gated_hf"):
-        from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores
+        from truthgate_eval.packaged.models import default_scores
+        from truthgate_eval.packaged.smollm2 import SMOLLM2
 
         pretrained = pretrained or SMOLLM2
         return pretrained, default_scores(pretrained, scores)

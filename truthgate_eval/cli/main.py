@@ -21,6 +21,8 @@ from truthgate_eval.cli.report import report
 from truthgate_eval.cli.study import study
 from truthgate_eval.cli.sweep import sweep
 from truthgate_eval.errors import ProcessError, TruthGateError, one_line
+from truthgate_eval.escaping import visible
+from truthgate_eval.files import write_error
 from truthgate_eval.processes import check_one_process, launched
 
 if TYPE_CHECKING:
@@ -55,6 +57,16 @@ def main() -> None:
     except TruthGateError as error:
         if launched().is_main or not isinstance(error, ProcessError):  # which all processes have
             sys.stderr.write(f"error: {one_line(error)}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:  # before or after typer, which says the same
+        sys.stderr.write("Aborted!\n")
+        sys.exit(1)
+    except Exception as error:
+        reason = write_error(error)
+        if reason is None:
+            raise
+        file = getattr(error, "filename", None) or "a file"
+        sys.stderr.write(f"error: {visible(str(file))} cannot be written: {reason}\n")
         sys.exit(1)
 
 
@@ -92,8 +104,11 @@ def show(
     from truthgate_eval.analysis.heads.control_report import print_controls
     from truthgate_eval.analysis.heads.heat_map import save_heat_map, terminal_heat_map, top_heads
     from truthgate_eval.cli.artifact_lines import warnings_of
+    from truthgate_eval.files import check_writable
     from truthgate_eval.gating.scores import TruthScores
 
+    if plot is not None:
+        check_writable(plot)
     artifact = TruthScores.resolve(scores)
     summary = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _summary(artifact):
@@ -202,6 +217,7 @@ def import_scores(
     from truthgate_eval.hub import is_hub_address
 
     check_output(output)
+    is_there = output.exists()
     if site is not None:
         check_site(site)
     read = TruthScores.resolve if is_hub_address(file) else TruthScores.load
@@ -216,7 +232,8 @@ def import_scores(
         make_gate(source, lam=lam, norm=check_norm(norm), site=check_site(gate_site))
         metadata["recommended"] = {"lam": lam, "norm": norm, "site": gate_site, "task": "stated by the user"}
     replace(source, metadata=metadata).save(output)
-    print_line(f"{source.shape[0]} x {source.shape[1]} scores of {metadata['model']} -> {output}")
+    replaced = ", which replaces the artifact that was there" if is_there else ""
+    print_line(f"{source.shape[0]} x {source.shape[1]} scores of {metadata['model']} -> {output}{replaced}")
 
 
 def _stated_metadata(source: TruthScores, stated: dict[str, str | None]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from truthgate_eval.cli.study_arguments import (
     supports_images,
 )
 from truthgate_eval.errors import TaskError, check_choice
+from truthgate_eval.files import check_folder
 from truthgate_eval.limits import check_limit
 from truthgate_eval.probing.config import ProbeFormat
 
@@ -210,7 +211,7 @@ def study(
 
     gates = StudyGates(actions, select, controls, controls, site)
     settings = StudySettings(options, own_tasks, gates, targets, seeds, batch_size, device, output)
-    output.mkdir(parents=True, exist_ok=True)
+    check_folder(output).mkdir(parents=True, exist_ok=True)
     if fresh:
         for file in [*output.glob("*/row-*.json"), *output.glob("*/scores-*.npz")]:
             file.unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,9 +26,13 @@ from truthgate_eval.cli.console import print_line, progress_bar
 from truthgate_eval.cli.probe_data import DataOptions
 from truthgate_eval.cli.study_arguments import supports_images
 from truthgate_eval.cli.study_jobs import StudyModel, document_prompts, load_study_model
+from truthgate_eval.credentials import drop_credentials
+from truthgate_eval.errors import ScoresError, one_line
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.harness.cache_keys import digest
 from truthgate_eval.probing.config import TASK_FORMAT
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,13 +194,14 @@ def _make_scores(
     maker: ScoreMaker, kinds: list[str], key: dict[str, Any], folder: Path
 ) -> dict[str, TruthScores]:
     """Scores of each kind, kept in the folder."""
+    key = drop_credentials(key)  # the artifacts have it in their metadata
     made: dict[str, TruthScores] = {}
     with progress_bar() as bars:
         for kind in kinds:
             file = folder / f"scores-{kind}.npz"
-            if file.is_file():
-                found = TruthScores.load(file)
-                if found.metadata.get("study") == key:
+            if file.exists():
+                found = _read_scores(file)
+                if found is not None and found.metadata.get("study") == key:
                     made[kind] = found
                     continue
             bar = bars.add_task(kind, total=None)
@@ -203,6 +209,15 @@ def _make_scores(
             made[kind].metadata["study"] = key
             made[kind].save(file)
     return made
+
+
+def _read_scores(file: Path) -> TruthScores | None:
+    """Scores that the folder holds; None, with a warning, where the file is damaged."""
+    try:
+        return TruthScores.load(file)
+    except ScoresError as error:
+        log.warning("%s is damaged: the scores are made again (%s)", file, one_line(error))
+        return None
 
 
 def _slug(name: str) -> str:

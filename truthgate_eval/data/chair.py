@@ -24,11 +24,10 @@ from truthgate_eval.data.store import (
     write_dataset,
 )
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import MAX_DATASET_BYTES, read_bounded, read_json, sha256
+from truthgate_eval.files import MAX_DATASET_BYTES, read_json, read_text, sha256
 from truthgate_eval.metrics.chair import Vocabulary, clean_name
 
 TEST, OBJECTS = "test", "objects"
-_MAX_SYNONYMS_BYTES = 1 << 20
 
 
 def prepare_chair(
@@ -148,12 +147,9 @@ def read_synonyms(file: Path) -> list[list[str]]:
     Raises:
         DataError: The file cannot be read, has more than 1 MiB, or has no names.
     """
-    try:
-        text = read_bounded(file, _MAX_SYNONYMS_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is no list of synonyms: it is not UTF-8 text") from error
     lists = [
-        [name for name in map(str.strip, line.split(",")) if clean_name(name)] for line in text.splitlines()
+        [name for name in map(str.strip, line.split(",")) if clean_name(name)]
+        for line in read_text(file).splitlines()
     ]
     lists = [names for names in lists if names]
     if not lists:

@@ -91,6 +91,8 @@ def question_only_accuracy(learned_from: Iterable[Row], rows: Sequence[Row]) -> 
 
 
 def _row(split: str, number: int, question: str, answer: str, image: int, folder: Path) -> Row:
+    if not (isinstance(question, str) and isinstance(answer, str)):
+        raise DataError(f"question {number} is no text")
     return {
         "question_id": f"{split}-{number}",
         "question": question,

@@ -17,7 +17,7 @@ from pathlib import Path
 from truthgate_eval.data.records import Record, as_text, read_records
 from truthgate_eval.data.store import PreparedDataset, Row, read_rows, write_dataset
 from truthgate_eval.errors import DataError
-from truthgate_eval.files import sha256
+from truthgate_eval.files import MAX_DATASET_BYTES, read_bounded, sha256, write_atomic
 
 # What `check_pair` returns, and what it means.
 REASONS = {
@@ -232,6 +232,11 @@ def _identity(pair: AnswerPair) -> tuple[int, str, str, str]:
 
 
 def _read_journal(journal: Path) -> dict[tuple[int, str, str, str], str]:
+    """The answers by their pairs; a last line without an end, left by a kill, is removed from the file."""
+    content = read_bounded(journal, MAX_DATASET_BYTES)
+    complete = content[: content.rfind(b"\n") + 1]
+    if complete != content:
+        write_atomic(journal, complete)
     answers = {}
     for record in read_records(journal):
         question, chosen, rejected, rewritten = (

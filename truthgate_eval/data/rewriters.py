@@ -78,7 +78,9 @@ def local_rewriter(model: str, *, device: str | None = None) -> Rewriter:
     import transformers
 
     try:
-        pipe: Any = transformers.pipeline("image-text-to-text", model=model, device=device, dtype="auto")
+        pipe: Any = transformers.pipeline(
+            "image-text-to-text", model=model, device=device, dtype="auto", trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"cannot load {model} as an image-text-to-text model: {error}") from error
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truthgate_eval.credentials import mask_credentials
-from truthgate_eval.errors import HubError, TruthGateError
+from truthgate_eval.errors import DataError, HubError, TruthGateError
 from truthgate_eval.export.hub_card import Section, merge_card, scores_section
 from truthgate_eval.export.local_paths import without_folders, without_local_paths
 from truthgate_eval.export.output import CARD
-from truthgate_eval.files import parse_json, read_bounded
+from truthgate_eval.files import parse_json, read_bounded, read_text
 from truthgate_eval.gating.gate_arguments import Modality
 from truthgate_eval.gating.hub_scores import SCORE_SUFFIXES
 from truthgate_eval.gating.ia3_adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, is_adapter
@@ -228,10 +228,9 @@ def _existing_card(api: HfApi, address: HubAddress) -> str | None:
         path = api.hf_hub_download(address.repo, CARD, revision=address.revision)
     except RemoteEntryNotFoundError:
         return None
-    content = Path(path).read_bytes()
     try:
-        return content.decode() if len(content) <= _MAX_CARD else ""
-    except UnicodeDecodeError:
+        return read_text(Path(path), _MAX_CARD)
+    except DataError:
         return ""
 
 

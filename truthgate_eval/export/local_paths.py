@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def without_folders(name: str) -> str:
         return name
     # `shuffled:FILE:SEED` has a path in it.
     return ":".join(
-        Path(part).name if Path(part).is_absolute() or Path(part).exists() else part
+        Path(part).name if Path(part).is_absolute() or os.path.exists(part) else part
         for part in name.split(":")
     )
 

@@ -43,13 +43,14 @@ def build_skeleton(config: Any, modality: Modality, *, trust_remote_code: bool =
         >>> max(p.untyped_storage().nbytes() for p in model.parameters())
         44032
     """
-    more = {"trust_remote_code": True} if trust_remote_code else {}
     config = copy.deepcopy(config)
     config._experts_implementation = "eager"  # the faster ones refuse weights that repeat a vector
     try:
         # Buffers hold what a class computes, such as the frequencies of rotary embeddings.
         with init_empty_weights(include_buffers=False):
-            model = _AUTO[modality].from_config(config, dtype=torch.float32, **more)
+            model = _AUTO[modality].from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # a model's own code may fail in any way
         raise ModelError(f"a {config.model_type} model cannot be built: {first_line(error)}") from error
     _fill(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from truthgate_eval.export.skeleton import build_skeleton
 from truthgate_eval.files import read_json
 from truthgate_eval.gating.gate_arguments import Modality
 from truthgate_eval.gating.ia3_adapter import ADAPTER_CONFIG
-from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
-from truthgate_eval.packaged.smollm2 import SMOLLM2, SMOLLM2_HUB, resolve_smollm2
+from truthgate_eval.packaged.models import resolve_packaged
+from truthgate_eval.packaged.smollm2 import SMOLLM2, SMOLLM2_HUB
 from truthgate_eval.vision.loading import LoadOptions, load_config
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -71,7 +72,7 @@ class ModelSource:
 
     @property
     def base_model(self) -> str | None:
-        """The hub id by which others load it; None for a folder, a GGUF file, the packaged vision child."""
+        """The hub id by which others load it; None for a folder, a GGUF file, a packaged child."""
         if self.name == SMOLLM2:
             return SMOLLM2_HUB
         return None if self.gguf_file is not None or Path(self.location).is_dir() else self.name
@@ -139,12 +140,12 @@ def find_source(
     Raises:
         ModelError: There is no such model, or it is of another kind.
     """
-    location = resolve_smollm2(name) if modality == "text" else resolve_scenes_llava(name)
+    location = resolve_packaged(name, modality)
     if modality == "image":
         config = load_config(LoadOptions(pretrained=location, revision=revision))
     else:
-        more: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
-        more |= {} if gguf_file is None else {"gguf_file": gguf_file}
+        more: dict[str, Any] = {} if gguf_file is None else {"gguf_file": gguf_file}
+        more["trust_remote_code"] = trust_remote_code  # left out, transformers would ask in a terminal
         try:
             config = transformers.AutoConfig.from_pretrained(location, revision=revision or "main", **more)
         except Exception as error:
@@ -168,7 +169,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise ModelError(f"{folder} has a config and no weights: is it the model's folder?")
         raise ModelError(f"{folder} holds {shorten(others)}, but {_NO_SAFETENSORS}")
     paths = [folder / name for name in _shard_names(folder)]
-    missing = next((path for path in paths if not path.is_file()), None)
+    missing = next((path for path in paths if not os.path.isfile(path)), None)
     if missing is not None:
         raise ModelError(f"{missing} is missing, and {_INDEX} names it: fetch the model again")
     return paths
@@ -182,11 +183,11 @@ def _shard_names(folder: Path) -> list[str]:
     """
     content = read_json(folder / _INDEX)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    names = set(weight_map.values()) if isinstance(weight_map, dict) else set()
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
     plain = all(isinstance(name, str) and Path(name).name == name for name in names)
     if not names or not plain or any(not name.endswith(".safetensors") for name in names):
         raise ModelError(f"{folder / _INDEX} is no index of safetensors files")
-    return sorted(names)
+    return sorted(set(names))
 
 
 def other_files(folder: Path) -> Iterator[Path]:

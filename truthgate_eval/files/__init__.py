@@ -13,8 +13,15 @@ from truthgate_eval.files.json_text import (
     read_json,
     read_json_lines,
 )
-from truthgate_eval.files.regular import open_regular, read_bounded, sha256, unreadable
-from truthgate_eval.files.writing import atomic_file, check_file, check_writable, write_atomic
+from truthgate_eval.files.regular import open_regular, read_bounded, read_text, sha256, unreadable
+from truthgate_eval.files.writing import (
+    atomic_file,
+    check_file,
+    check_folder,
+    check_writable,
+    write_atomic,
+    write_error,
+)
 
 __all__ = [
     "MAX_DATASET_BYTES",
@@ -22,6 +29,7 @@ __all__ = [
     "atomic_file",
     "build_once",
     "check_file",
+    "check_folder",
     "check_json_depth",
     "check_writable",
     "folder_lock",
@@ -30,9 +38,11 @@ __all__ = [
     "read_bounded",
     "read_json",
     "read_json_lines",
+    "read_text",
     "replace_folder",
     "sha256",
     "unreadable",
     "update_folder",
     "write_atomic",
+    "write_error",
 ]

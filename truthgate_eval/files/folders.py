@@ -14,6 +14,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from truthgate_eval.errors import DataError
+from truthgate_eval.files.writing import write_error
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +82,24 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: The folder cannot be written.
     """
-    with folder_lock(folder):
+    with folder_lock(folder), _one_line_for(folder):
         partial = _temporary_folder(folder.parent, folder.name)
+        old = partial.with_name(f".{folder.name}.replaced{_PARTIAL}")
         try:
             yield partial
             partial.chmod(0o755)  # mkdtemp makes folders that only their owner can read
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            try:
+                # No folder takes another's place. One that is removed where it is may be cut short by a kill.
+                if folder.is_dir():
+                    os.replace(folder, old)
+                os.replace(partial, folder)
+            except BaseException:  # Ctrl-C between the two, too
+                if old.is_dir() and not folder.exists():
+                    os.replace(old, folder)
+                raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            for path in (partial, old):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -101,7 +111,7 @@ def update_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: The folder cannot be written.
     """
-    with folder_lock(folder):
+    with folder_lock(folder), _one_line_for(folder):
         partial = _temporary_folder(folder, "update")
         try:
             yield partial
@@ -112,6 +122,18 @@ def update_folder(folder: Path) -> Iterator[Path]:
                 os.replace(path, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def _one_line_for(folder: Path) -> Iterator[None]:
+    """Say of any library's error why the folder cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        reason = write_error(error)
+        if reason is None:
+            raise
+        raise DataError(f"cannot write to {folder}: {reason}") from error
 
 
 def _temporary_folder(parent: Path, name: str) -> Path:

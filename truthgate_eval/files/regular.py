@@ -85,6 +85,23 @@ def read_bounded(path: Path, most: int) -> bytes:
     return content
 
 
+def read_text(path: Path, most: int = 1 << 20) -> str:
+    """The text of a file in UTF-8, with a byte-order mark or without one; every line ends with a line feed.
+
+    Args:
+        path: The file.
+        most: Bytes that it may have.
+
+    Raises:
+        DataError: The file is larger, cannot be read, or is no such text.
+    """
+    content = io.BytesIO(read_bounded(path, most))
+    try:
+        return io.TextIOWrapper(content, encoding="utf-8-sig").read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
+
+
 def _blocks(file: io.BufferedReader, most: int) -> Iterator[bytes]:
     """A file's content in blocks, to the first that ends beyond so many bytes."""
     found = 0

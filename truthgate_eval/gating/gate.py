@@ -8,6 +8,7 @@ with hooks, which can be replaced and removed; `fold` puts it into the model's w
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +30,11 @@ from truthgate_eval.gating.layer_gate import LayerGate, LayerGateHook, check_fol
 from truthgate_eval.gating.normalization import Norm, normalize
 from truthgate_eval.gating.positions import GatedPositions, Positions, check_positions
 from truthgate_eval.gating.scores import TruthScores
+
+log = logging.getLogger(__name__)
+
+# The paper's factors stay below 5: lam is at most 7.5, and accuracies above chance differ by less than 0.5.
+_USUAL_FACTOR = 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +130,16 @@ def random_gate(
     """
     draw = np.random.default_rng(seed).uniform(-1.0, 1.0, size=shape)
     return Gate(_restrict_to_layers(1.0 + draw, layers), site)
+
+
+def warn_of_extreme(gate: Gate) -> Gate:
+    """The gate, after a warning if it multiplies a head by far more than any published one does."""
+    largest = float(np.abs(gate.values).max())
+    if largest > _USUAL_FACTOR:
+        log.warning(
+            "the gate multiplies heads by up to %.3g, and the paper's gates stay below 5: check lam", largest
+        )
+    return gate
 
 
 def check_layers(layers: Sequence[int] | None, count: int) -> Sequence[int]:

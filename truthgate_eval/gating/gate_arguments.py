@@ -6,6 +6,7 @@ or "None" (`docs/harnesses.md#model-arguments`).
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +21,8 @@ from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.gating.selection import HeadSelection
 from truthgate_eval.gating.shift import HeadShift
 from truthgate_eval.gating.strength import StrengthArgument, StrengthTarget, parse_target
+
+log = logging.getLogger(__name__)
 
 Action = Literal["soft", "select", "shift"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
@@ -41,6 +44,7 @@ ACTION_ARGUMENTS = (
 )  # fmt: skip
 GATE_ARGUMENTS = ("scores", "lam", "norm", "site", "layers", "mode", *ACTION_ARGUMENTS)
 _MOST_SHOWN = 100  # characters of a value in a message
+_USUAL_ALPHA = 1000.0  # above it a shift is reported
 _STRENGTHS: tuple[StrengthArgument, ...] = get_args(StrengthArgument)
 
 
@@ -144,9 +148,12 @@ def parse_shift(settings: Mapping[str, Any]) -> HeadShift:
     for name, example in (("top", "top=48"), ("alpha", "alpha=15")):
         if name not in settings:
             raise GateError(f"action=shift needs {name}: ITI has {example} in a model of 7B parameters")
+    alpha = parse_number("alpha", settings["alpha"])
+    if abs(alpha) > _USUAL_ALPHA:
+        log.warning("alpha=%g standard deviations, and ITI shifts heads by 15: check alpha", alpha)
     return HeadShift(
         top=_parse_count("top", settings["top"]),
-        alpha=parse_number("alpha", settings["alpha"]),
+        alpha=alpha,
         direction=settings.get("direction", "probe"),
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from truthgate_eval import __version__
 from truthgate_eval.errors import GateError, check_choice
 from truthgate_eval.gating.attention_layout import AttentionLayout, Site, check_site, find_attention_layout
-from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold
+from truthgate_eval.gating.gate import Gate, GateHandle, attach, fold, warn_of_extreme
 from truthgate_eval.gating.gate_arguments import MODES, Action, Modality, Mode, parse_layers, read_arguments
 from truthgate_eval.gating.gate_source import load_source, source_name
 from truthgate_eval.gating.gates_by_strength import selected_gates, shifted_gates, soft_gates
@@ -221,7 +221,8 @@ class GateConfig:
         """
         if self.is_pending and self.target is not None:
             raise GateError(f"{self.target.text} is found in a run of lm_eval or lmms_eval: give the number")
-        return self.gates(layout, model)(self.lam if self.shift is None else self.shift.alpha)
+        strength = self.lam if self.shift is None else self.shift.alpha
+        return warn_of_extreme(self.gates(layout, model)(strength))
 
     def gates(self, layout: AttentionLayout, model: str) -> Callable[[float], Gate]:
         """The gate of every strength, lam or alpha, for a model; 0 changes nothing. Raises as `gate` does."""

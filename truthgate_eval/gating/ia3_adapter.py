@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ _MAX_METADATA = 1 << 20  # characters
 
 def is_adapter(path: Path) -> bool:
     """Whether a path is a folder with a PEFT adapter."""
-    return (path / ADAPTER_CONFIG).is_file()
+    return os.path.isfile(path / ADAPTER_CONFIG)  # Path.is_file raises on a long name
 
 
 def read_adapter(folder: Path, shape: tuple[int, int] | None = None) -> dict[str, Any]:

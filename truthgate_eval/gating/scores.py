@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -177,7 +178,7 @@ class TruthScores:
             ScoresError: The file is missing, damaged, pickled, or not [layers, heads].
         """
         path = Path(path)
-        if not path.exists() or (path.is_dir() and not is_adapter(path)):
+        if not os.path.exists(path) or (path.is_dir() and not is_adapter(path)):
             raise ScoresError(f"no score file at {path}")
         readers: dict[str, Callable[[Path], dict[str, Any]]] = {
             ".npz": read_npz_scores,
@@ -223,11 +224,11 @@ class TruthScores:
             except ScoresError as error:
                 raise ScoresError(str(error).replace(str(fetched.path), str(fetched.pinned))) from error
             return replace(scores, metadata=fetched.with_origin(scores.metadata))
-        if Path(name).is_file() or is_adapter(Path(name)):
+        if os.path.isfile(name) or is_adapter(Path(name)):
             return cls.load(name, shape=shape)
         folder = shipped("score_artifacts")
         for candidate in (folder / name, folder / f"{name}.npz"):
-            if candidate.is_file():
+            if os.path.isfile(candidate):
                 return cls.load(candidate)
         known = ", ".join(sorted(p.stem for p in folder.glob("*.npz"))) or "none"
         raise ScoresError(

@@ -94,9 +94,16 @@ class SweepStore:
         return {candidate.label: candidate for candidate in candidates}
 
     def add(self, candidate: Candidate) -> None:
-        """Append an evaluated candidate."""
-        with self.points_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dataclasses.asdict(candidate)) + "\n")
+        """Append an evaluated candidate.
+
+        Raises:
+            TruthGateError: The file cannot be written.
+        """
+        try:
+            with self.points_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(candidate)) + "\n")
+        except OSError as error:
+            raise TruthGateError(f"{self.points_file} cannot be written: {error.strerror}") from error
 
     def found_strength(self, name: str, gate: GateConfig, find: Callable[[], GateConfig]) -> GateConfig:
         """A control's gate with its strength, looked for if that has not been done yet.
@@ -144,7 +151,10 @@ class SweepStore:
             if isinstance(done.get("gate"), dict) and {**defaults, **done["gate"]} == described and result:
                 return folder, result
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError as error:
+            raise TruthGateError(f"{folder} cannot be made: {error.strerror}") from error
         result = evaluate(folder)
         done = {"gate": described, "outcome": dataclasses.asdict(result)}
         write_atomic(done_file, json.dumps(done).encode())

@@ -3,7 +3,8 @@
 An attention output projection W_o is split by its input features: each process has the outputs of some heads,
 multiplies them by its part of W_o, and the products are summed. What a hook sees before W_o is therefore this
 process's part of the features, and what it sees after W_o is complete. transformers 5.24 makes the weights
-`DTensor`s, and leaves the numbers of features in the module as they are in one process.
+`DTensor`s, and leaves the numbers of features in the module as they are in one process. transformers 5.0 has
+plain tensors instead, which do not say which part a process has: such a model is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
+
+from truthgate_eval.errors import AttentionLayoutError
 
 
 def own_input_features(module: nn.Module, vector: torch.Tensor) -> torch.Tensor:
@@ -44,9 +48,18 @@ def is_distributed(weight: torch.Tensor) -> bool:
 
 
 def _splits_of_input(module: nn.Module) -> Iterator[tuple[int, int]]:
-    """For each split of the input features: into how many parts, and which of them this process has."""
+    """For each split of the input features: into how many parts, and which of them this process has.
+
+    Raises:
+        AttentionLayoutError: The projection is split by a transformers that does not say how.
+    """
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not is_distributed(weight):
+        if getattr(module, "_hf_tp_plan", None) is not None:
+            raise AttentionLayoutError(
+                f"transformers {transformers.__version__} splits attention output projections over processes "
+                "without saying which part each has: use a newer transformers, such as 5.24, or no tp_plan"
+            )
         return
     weight = cast(Any, weight)  # a DTensor
     mesh = weight.device_mesh

@@ -12,8 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from truthgate_eval.analysis.runs.results_files import (
+    RunError,
+    find_results_file,
+    harness_of,
+    read_results,
+    samples_file,
+)
 from truthgate_eval.data.splits import SELECTION, Split
-from truthgate_eval.errors import GateError, TaskError
+from truthgate_eval.errors import DataError, GateError, TaskError, TruthGateError, one_line
+from truthgate_eval.files import read_json_lines
 from truthgate_eval.gating.attention_layout import find_attention_layout
 from truthgate_eval.gating.equal_strength import find_equal_strength
 from truthgate_eval.gating.gate_config import GateConfig, Modality
@@ -115,6 +123,7 @@ class Evaluator(ABC):
 
         Raises:
             TaskError: The tasks do not have the metric.
+            TruthGateError: The result files cannot be written.
             GateError: The gate does not act on all tokens alike, so that gates cannot share prefixes.
         """
         if gate.positions != "all":
@@ -133,6 +142,8 @@ class Evaluator(ABC):
             if handle is not None:
                 handle.remove()
         counts = {task: len(splits[split]) for task, splits in self.indices.items()}
+        if output is not None:
+            check_written(output, counts)
         return eval_result(results, counts, self.config.metric)
 
     def find_strength(self, gate: GateConfig) -> GateConfig:
@@ -187,6 +198,30 @@ def check_complete(run: dict[str, Any] | None) -> dict[str, Any]:
     if run is None:
         raise TaskError("a sweep runs in one process; start it without accelerate launch")
     return run
+
+
+def check_written(folder: Path, counts: Mapping[str, int]) -> None:
+    """Check that a harness's files are whole: both harnesses only log what they cannot write.
+
+    Args:
+        folder: Where they were written.
+        counts: The number of documents by task.
+
+    Raises:
+        TruthGateError: A file is missing, or cut off.
+    """
+    try:
+        file, _ = find_results_file(folder)
+        harness = harness_of(read_results(file))
+        for task, count in counts.items():
+            samples = samples_file(file, harness, task)
+            found = sum(1 for _ in read_json_lines(samples))
+            if found < count:
+                raise DataError(f"{samples} has {found} of {count} documents")
+    except (RunError, DataError) as error:
+        raise TruthGateError(
+            f"the harness could not write its files in {folder} (is the disk full?): {one_line(error)}"
+        ) from error
 
 
 def eval_result(

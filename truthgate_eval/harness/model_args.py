@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from truthgate_eval.credentials import mask_credentials
 from truthgate_eval.errors import GateError, ModelError, TruthGateError, first_line
 
 
@@ -32,6 +33,24 @@ def parse_model_args(text: str) -> dict[str, Any]:
     return {name: "none" if name.strip() in words else value for name, value in parsed.items()}
 
 
+def read_batch_size(value: Any) -> int | str:
+    """A whole number, or `auto`.
+
+    Raises:
+        ModelError: It is neither.
+
+    Example:
+        >>> read_batch_size("8"), read_batch_size("auto")
+        (8, 'auto')
+    """
+    text = str(value)
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise ModelError(f"batch_size={value} is neither a whole number above 0 nor auto")
+    return int(text)
+
+
 def parse_metadata(text: str) -> dict[str, Any]:
     """The JSON object of `--metadata`, which is passed to the tasks.
 
@@ -45,9 +64,9 @@ def parse_metadata(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise TruthGateError(f"--metadata is not JSON ({error}): {text}") from error
+        raise TruthGateError(f"--metadata is not JSON ({error}): {mask_credentials(text)}") from error
     if not isinstance(value, dict):
-        raise TruthGateError(f"--metadata must be a JSON object, got {text}")
+        raise TruthGateError(f"--metadata must be a JSON object, got {mask_credentials(text)}")
     return value
 
 

@@ -10,6 +10,7 @@ import torch
 from truthgate_eval.inference import tuning
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.not_finite import not_finite_error
 from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
 
@@ -76,6 +77,9 @@ def decode_greedily(
 
     Returns:
         Each prompt's new tokens, with the one that ended it.
+
+    Raises:
+        ModelError: Logits are NaN; the message names the first module that gives such values.
     """
     plan = plan_prefixes(
         prompts, max_shared_length=model.max_shared_length, prefix_pass_cost=model.prefix_pass_cost
@@ -121,7 +125,12 @@ def _decode_batch(
     cached = list(range(len(answers)))  # the sequences in the cache, finished ones among them
     unfinished = set(cached)
     while True:
-        tokens = logits.float().argmax(dim=-1).tolist()
+        likeliest = logits.float().argmax(dim=-1)
+        if logits.gather(-1, likeliest[:, None]).isnan().any():  # of NaN and a number NaN is the largest
+            raise not_finite_error(
+                model.model, lambda: model.logits(batch, *batch.last_tokens(prompts), prefix)
+            )
+        tokens = likeliest.tolist()
         for i, token in zip(cached, tokens, strict=True):
             if i in unfinished:
                 answers[i].append(token)

@@ -9,6 +9,7 @@ import torch
 from truthgate_eval.errors import DataError
 from truthgate_eval.inference.batching import TokenBudget
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
+from truthgate_eval.inference.not_finite import check_answers
 from truthgate_eval.inference.packing import PackedBatch
 from truthgate_eval.inference.prefix_plan import PackedPrompt, plan_prefixes
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
@@ -75,6 +76,7 @@ def log_likelihoods(
         likeliest.
 
     Raises:
+        ModelError: An answer is NaN; the message names the first module that gives such values.
         ValueError: A continuation is empty, or longer than its input.
     """
     for i, (token_ids, continuation) in enumerate(requests):
@@ -97,8 +99,9 @@ def log_likelihoods(
         def run(prompts: list[PackedPrompt], prefix: SharedPrefixCache | None = prefix) -> None:
             batch = model.pack(prompts, prefix)
             scored = _ScoredTokens(prompts, batch, request_ids, continuations)
-            logits = model.logits(batch, *scored.predicted_from(), prefix)
-            found = scored.log_likelihoods(logits, softmax_dtype)
+            wanted = scored.predicted_from()
+            found = scored.log_likelihoods(model.logits(batch, *wanted, prefix), softmax_dtype)
+            check_answers(model.model, found.values(), lambda _: model.logits(batch, *wanted, prefix))
             answers.update(found)
             if keep is not None:
                 for i, answer in found.items():

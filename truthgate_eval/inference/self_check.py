@@ -19,6 +19,7 @@ from truthgate_eval.inference import tuning
 from truthgate_eval.inference.adapters import find_outer_adapter
 from truthgate_eval.inference.kv_cache import SharedPrefixCache
 from truthgate_eval.inference.lower_layer_cache import LowerLayerCache
+from truthgate_eval.inference.not_finite import NotFiniteError, not_finite_error
 from truthgate_eval.inference.prefix_plan import PackedPrompt, PrefixGroup
 from truthgate_eval.inference.reference import ReferenceLogits
 from truthgate_eval.inference.shared_prefix import SharedPrefixModel
@@ -49,6 +50,9 @@ def load(model: Any, decoder: nn.Module | None = None) -> SharedPrefixModel:
 
     Returns:
         The model; its `supports_sharing` says what was found.
+
+    Raises:
+        NotFiniteError: The model gives NaN.
     """
     shared = SharedPrefixModel(model, decoder)
     reason = run_safely(lambda: find_mismatch(shared.for_self_check()))
@@ -89,9 +93,15 @@ def cache_lower_layers(
 
 
 def run_safely(check: Callable[[], str | None]) -> str | None:
-    """What a check found, or the error it raised: a model's code may fail in any way on these inputs."""
+    """What a check found, or the error it raised: a model's code may fail in any way on these inputs.
+
+    Raises:
+        NotFiniteError: The model gives NaN by itself.
+    """
     try:
         return check()
+    except NotFiniteError:
+        raise
     except Exception as error:
         return reason_of(error)
 
@@ -101,11 +111,16 @@ def find_mismatch(model: SharedPrefixModel) -> str | None:
 
     Args:
         model: A copy from `for_self_check`.
+
+    Raises:
+        NotFiniteError: The model's own logits are NaN.
     """
     added = find_outer_adapter(model.model)
     if added is not None:
         return added
     reference = model.make_reference()
+    if reference.logits.isnan().any():
+        raise not_finite_error(model.model, model.make_reference)
     prompt = reference.prompt
     cache, after = _split_prefix(model, prompt)
     for what, run in (

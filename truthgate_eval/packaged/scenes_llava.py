@@ -1,8 +1,8 @@
-"""`smollm2-135m-scenes`, a small LLaVA on the packaged SmolLM2: its architecture and its trained weights.
+"""A small LLaVA on the packaged SmolLM2: its architecture, and its weights, trained on scenes or easy-VQA.
 
 The trained weights are three files in bfloat16: `adapter.safetensors` (LoRA on the language model),
 `projector.safetensors` and `tower.safetensors`. With the base model they are assembled to an ordinary
-checkpoint in the user's cache.
+checkpoint.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truthgate_eval.errors import ModelError, first_line
-from truthgate_eval.files import build_once, replace_folder, sha256
+from truthgate_eval.files import replace_folder
 from truthgate_eval.packaged.scenes import IMAGE_SIZE
 from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
-from truthgate_eval.paths import cache_dir, shipped
 
 SCENES_LLAVA = "smollm2-135m-scenes"
-# An earlier state of the same training, with more wrong answers. Its weights are not in the wheel.
+# An earlier state of its training, with more wrong answers.
 SCENES_LLAVA_EARLY = "smollm2-135m-scenes-early"
 WEIGHT_FILES = ("adapter.safetensors", "projector.safetensors", "tower.safetensors")
 IMAGE_TOKEN = "<image>"
@@ -33,28 +32,6 @@ _TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def resolve_scenes_llava(name: str) -> str:
-    """A model's name or path for transformers; the packaged models become folders in the cache.
-
-    Every name but `smollm2-135m-scenes` and `smollm2-135m-scenes-early` is returned as it is.
-
-    Raises:
-        DataError: The cache cannot be written.
-        ModelError: The weights are missing, as those of the early state are in a wheel.
-    """
-    if name not in (SCENES_LLAVA, SCENES_LLAVA_EARLY):
-        return name
-    folder = cache_dir() / "models" / name
-    weights = shipped("packaged_weights") / name
-    build_once(
-        folder,
-        is_built=lambda: (folder / "config.json").is_file() and _built_from(folder) == _fingerprint(weights),
-        build=lambda: assemble(weights, folder),
-        announcement=f"assembling {name} once in {folder} (about half a minute)",
-    )
-    return str(folder)
 
 
 def new_scenes_llava() -> tuple[Any, Any]:
@@ -72,6 +49,8 @@ def new_scenes_llava() -> tuple[Any, Any]:
     tokenizer.padding_side = "left"
     language_model: Any = hf.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     language_model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():  # new rows are random: each assembly would be another model
+        language_model.get_input_embeddings().weight[tokenizer.get_vocab()[IMAGE_TOKEN]] = 0.0
     config = hf.LlavaConfig(
         vision_config=hf.CLIPVisionConfig(
             hidden_size=128,
@@ -147,7 +126,7 @@ def load_weights(model: Any, folder: Path) -> None:
 
     missing = [file for file in WEIGHT_FILES if not (folder / file).is_file()]
     if missing:
-        raise ModelError(f"{folder} has no weights of smollm2-135m-scenes: {missing[0]} is missing")
+        raise ModelError(f"{folder} has no trained weights: {missing[0]} is missing")
     adapter, projector, tower = (load_file(folder / file) for file in WEIGHT_FILES)
     inner = model.get_base_model().model
     try:
@@ -168,7 +147,7 @@ def assemble(weights: Path, folder: Path) -> None:
 
     Args:
         weights: Folder with the three files of `WEIGHT_FILES`.
-        folder: Replaced, if it exists, once the checkpoint is complete.
+        folder: For the checkpoint.
 
     Raises:
         ModelError: The weights are missing or do not fit.
@@ -177,20 +156,5 @@ def assemble(weights: Path, folder: Path) -> None:
     model = add_adapter(model)
     load_weights(model, weights)
     merged = model.merge_and_unload()
-    with replace_folder(folder) as partial:
-        merged.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        (partial / "made_from.txt").write_text(_fingerprint(weights), encoding="utf-8")
-
-
-def _fingerprint(weights: Path) -> str:
-    """The names and hashes of the weights' files, by which an outdated checkpoint in the cache is known."""
-    return "\n".join(
-        f"{file} {sha256(weights / file)}" for file in WEIGHT_FILES if (weights / file).is_file()
-    )
-
-
-def _built_from(folder: Path) -> str | None:
-    """The fingerprint of the weights that a checkpoint was assembled from; None if it is not recorded."""
-    file = folder / "made_from.txt"
-    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    merged.save_pretrained(folder)
+    processor.save_pretrained(folder)

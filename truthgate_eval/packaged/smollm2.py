@@ -46,23 +46,6 @@ def resolve_smollm2(name: str) -> str:
     return str(folder)
 
 
-def default_scores(pretrained: object, scores: Any) -> Any:
-    """The scores that a model is gated with where none are named: the packaged model has shipped ones.
-
-    Args:
-        pretrained: The model's name, or a loaded model.
-        scores: What the user gives; None where that is nothing.
-
-    Returns:
-        `scores`, or the name of the shipped ones; None for another model without scores.
-
-    Example:
-        >>> default_scores(SMOLLM2, None), default_scores(SMOLLM2, "none"), default_scores("owner/base", None)
-        ('smollm2-135m-instruct__halueval-qa', 'none', None)
-    """
-    return SMOLLM2_SCORES if scores is None and pretrained == SMOLLM2 else scores
-
-
 def _convert(gguf: Path, folder: Path) -> None:
     """Write the GGUF file as a float32 checkpoint."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

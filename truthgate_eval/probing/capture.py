@@ -170,7 +170,7 @@ def _run_group(
 
     def run(before: SharedPrefixCache | None, prompts: list[PackedPrompt]) -> None:
         with autocast(forward.model, dtype):
-            activations = _last_tokens(forward, layout, prompts, before, site)
+            activations = last_tokens(forward, layout, prompts, before, site)
         sequence_ids = [i for prompt in prompts for i in prompt.sequence_ids]
         for values, i in zip(activations, sequence_ids, strict=True):
             found.put(first.equal[i], values)
@@ -212,7 +212,7 @@ def _by_length(
     return [(share, chosen) for share, chosen in ((forward.supports_sharing, short), (False, long)) if chosen]
 
 
-def _last_tokens(
+def last_tokens(
     forward: SharedPrefixModel,
     layout: AttentionLayout,
     prompts: list[PackedPrompt],

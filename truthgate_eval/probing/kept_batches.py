@@ -180,8 +180,11 @@ class KeptBatches:
                 self._found.write(rows, values)
             if file.read(digest.digest_size + 1) != digest.digest():
                 raise DataError(f"{path} is damaged")
-        kept = [KeptBatch(int(limit), str(content)) for limit, content in parse_json(header, str(path))]
-        return dict(zip(numbers, kept, strict=True))
+        try:
+            kept = [KeptBatch(int(limit), str(content)) for limit, content in parse_json(header, str(path))]
+            return dict(zip(numbers, kept, strict=True))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DataError(f"{path} is damaged") from error
 
     def _write(self) -> None:
         """Write the pending batches, one shard for each run of consecutive numbers."""

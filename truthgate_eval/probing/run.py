@@ -29,6 +29,7 @@ from truthgate_eval.probing.repeated_cv import RepeatedCV, repeat_cross_validati
 from truthgate_eval.probing.shared_capture import Allocate
 from truthgate_eval.processes import ONE_PROCESS, Processes
 from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.self_check import load_question_engine
 
 Dataset = TypeVar("Dataset", TokenizedDataset, ProbeDataset)
 
@@ -140,6 +141,7 @@ def run_image_probing(
     batch_size = settings.batch_size
     if batch_size == "auto":
         raise ProbeError("batch_size=auto is for text models: give a number of sequences")
+    engine = load_question_engine(vlm)
 
     def run(chosen: ProbeDataset) -> NDArray[np.float32]:
         return capture_with_images(
@@ -148,6 +150,7 @@ def run_image_probing(
             site=settings.site,
             batch_size=batch_size,
             layout=layout,
+            engine=engine,
             progress=capture_progress,
             allocate=_allocate(settings),
             processes=processes,

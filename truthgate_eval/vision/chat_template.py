@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 
 from truthgate_eval.errors import DataError, ModelError, first_line, reason_of
+from truthgate_eval.files import read_text
 from truthgate_eval.vision.processor import image_token
 
 # Marks the place of an image in a task's question, for every model.
@@ -182,8 +183,8 @@ def _own_template(processor: Any) -> str | None:
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(Path(path))
+    except DataError as error:
         raise ModelError(f"chat_template={path} cannot be read: {first_line(error)}") from error
 
 

@@ -83,6 +83,11 @@ def image_key(image: Image.Image) -> Hashable:
     )
 
 
+def image_keys(images: Sequence[Image.Image]) -> tuple[Hashable, ...]:
+    """The `image_key` of each image."""
+    return tuple(map(image_key, images))
+
+
 class ImageFeatureCache:
     """Features of images by key; the least recently used are dropped where memory is short.
 

@@ -13,7 +13,7 @@ import transformers
 from truthgate_eval.devices import find_device
 from truthgate_eval.errors import ModelError, first_line, reason_of
 from truthgate_eval.inference.quantization import bitsandbytes_config
-from truthgate_eval.packaged.scenes_llava import resolve_scenes_llava
+from truthgate_eval.packaged.models import resolve_packaged
 from truthgate_eval.vision.chat_template import find_chat_template
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.processor import complete_from_config, puts_image_tokens_itself
@@ -24,7 +24,7 @@ class LoadOptions:
     """What to load and how; `parse` makes one from a harness's model arguments.
 
     Attributes:
-        pretrained: Hub id or folder, or `smollm2-135m-scenes`, the packaged one.
+        pretrained: Hub id or folder, or a packaged model's name, such as `smollm2-135m-scenes`.
         revision: Git branch, tag or commit on the hub.
         dtype: Such as `bfloat16`; `auto` takes the checkpoint's.
         device: Such as `cuda:0`; None takes CUDA if there is one, else the CPU.
@@ -85,7 +85,8 @@ def load_vlm(options: LoadOptions) -> VisionLanguageModel:
     # Before the weights: a mistake should not cost the minutes that they take.
     device = find_device(options.device)
     dtype = _dtype(options.dtype)
-    name, options = options.pretrained, replace(options, pretrained=resolve_scenes_llava(options.pretrained))
+    name = options.pretrained
+    options = replace(options, pretrained=resolve_packaged(name, "image"))
     quantization = bitsandbytes_config(
         {"load_in_4bit": options.load_in_4bit, "load_in_8bit": options.load_in_8bit}, dtype
     )
@@ -122,7 +123,9 @@ def load_config(options: LoadOptions) -> Any:
     if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
         raise ModelError(f"there is no model folder {name}")
     try:
-        config = transformers.AutoConfig.from_pretrained(name, revision=options.revision or "main")
+        config = transformers.AutoConfig.from_pretrained(
+            name, revision=options.revision or "main", trust_remote_code=False
+        )
     except Exception as error:
         raise _cannot_load(f"model {name!r}", error) from error
     config = getattr(config, "thinker_config", config)  # the language half of an Omni checkpoint
@@ -137,7 +140,9 @@ def load_config(options: LoadOptions) -> Any:
 def _load_processor(options: LoadOptions, config: Any) -> Any:
     name, revision = options.pretrained, options.revision or "main"
     try:
-        processor = transformers.AutoProcessor.from_pretrained(name, revision=revision)
+        processor = transformers.AutoProcessor.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
         saved, _ = transformers.ProcessorMixin.get_processor_dict(name, revision=revision)
     except Exception as error:
         raise _cannot_load(f"the processor of model {name!r}", error) from error
@@ -167,6 +172,7 @@ def _load_weights(options: LoadOptions, config: Any, **placement: Any) -> Any:
             config=config,
             revision=options.revision or "main",
             attn_implementation=options.attn_implementation,
+            trust_remote_code=False,
             output_loading_info=True,
             **placement,
         )

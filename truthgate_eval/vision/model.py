@@ -19,6 +19,7 @@ from PIL import Image
 from truthgate_eval.errors import DataError
 from truthgate_eval.inference.adapters import forward_parameters
 from truthgate_eval.inference.answer_tokens import drop_added_tokens
+from truthgate_eval.inference.not_finite import check_answers
 from truthgate_eval.vision.chat_template import ChatTemplate
 from truthgate_eval.vision.processor import image_token, supports_suffix
 from truthgate_eval.vision.tokenizer_recorder import TokenizerRecorder
@@ -213,6 +214,7 @@ class VisionLanguageModel:
 
         Raises:
             DataError: An answer has no token of its own.
+            ModelError: A loss is NaN; the message names the first module that gives such values.
         """
         counts = [self.new_tokens(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
         inputs, last = self._encode_answers(prompts, answers, images, answers)
@@ -229,6 +231,7 @@ class VisionLanguageModel:
             scores = logits[row, end - count - 1 - offset : end - 1 - offset].float()
             loss = torch.nn.functional.cross_entropy(scores, targets)
             results.append((loss.item(), bool((scores.argmax(dim=-1) == targets).all())))
+        check_answers(self.model, results, lambda _: self._logits(inputs, kept))
         return results
 
     def new_tokens(self, prompt: str, answer: str) -> int:

@@ -24,7 +24,7 @@ from truthgate_eval.vision.image_features import (
     ImageFeatureCache,
     ImageFeatures,
     encode_images,
-    image_key,
+    image_keys,
 )
 from truthgate_eval.vision.image_tokens import ImageMismatchError
 from truthgate_eval.vision.model import VisionLanguageModel
@@ -71,7 +71,7 @@ class _Part:
 
 
 class ImageQuestionEngine:
-    """A vision-language model that answers many questions at a time.
+    """A vision-language model that answers many questions at a time, from `self_check.load_question_engine`.
 
     Attributes:
         vlm: The model.
@@ -96,7 +96,7 @@ class ImageQuestionEngine:
 
     def register_images(self, images: Sequence[Image.Image]) -> tuple[Hashable, ...]:
         """Keys of a question's images, for `ImagePrompt`; equal images have equal keys."""
-        keys = tuple(map(image_key, images))
+        keys = image_keys(images)
         features = self.feature_cache.for_model(self.vlm.model)
         for key, image in zip(keys, images, strict=True):
             waits = features.get(key) is not None or key in self._decoded
@@ -171,6 +171,27 @@ class ImageQuestionEngine:
             for (i, (_, answer)), (log_likelihood, is_greedy) in zip(requests.items(), found, strict=True):
                 losses[i] = -log_likelihood / len(answer), is_greedy
         return losses
+
+    def sequences(
+        self, prompts: Sequence[ImagePrompt], *, batch_size: int | str
+    ) -> Iterator[tuple[SharedPrefixVLM, dict[int, list[int]]]]:
+        """Questions with their answers as token ids, in parts, each with the model that reads them.
+
+        Args:
+            prompts: The questions.
+            batch_size: How many images go through the vision tower together, or `auto`.
+
+        Yields:
+            The model with a part's images, and by index the token ids of its questions, up to their answers'
+            last tokens. Questions that cannot be written so, or are too long, are in no part.
+        """
+        for part in self._split_by_memory(prompts, batch_size):
+            token_ids = {
+                i: self._answer_token_ids(prompts[i].prompt + prompts[i].answer) for i in part.indices
+            }
+            expanded = _expand(part, prompts, token_ids)
+            limit = part.model.max_shared_length
+            yield part.model, {i: own for i, own in expanded.items() if len(own) <= limit}
 
     def next_token_log_probs(
         self, prompts: Sequence[ImagePrompt], *, batch_size: int | str

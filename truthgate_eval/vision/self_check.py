@@ -6,8 +6,12 @@ import logging
 
 from torch import nn
 
+from truthgate_eval.errors import reason_of
+from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.not_finite import NotFiniteError
 from truthgate_eval.inference.self_check import find_mismatch, mismatch, run_safely
 from truthgate_eval.vision.model import VisionLanguageModel
+from truthgate_eval.vision.question_engine import ImageQuestionEngine
 from truthgate_eval.vision.shared_prefix import SharedPrefixVLM
 
 log = logging.getLogger(__name__)
@@ -35,6 +39,18 @@ def load(vlm: VisionLanguageModel, decoder: nn.Module) -> SharedPrefixVLM:
     if reason is not None:
         log.warning("%s: questions about several images share no prefixes: %s", name, reason)
     return shared
+
+
+def load_question_engine(vlm: VisionLanguageModel) -> ImageQuestionEngine | None:
+    """What answers with shared prefixes, checked; None, and one line in the log, where the model cannot."""
+    try:
+        shared = load(vlm, find_attention_layout(vlm.model).decoder)
+    except NotFiniteError:
+        raise
+    except Exception as error:  # processors and models fail in many ways: the own path says where
+        log.warning("%s shares no prefixes: %s", vlm.name, reason_of(error))
+        return None
+    return ImageQuestionEngine(vlm, shared) if shared.supports_sharing else None
 
 
 def find_multi_image_mismatch(model: SharedPrefixVLM) -> str | None:

@@ -209,6 +209,24 @@ def test_options_reach_the_data_through_metadata(metadata: dict[str, str]) -> No
     assert sizes["all"] == DOCUMENTS == sizes["selection"] + sizes["evaluation"] and sizes["selection"] > 0
 
 
+def test_surface_matched_keeps_answers_of_one_length_without_their_final_punctuation(tmp_path: Path) -> None:
+    texts = [("Rome", "It is Paris, of course."), ("In Rome", "Paris."), ("Rome.", "In Paris!")]
+    write_lines(tmp_path / "qa_data.jsonl", [
+        {"knowledge": str(n), "question": "q", "right_answer": right, "hallucinated_answer": wrong}
+        for n, (right, wrong) in enumerate(texts)
+    ])  # fmt: skip
+    options = {"halueval_path": str(tmp_path), "surface_matched": True}
+    docs = list(load("halueval_qa", options).eval_docs)
+    assert [doc["row"] for doc in docs] == [1, 2]
+    assert all(doc["answer"] in doc["choices"] and doc["answer"][-1].isalpha() for doc in docs)
+    assert sorted(docs[1]["choices"]) == ["In Paris", "Rome"]
+    write_lines(tmp_path / "qa_data.jsonl", [
+        {"knowledge": "k", "question": "q", "right_answer": "Rome", "hallucinated_answer": texts[0][1]}
+    ])  # fmt: skip
+    with pytest.raises(TaskError, match="surface_matched leaves nothing: in all 1 documents"):
+        load("halueval_qa", options)
+
+
 @pytest.mark.parametrize(
     ("task", "change", "error", "message"),
     [
@@ -217,6 +235,7 @@ def test_options_reach_the_data_through_metadata(metadata: dict[str, str]) -> No
         ("probe_phd_text", {"phd_path": "/no/phd.json"}, DataError, r"PhD's data\.json is not at /no/phd"),
         ("halueval_qa", {"subset": "half"}, TaskError, "unknown subset 'half'"),
         ("halueval_qa", {"exclude_rows_of": "nobody"}, TruthGateError, "no scores 'nobody'"),
+        ("halueval_qa", {"surface_matched": "yes"}, TaskError, "surface_matched=yes: expected true or false"),
     ],
 )
 def test_missing_data_is_our_error_through_lm_eval(

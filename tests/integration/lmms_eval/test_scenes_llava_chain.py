@@ -13,7 +13,8 @@ from helpers.command_line import truthgate
 
 from truthgate_eval.analysis.runs.run import read_run
 from truthgate_eval.gating.scores import TruthScores
-from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA, resolve_scenes_llava
+from truthgate_eval.packaged.models import resolve_packaged
+from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -23,7 +24,7 @@ BASE = "smollm2-135m-instruct__halueval-qa"
 @pytest.fixture(scope="module")
 def model() -> str:
     """Its folder as model arguments; bfloat16 is what it was trained in."""
-    return f"pretrained={resolve_scenes_llava(SCENES_LLAVA)},dtype=bfloat16"
+    return f"pretrained={resolve_packaged(SCENES_LLAVA, 'image')},dtype=bfloat16"
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,7 @@ def test_the_language_model_is_gated_and_the_results_file_says_so(
     options = model.client.options
     assert options["worker_extension_cls"] == WORKER_EXTENSION and options["enforce_eager"] is True
     assert options["max_model_len"] == 512 and "scores" not in options
+    assert options["trust_remote_code"] is False  # lmms-eval's own vllm would run a model's code
     expected = transformers.LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
     layout = find_attention_layout(expected)
     fold(expected, random_gate(layout.shape, seed=1, site="pre"), layout=layout)

@@ -30,8 +30,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(demo.subprocess, "run", run)
-    monkeypatch.setattr(demo, "resolve_smollm2", str)
-    monkeypatch.setattr(demo, "resolve_scenes_llava", str)
+    monkeypatch.setattr(demo, "resolve_packaged", lambda name, _: name)
     return found
 
 

@@ -111,7 +111,7 @@ def jetmoe() -> Any:
     return hf.JetMoeForCausalLM(
         hf.JetMoeConfig(
             hidden_size=16, num_hidden_layers=2, num_key_value_heads=2, kv_channels=4, vocab_size=32,
-            intermediate_size=16, num_local_experts=2, num_experts_per_tok=2,
+            intermediate_size=16, num_local_experts=2, num_experts_per_tok=2, pad_token_id=0,
         )
     )  # fmt: skip
 

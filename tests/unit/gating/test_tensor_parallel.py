@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 from helpers import tiny_models as factories
 from helpers.launch import torchrun
+
+from truthgate_eval.errors import AttentionLayoutError
+from truthgate_eval.gating.tensor_parallel import split_of_heads
 
 SCRIPT = """
 import os, sys
@@ -57,5 +62,16 @@ def test_split_projections_are_gated_live_at_both_sites(tmp_path: Path) -> None:
     factories.save_tiny_checkpoint(tmp_path / "model")
     (tmp_path / "script.py").write_text(SCRIPT)
     done = torchrun("script.py", cwd=tmp_path)
+    if "use a newer transformers" in done.stderr:
+        pytest.skip(f"not in transformers {transformers.__version__}: tensor_parallelism")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["done", "done"]
+
+
+def test_a_split_that_does_not_show_in_the_weights_is_refused() -> None:
+    """As transformers 5.0 leaves a module that it has split."""
+    module = torch.nn.Linear(4, 4)
+    assert split_of_heads(module) == 1
+    module._hf_tp_plan = "rowwise"
+    with pytest.raises(AttentionLayoutError, match="over processes without saying which part each has"):
+        split_of_heads(module)

@@ -96,6 +96,30 @@ def test_the_metrics_of_four_captions_are_those_worked_by_hand() -> None:
     )
 
 
+# A caption of an image with a dog and a bench, with its mentions, those that are wrong, and the objects that it finds.
+WORKED = [
+    # plural: dogs are the dog, buses are a bus, which is not there
+    pytest.param("Three dogs and two buses", 2, 1, 1, id="plural"),
+    # synonym: a puppy is the dog, a bike is a bicycle, which is not there
+    pytest.param("A puppy beside a bike", 2, 1, 1, id="synonym"),
+    # an object of two words: one mention of a hot dog, which is not there, and none of a dog
+    pytest.param("A hot dog on a bench", 2, 1, 1, id="two words"),
+    pytest.param("An empty room", 0, 0, 0, id="none"),
+    # repeated: every time is a mention, an object is found once
+    pytest.param("A dog, a dog and a dog, a cup and a cup", 5, 2, 1, id="repeated"),
+]
+
+
+@pytest.mark.parametrize(("caption", "mentions", "wrong", "recalled"), WORKED)
+def test_one_caption_has_the_published_ratios(caption: str, mentions: int, wrong: int, recalled: int) -> None:
+    """CHAIR_i = wrong mentions / mentions; CHAIR_s = captions with a wrong one / captions, here of two."""
+    other = find_objects("A dog", ["dog"], VOCABULARY)  # 1 mention, right; 1 of 1 object is found
+    measured = measure([find_objects(caption, ["dog", "bench"], VOCABULARY), other])
+    assert measured["chair_i"] == pytest.approx(wrong / (mentions + 1))
+    assert measured["chair_s"] == (0.5 if wrong else 0.0)
+    assert measured["recall"] == pytest.approx((recalled + 1) / (2 + 1))
+
+
 def test_chair_i_is_of_all_mentions_together_and_no_mean_over_captions() -> None:
     short = find_objects("a dog", ["cup"], VOCABULARY)  # 1 of 1 is wrong
     long = find_objects("a cup, a cup, a cup, a cup", ["cup"], VOCABULARY)  # 0 of 4

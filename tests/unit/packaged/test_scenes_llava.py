@@ -154,7 +154,7 @@ def test_the_loss_covers_the_tokens_of_the_answers_only(tmp_path: Path) -> None:
 @pytest.mark.real
 @pytest.mark.slow
 def test_incomplete_or_wrong_weights_are_an_error_and_leave_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has no weights of smollm2-135m-scenes: adapter\.safetensors"):
+    with pytest.raises(ModelError, match=r"has no trained weights: adapter\.safetensors is missing"):
         scenes_llava.assemble(tmp_path, tmp_path / "model")
     broken = tmp_path / "broken"
     broken.mkdir()

@@ -43,22 +43,27 @@ smollm2._convert = slow_convert
 def use():
     return Path(smollm2.resolve_smollm2("smollm2-135m-instruct")) / "config.json"
 """
-SCENES_LLAVA = """
+CHILD = """
 import time
+from dataclasses import replace
 from pathlib import Path
-from truthgate_eval.files import replace_folder
-from truthgate_eval.packaged import scenes_llava
+from truthgate_eval.packaged import models
+
+NAME = "smollm2-135m-halueval-early"
 
 def slow_assemble(weights, folder):
-    with replace_folder(folder) as partial:
-        time.sleep(1)
-        (partial / "config.json").write_text("{}")
-        (partial / "made_from.txt").write_text(scenes_llava._fingerprint(weights))
+    time.sleep(1)
+    (folder / "config.json").write_text("{}")
 
-scenes_llava.assemble = slow_assemble
+models.CHILDREN[NAME] = replace(models.CHILDREN[NAME], assemble=slow_assemble)
+models.shipped = lambda folder: models.cache_dir() / folder
+weights = models.shipped("packaged_weights") / NAME
+weights.mkdir(parents=True, exist_ok=True)
+for file in models.CHILDREN[NAME].files:
+    (weights / file).touch()
 
 def use():
-    return Path(scenes_llava.resolve_scenes_llava("smollm2-135m-scenes")) / "config.json"
+    return Path(models.resolve_packaged(NAME, "text")) / "config.json"
 """
 
 
@@ -67,9 +72,13 @@ def use():
     [
         (SCENES, "drawing 1750 scenes into", "data/scenes"),
         (SMOLLM2, "converting model.gguf once into", "models/smollm2-135m-instruct"),
-        (SCENES_LLAVA, "assembling smollm2-135m-scenes once in", "models/smollm2-135m-scenes"),
+        (
+            CHILD,
+            "assembling smollm2-135m-halueval-early once in",
+            "models/smollm2-135m-halueval-early",
+        ),
     ],
-    ids=["scenes", "smollm2", "scenes_llava"],
+    ids=["scenes", "smollm2", "child"],
 )
 def test_the_second_process_waits_and_finds_the_work_done(
     setup: str, announcement: str, folder: str, tmp_path: Path

@@ -40,6 +40,28 @@ def test_every_document_comes_once_before_any_comes_again() -> None:
     assert sorted(again) == sorted(seen) and again != seen
 
 
+def test_the_parts_of_a_step_weigh_as_many_judgements_as_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def longest(_model: Any, _tokenizer: Any, part: list[Judgement]) -> torch.Tensor:
+        asked.append([len(own.prompt) for own in part])
+        return torch.tensor(float(sum(asked[-1])) / len(part))
+
+    monkeypatch.setattr(halueval, "judgement_loss", longest)
+    lengths = [7, 1, 5, 3, 6, 2]
+    parts = list(halueval.step_losses(None, None, [Judgement("x" * length, " Yes") for length in lengths]))
+    assert asked == [[1, 2, 3, 5], [6, 7]]
+    assert sum(parts).item() == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_a_step_of_the_optimizer_takes_the_gradient_of_all_parts() -> None:
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    schedule = training.make_schedule(optimizer, 1)
+    total = training.optimize((weight * factor + 1 for factor in (0.25, 0.5)), optimizer, schedule, [weight])
+    assert weight.item() == -0.75 and total == 2.0
+
+
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_prompts_are_those_of_the_task_and_of_no_row_that_is_evaluated() -> None:

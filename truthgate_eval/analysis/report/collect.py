@@ -5,6 +5,7 @@ Runs and score artifacts are read as `truthgate compare` and `truthgate correlat
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
     members: list[FamilyMember] = []
     for argument in arguments:
         name, path = split_named_path(argument)
-        is_run = Path(path).is_dir() or Path(path).suffix == ".json"  # head maps can be .json, too
+        is_run = os.path.isdir(path) or Path(path).suffix == ".json"  # head maps can be .json, too
         if is_run and not is_adapter(Path(path)) and not _is_head_map(Path(path)):
             runs.append((name, path))
         elif is_run or _is_score_source(path):
@@ -95,7 +96,7 @@ def read_inputs(arguments: Sequence[str]) -> tuple[list[RunEntry], list[FamilyMe
 
 def _is_head_map(path: Path) -> bool:
     """Whether a `.json` file holds a published head map, or a list of heads, and no run."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return False
     try:
         return is_head_list(path) or bool(read_head_map(path))

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -32,9 +33,9 @@ def find_results_file(path: Path) -> tuple[Path, list[str]]:
     Raises:
         RunError: There is none.
     """
-    if path.is_file():
+    if os.path.isfile(path):
         return path, []
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise RunError(f"there is no run at {path}: expected a folder that lm_eval or lmms_eval wrote into")
     found = [*path.rglob("results_*.json"), *path.rglob("*_results.json")]
     if not found:

@@ -34,8 +34,10 @@ from truthgate_eval.harness.lm_eval.prompt_divergence import prompt_divergence
 from truthgate_eval.harness.model_args import explain_load_errors
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.inference.next_token_divergence import Divergence
+from truthgate_eval.inference.not_finite import check_answers
 from truthgate_eval.inference.quantization import BITSANDBYTES_OPTIONS, bitsandbytes_config
-from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores, resolve_smollm2
+from truthgate_eval.packaged.models import default_scores, resolve_packaged
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 from truthgate_eval.processes import join
 
 log = logging.getLogger(__name__)
@@ -71,8 +73,8 @@ class GatedHF(GatedLM, GatedModel, SharedPrefixHF):
         """Load the model as `hf` does, then gate it.
 
         Args:
-            pretrained: Hub id, folder or a loaded model.
-            scores: Truth scores, see `GateConfig.parse`; may be left out only for the packaged model.
+            pretrained: Hub id, folder, a packaged model's name, or a loaded model.
+            scores: Truth scores, see `GateConfig.parse`; may be left out only for packaged models.
             lam: Strength of the gate; by default what the scores recommend.
             norm: `minmax`, `centered`, `zscore` or `none`.
             site: `post` or `pre`.
@@ -113,7 +115,7 @@ class GatedHF(GatedLM, GatedModel, SharedPrefixHF):
             chosen = find_device(device, harness_default="cuda:0")
             if not options.get("tp_plan"):
                 join()  # accelerate alone, which `hf` asks, counts processes on CPUs as one
-            self._load(resolve_smollm2(pretrained), str(chosen), options)
+            self._load(resolve_packaged(pretrained, "text"), str(chosen), options)
         else:
             super().__init__(pretrained=pretrained, **options)
         # `hf` takes its rank and their number only with several CUDA devices, and the rank on one machine.
@@ -166,10 +168,14 @@ class GatedHF(GatedLM, GatedModel, SharedPrefixHF):
 
         Raises:
             TaskError: A document's context cannot be taken away.
+            ModelError: An answer is NaN (`check_answers`).
         """
         self.see_requests(requests)
         if self.contrast is None:
-            return super().loglikelihood(requests, disable_tqdm)
+            answer = super().loglikelihood
+            found = answer(requests, disable_tqdm)
+            check_answers(self.model, found, lambda i: answer([requests[i]], True))
+            return found
         # Answers without the contrast must not enter lm-eval's answer cache under the requests' keys.
         hook, self.cache_hook = self.cache_hook, CacheHook(None)
         try:

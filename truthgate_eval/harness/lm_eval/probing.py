@@ -26,7 +26,8 @@ from truthgate_eval.inference.answer_tokens import drop_added_tokens
 from truthgate_eval.inference.loglikelihood import check_request
 from truthgate_eval.limits import apply_limit, check_limit
 from truthgate_eval.metrics.clusters import find_cluster
-from truthgate_eval.packaged.smollm2 import SMOLLM2, resolve_smollm2
+from truthgate_eval.packaged.models import resolve_packaged
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 from truthgate_eval.probing.controls import ContextChange
 from truthgate_eval.probing.dataset import ProbeDataset, ProbeExample, TokenizedDataset, next_group
 from truthgate_eval.probing.surface import without_final_punctuation
@@ -72,8 +73,8 @@ def load_lm(model: str, model_args: dict[str, Any], *, batch_size: int, device: 
     if issubclass(found, GatedHF):
         reason = "only answers depend on it, and none is asked for"
         check_not_given(arguments, ("yes_offset", *CONTRAST_ARGUMENTS), reason)
-    if "pretrained" in arguments:
-        arguments["pretrained"] = resolve_smollm2(arguments["pretrained"])
+    if isinstance(arguments.get("pretrained"), str):
+        arguments["pretrained"] = resolve_packaged(arguments["pretrained"], "text")
     lm = found(**{"batch_size": batch_size, "device": device, **arguments})
     if isinstance(lm, GatedHF):
         lm.check_strength_is_known("there are none here")

@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from truthgate_eval.data import halueval, phd
 from truthgate_eval.data.store import read_rows
-from truthgate_eval.errors import TaskError
+from truthgate_eval.errors import DataError, TaskError
+from truthgate_eval.files import read_text
 from truthgate_eval.metrics.clusters import find_cluster
 from truthgate_eval.metrics.log_odds import (
     LogOddsAnswer,
@@ -28,6 +29,7 @@ from truthgate_eval.metrics.log_odds import (
 )
 from truthgate_eval.metrics.yes_no import Prediction, f1, parse_yes_no, precision, recall, unparsed, yes_ratio
 from truthgate_eval.packaged.scenes_dataset import scenes_file
+from truthgate_eval.probing.surface import equally_long, without_final_punctuation
 
 # The aggregations that the YAML files name in this module.
 __all__ = [
@@ -146,8 +148,8 @@ def _read_instruction(given: Any) -> str:
             "with {question} and {answer}"
         )
     try:
-        text = path.read_text(encoding="utf-8").strip()
-    except UnicodeDecodeError as error:
+        text = read_text(path).strip()
+    except DataError as error:
         raise TaskError(f"instruction_file={given} is not a text file: {error}") from error
     if not text:
         raise TaskError(f"instruction_file={given} is empty")
@@ -159,7 +161,37 @@ def _read_instruction(given: Any) -> str:
 
 
 def _halueval(task: str, metadata: dict[str, Any]) -> dict[str, Dataset]:
-    return {"test": Dataset.from_list(halueval.documents(task, **_known(metadata)))}
+    found = halueval.documents(task, **_known(metadata))
+    matched = metadata.get("surface_matched") or False
+    if not isinstance(matched, bool):
+        raise TaskError(f"surface_matched={matched}: expected true or false")
+    return {"test": Dataset.from_list(surface_matched(found) if matched else found)}
+
+
+def surface_matched(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """HaluEval's documents whose two answers are equally long, without the punctuation that ends an answer.
+
+    How long an answer is, and how it ends, then says nothing of whether it is hallucinated; compare
+    `truthgate probe --surface-matched`.
+
+    Raises:
+        TaskError: In all documents the answers differ by more than one word.
+    """
+    kept = [
+        {
+            **doc,
+            "answer": without_final_punctuation(doc["answer"]),
+            "choices": [without_final_punctuation(answer) for answer in doc["choices"]],
+        }
+        for doc in documents
+        if equally_long(doc["choices"])
+    ]
+    if not kept:
+        raise TaskError(
+            f"surface_matched leaves nothing: in all {len(documents)} documents the answers differ by more "
+            "than one word"
+        )
+    return kept
 
 
 def _known(metadata: dict[str, Any]) -> dict[str, Any]:

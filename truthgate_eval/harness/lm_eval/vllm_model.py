@@ -25,7 +25,8 @@ from truthgate_eval.harness.vllm import (
     engine_options,
     make_engine_gate,
 )
-from truthgate_eval.packaged.smollm2 import SMOLLM2, default_scores
+from truthgate_eval.packaged.models import default_scores
+from truthgate_eval.packaged.smollm2 import SMOLLM2
 
 check_vllm_is_installed("lm_eval")  # lm-eval's module below imports it, and asks for its version
 
@@ -52,7 +53,7 @@ class GatedVLLM(GatedLM, VLLM):
         Args:
             pretrained: Hub id or folder.
             **arguments: The gate's, `GATE_ARGUMENTS` (see `GateConfig.parse`), of which `scores` may be left
-                out only for the packaged model; and every argument of lm-eval's `vllm`.
+                out only for packaged models; and every argument of lm-eval's `vllm`.
 
         Raises:
             TruthGateError: An argument, the scores or the model is not usable; one line says why.

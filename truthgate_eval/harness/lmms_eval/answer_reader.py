@@ -7,7 +7,6 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
 from truthgate_eval.errors import shorten
-from truthgate_eval.harness.lmms_eval.prefix_sharing import load_question_engine
 from truthgate_eval.harness.lmms_eval.requests import batches, bisect_on_failure, try_sharing
 from truthgate_eval.inference.greedy import is_plain_greedy
 from truthgate_eval.probing.dataset import ProbeExample
@@ -16,6 +15,7 @@ from truthgate_eval.probing.image_conditions import write_sequence
 from truthgate_eval.probing.own_answers import AnswerText
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImagePrompt
+from truthgate_eval.vision.self_check import load_question_engine
 
 T = TypeVar("T")
 

@@ -60,5 +60,5 @@ class CacheIdentity(GatedModel, RunRequests):
             else:
                 text, settings, *document = request.args
                 question = self.question(text, *document)
-            images = [repr(key) for key in question.image_keys()]
+            images = [repr(key) for key in self.image_keys(question)]
         return digest([fingerprint, reqtype, question.text, question.answer, images, settings])

@@ -8,7 +8,7 @@ import itertools
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 from datasets import Dataset
 from PIL import Image
@@ -20,6 +20,9 @@ from truthgate_eval.harness.lmms_eval.requests import ImageRequest
 _MAX_NAMED = 50  # documents in a message
 _BATCH_DOCUMENTS = 64  # whose encoded images are in memory at once
 _MAX_THREADS = 8
+# What a JPEG file's data ends in, which it does not contain, and the bytes at a file's end in which it must
+# be: cameras write more behind it, and a thumbnail in the header has an end of its own.
+_JPEG_END, _JPEG_TAIL = b"\xff\xd9", 1024
 _USUAL_SIDE = 336  # of an image that every image processor takes
 
 # Why an image of some width and height is refused, or None.
@@ -27,11 +30,11 @@ SizeCheck = Callable[[tuple[int, int]], str | None]
 
 
 def check_images(questions: Iterable[ImageRequest], processor: Any) -> None:
-    """Open and decode the images of all questions, and ask the image processor whether it takes their sizes.
+    """Look at the images of all questions, and ask the image processor whether it takes their sizes.
 
-    An image that documents hold encoded, or whose file they name, is decoded once, however many documents
-    have it, and JPEG files at an eighth of their size. Where that fails, or a document has no such image, its
-    images are read as for an answer, so that only what the run would stop at is reported.
+    An image that documents hold encoded, or whose file they name, is looked at once, however many documents
+    have it, and is not decoded: see `_is_sound`. Where that leaves a doubt, or a document has no such image,
+    its images are read as for an answer, so that only what the run would stop at is reported.
 
     Args:
         questions: Those of the run.
@@ -108,16 +111,30 @@ def _stored_images(value: Any) -> Iterator[str | bytes]:
 
 
 def _is_sound(stored: str | bytes, size_check: SizeCheck) -> bool:
-    """Whether an image can be decoded, and has a size that is not refused."""
+    """Whether an image has a header, a size that is not refused, and all of its data; nothing is decoded."""
     try:
-        file = stored if isinstance(stored, str) else io.BytesIO(stored)
-        with Image.open(file, formats=image_formats()) as image:
-            size = image.size
-            image.draft("RGB", (1, 1))  # the whole JPEG file is read, but an eighth of its size computed
-            image.load()
+        with (
+            open(stored, "rb") if isinstance(stored, str) else io.BytesIO(stored) as file,
+            Image.open(file, formats=image_formats()) as image,
+        ):
+            return size_check(image.size) is None and _is_whole(image, file)
     except Exception:  # of many classes: `_problem` finds out what the run would stop at
         return False
-    return size_check(size) is None
+
+
+def _is_whole(image: Image.Image, file: IO[bytes]) -> bool:
+    """Whether a file's data is complete, as far as its format shows that; False where it does not."""
+    if image.format == "PNG":
+        image.verify()  # the checksum of every chunk
+        return True
+    length = file.seek(0, os.SEEK_END)
+    if image.format in ("JPEG", "MPO"):
+        file.seek(-min(length, _JPEG_TAIL), os.SEEK_END)
+        return _JPEG_END in file.read()
+    if image.format == "WEBP":
+        file.seek(4)
+        return length >= 8 + int.from_bytes(file.read(4), "little")
+    return False
 
 
 def _problem(question: ImageRequest, size_check: SizeCheck) -> str | None:

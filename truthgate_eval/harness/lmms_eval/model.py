@@ -24,13 +24,14 @@ from truthgate_eval.harness.command_line import exit_on_error
 from truthgate_eval.harness.contrast import CONTRAST_ARGUMENTS, Contrast, with_contrast
 from truthgate_eval.harness.lmms_eval import contrast, patches
 from truthgate_eval.harness.lmms_eval.cache_identity import CacheIdentity
-from truthgate_eval.harness.lmms_eval.prefix_sharing import read_batch_size
 from truthgate_eval.harness.lmms_eval.requests import ImageRequest, log
 from truthgate_eval.harness.lmms_eval.run_requests import wants_sum
+from truthgate_eval.harness.model_args import read_batch_size
 from truthgate_eval.harness.quiet import quiet_harness_run
 from truthgate_eval.inference.next_token_divergence import Divergence, shared_divergence
 from truthgate_eval.inference.prompt_sample import share_sample
 from truthgate_eval.inference.self_check import parse_engine
+from truthgate_eval.packaged.models import default_scores
 from truthgate_eval.packaged.scenes_llava import SCENES_LLAVA
 from truthgate_eval.vision.chat_template import PLACEHOLDER
 from truthgate_eval.vision.loading import LOAD_ARGUMENTS, LoadOptions, load_vlm
@@ -56,8 +57,8 @@ class GatedVLM(CacheIdentity):
         """Load the model and gate it.
 
         Args:
-            pretrained: Hub id or folder, or `smollm2-135m-scenes`, which is gated_vlm's default and needs no
-                scores.
+            pretrained: Hub id, folder or the name of a packaged model, which needs no scores;
+                `smollm2-135m-scenes` is gated_vlm's default.
             batch_size: A batch has as many tokens as that many of the longest questions; `auto` finds a
                 number.
             **arguments: Those of `LoadOptions`; engine, `off` to share no prefixes; and the gate's: scores,
@@ -117,21 +118,19 @@ class GatedVLM(CacheIdentity):
     def divergence(self, requests: Sequence[Instance], count: int) -> Divergence:
         """See `GatedModel.divergence`."""
         questions = [self.question_of(request) for request in requests]
-        contents = [[question.text, *map(repr, question.image_keys())] for question in questions]
+        contents = [[question.text, *map(repr, self.image_keys(question))] for question in questions]
         chosen, places = share_sample(contents, count, self.processes)
         own = Divergence(self.next_token_log_probs([questions[i] for i in chosen])) if chosen else None
         return shared_divergence(own, places, self.processes)
 
     def _gate_config(self, arguments: Mapping[str, Any]) -> GateConfig:
         gate = {name: arguments[name] for name in GATE_ARGUMENTS if name in arguments}
-        if gate.get("scores") is None:
-            if arguments["pretrained"] != SCENES_LLAVA:
-                raise GateError(
-                    f"{self.model_id} needs scores: scores=FILE.npz (made by `truthgate probe`), "
-                    "or scores=none for the model without a gate"
-                )
-            log.info("no scores are given: %s runs without a gate", SCENES_LLAVA)
-            gate["scores"] = "none"
+        gate["scores"] = default_scores(arguments["pretrained"], gate.get("scores"))
+        if gate["scores"] is None:
+            raise GateError(
+                f"{self.model_id} needs scores: scores=FILE.npz (made by `truthgate probe`), "
+                "or scores=none for the model without a gate"
+            )
         return GateConfig.parse(**gate, modality="image")
 
     def _on_own_device(self, options: LoadOptions) -> LoadOptions:

@@ -11,15 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lmms_eval.api.model import lmms
 from PIL import Image
 from tqdm import tqdm
 
-from truthgate_eval.errors import ModelError, TruthGateError, reason_of
-from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.errors import TruthGateError
+from truthgate_eval.harness.lmms_eval.image_sources import ImageSources
 from truthgate_eval.harness.lmms_eval.requests import (
     ImageRequest,
     batches,
@@ -33,29 +33,24 @@ from truthgate_eval.harness.lmms_eval.requests import (
 from truthgate_eval.inference.deduplication import answer_distinct, request_key
 from truthgate_eval.inference.greedy import is_plain_greedy
 from truthgate_eval.inference.self_check import Engine
-from truthgate_eval.vision import self_check
+from truthgate_eval.vision.image_features import image_keys
 from truthgate_eval.vision.model import VisionLanguageModel
-from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine
+from truthgate_eval.vision.question_engine import ImagePrompt, ImageQuestionEngine, Progress
+from truthgate_eval.vision.self_check import load_question_engine
 
 Settings = Mapping[str, Any]
+T = TypeVar("T")
 
 # Batch size of the model's own path with `batch_size=auto`; a batch that does not fit is halved.
 _OWN_PATH_BATCH_SIZE = 8
+# Images whose questions are answered together, where a batch does not have more: few enough that the first
+# answer does not wait for all of a run's images, and enough for batches without much padding.
+_IMAGES_OF_A_PART = 64
 # Settings of a search, and the values at which they change nothing.
 _WITHOUT_EFFECT = {
     "num_beams": (None, 1), "min_new_tokens": (None, 0), "no_repeat_ngram_size": (None, 0),
     "repetition_penalty": (None, 1.0),
 }  # fmt: skip
-
-
-def load_question_engine(vlm: VisionLanguageModel) -> ImageQuestionEngine | None:
-    """What answers with shared prefixes, checked; None where the model cannot share."""
-    try:
-        shared = self_check.load(vlm, find_attention_layout(vlm.model).decoder)
-    except Exception as error:  # processors and models fail in many ways: the own path says where
-        log.warning("%s shares no prefixes: %s", vlm.name, reason_of(error))
-        return None
-    return ImageQuestionEngine(vlm, shared) if shared.supports_sharing else None
 
 
 class SharedPrefixLmms(lmms):
@@ -89,10 +84,8 @@ class SharedPrefixLmms(lmms):
         texts: list[str | None] = [None] * len(questions)
         with self.progress(questions) as progress:
             for max_new_tokens, group in by_max_new_tokens.items():
-                generate = functools.partial(
-                    self._generate_shared, max_new_tokens=max_new_tokens, progress=progress.update
-                )
-                answers = try_sharing(self._image_prompts([questions[i] for i in group]), generate)
+                generate = functools.partial(self._generate_shared, max_new_tokens, progress.update)
+                answers = self._answer_in_parts([questions[i] for i in group], generate)
                 for i, text in zip(group, answers, strict=True):
                     texts[i] = text
             unanswered = self._unanswered(texts)
@@ -108,10 +101,8 @@ class SharedPrefixLmms(lmms):
         losses: list[tuple[float, bool] | None] = [None] * len(questions)
         with self.progress(questions) as progress:
             if self.question_engine is not None:
-                losses = try_sharing(
-                    self._image_prompts(questions),
-                    lambda prompts: self._score_shared(questions, prompts, progress.update),
-                )
+                score = functools.partial(self._score_shared, progress.update)
+                losses = self._answer_in_parts(questions, score)
             unanswered = self._unanswered(losses)
             texts = [questions[i].text + questions[i].answer for i in unanswered]
             for batch in batches([None] * len(unanswered), texts, self._own_path_batch_size):
@@ -133,30 +124,66 @@ class SharedPrefixLmms(lmms):
         searches = any(options.get(name) not in values for name, values in _WITHOUT_EFFECT.items())
         return not options["do_sample"] and not searches and is_plain_greedy(self.vlm.model.generation_config)
 
-    def _image_prompts(self, questions: Sequence[ImageRequest]) -> list[ImagePrompt]:
-        return [self._image_prompt(question) for question in questions]
+    def _answer_in_parts(
+        self,
+        questions: Sequence[ImageRequest],
+        answer: Callable[[ImageQuestionEngine, list[ImagePrompt], list[ImageRequest]], list[T | None]],
+    ) -> list[T | None]:
+        """Answers with shared prefixes; None for questions that the own path must answer.
+
+        Questions about one image are answered together, and images are decoded part by part. Where a part
+        fails, those before it keep their answers.
+        """
+        found: list[T | None] = [None] * len(questions)
+        engine = self.question_engine
+        assert engine is not None
+        num_images = max(_IMAGES_OF_A_PART, 2 * self._own_path_batch_size)
+
+        def run(questions: list[ImageRequest]) -> list[T | None]:
+            for part in self.image_sources.parts(questions, num_images):
+                own = [questions[i] for i in part]
+                prompts = [self._image_prompt(question) for question in own]
+                for i, one in zip(part, answer(engine, prompts, own), strict=True):
+                    found[i] = one
+            return found
+
+        try_sharing(list(questions), run)
+        return found
+
+    @cached_property
+    def image_sources(self) -> ImageSources:
+        """Where the images of questions are."""
+        return ImageSources()
+
+    def image_keys(self, question: ImageRequest) -> tuple[Hashable, ...]:
+        """What identifies a question's images; an image of a file is decoded for it only once.
+
+        Raises:
+            DataError: As `ImageRequest.load_images`.
+        """
+        engine = self.question_engine
+        return self.image_sources.keys(question, image_keys if engine is None else engine.register_images)
 
     def _image_prompt(self, question: ImageRequest) -> ImagePrompt:
-        assert self.question_engine is not None
-        images = question.load_images()
-        keys = self.question_engine.register_images(images)
-        return ImagePrompt(self._prompt(question, len(images)), keys, question.load_images, question.answer)
+        keys = self.image_keys(question)
+        load_images = functools.partial(self.image_sources.load, question)
+        return ImagePrompt(self._prompt(question, len(keys)), keys, load_images, question.answer)
 
     def _generate_shared(
-        self, prompts: list[ImagePrompt], max_new_tokens: int, progress: Callable[[int], object]
-    ) -> list[str | None]:
-        assert self.question_engine is not None
-        return self.question_engine.generate(
+        self, max_new_tokens: int, progress: Progress, engine: ImageQuestionEngine,
+        prompts: list[ImagePrompt], _: list[ImageRequest],
+    ) -> list[str | None]:  # fmt: skip
+        return engine.generate(
             prompts, max_new_tokens=max_new_tokens, batch_size=self.batch_size, progress=progress
         )
 
     def _score_shared(
-        self, questions: list[ImageRequest], prompts: list[ImagePrompt], progress: Callable[[int], object]
-    ) -> list[tuple[float, bool] | None]:
-        assert self.question_engine is not None
+        self, progress: Progress, engine: ImageQuestionEngine, prompts: list[ImagePrompt],
+        questions: list[ImageRequest],
+    ) -> list[tuple[float, bool] | None]:  # fmt: skip
         for question, prompt in zip(questions, prompts, strict=True):
             self._check_answer(question, prompt.prompt)
-        return self.question_engine.losses(prompts, batch_size=self.batch_size, progress=progress)
+        return engine.losses(prompts, batch_size=self.batch_size, progress=progress)
 
     def next_token_log_probs(self, questions: Sequence[ImageRequest]) -> Callable[[], torch.Tensor]:
         """Computes the log-probabilities of each answer's first token, with the model as it then is.
@@ -168,7 +195,7 @@ class SharedPrefixLmms(lmms):
             A function that gives float32 [questions, vocabulary], on the CPU.
         """
         engine = self.question_engine
-        prompts = [] if engine is None else self._image_prompts(questions)
+        prompts = [] if engine is None else [self._image_prompt(question) for question in questions]
 
         def log_probs() -> torch.Tensor:
             rows: list[torch.Tensor | None] = [None] * len(questions)
@@ -205,7 +232,7 @@ class SharedPrefixLmms(lmms):
         self,
         questions: list[ImageRequest],
         settings: list[dict[str, Any]],
-        progress: Callable[[int], object],
+        progress: Progress,
     ) -> list[str]:
         """Answers by the model's own `generate`; equal questions about equal images are answered once."""
         occurrences = Counter(question.text for question in questions)
@@ -214,7 +241,9 @@ class SharedPrefixLmms(lmms):
             question, options = request
             if occurrences[question.text] == 1:  # no other is equal: spare decoding its images for a key
                 return None
-            return request_key(question.image_keys(), question.text, options)
+            # Not kept for the vision tower, as the engine would keep them.
+            found = self.image_sources.keys(question, image_keys)
+            return request_key(found, question.text, options)
 
         def answer(requests: list[tuple[ImageRequest, dict[str, Any]]]) -> list[str]:
             answers = [""] * len(requests)
@@ -268,21 +297,3 @@ class SharedPrefixLmms(lmms):
             return self.vlm.prompt(question.text, num_images)
         except TruthGateError as error:
             raise type(error)(f"{question.where}: {error}") from error
-
-
-def read_batch_size(value: Any) -> int | str:
-    """A whole number, or `auto`.
-
-    Raises:
-        ModelError: It is neither.
-
-    Example:
-        >>> read_batch_size("8"), read_batch_size("auto")
-        (8, 'auto')
-    """
-    text = str(value)
-    if text == "auto":
-        return text
-    if not text.isdigit() or int(text) < 1:
-        raise ModelError(f"batch_size={value} is neither a whole number above 0 nor auto")
-    return int(text)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -18,7 +18,6 @@ from PIL import Image
 from truthgate_eval.data.images import raise_on_unsound_files
 from truthgate_eval.errors import DataError, ModelError, TaskError, TruthGateError, one_line, reason_of
 from truthgate_eval.memory import is_out_of_memory
-from truthgate_eval.vision.image_features import image_key
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +60,6 @@ class ImageRequest:
     def where(self) -> str:
         """Names the document in messages."""
         return f"task {self.task!r}, document {self.doc_id}"
-
-    def image_keys(self) -> list[Hashable]:
-        """What identifies its images, see `vision.image_features.image_key`.
-
-        Raises:
-            DataError: As `load_images`.
-        """
-        return [image_key(image) for image in self.load_images()]
 
     def load_images(self) -> list[Image.Image]:
         """The document's images, decoded.

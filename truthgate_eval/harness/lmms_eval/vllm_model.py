@@ -75,12 +75,13 @@ class _GatedVLLM:
     def _load(self, name: str, arguments: dict[str, Any]) -> None:
         own = {key: arguments.pop(key) for key in (*GATE_ARGUMENTS, *CONTRAST_ARGUMENTS) if key in arguments}
         revision = arguments.get("revision")
+        arguments.setdefault("trust_remote_code", False)  # lmms-eval's default is True
         self._gate = make_engine_gate(
             name,
             own,
             modality="image",
             revision=None if is_missing(revision) else str(revision),
-            trust_remote_code=str(arguments.get("trust_remote_code", True)) in ("True", "true", "1"),
+            trust_remote_code=str(arguments["trust_remote_code"]) in ("True", "true", "1"),
         )
         self.gate_settings = self._gate.settings
         options = engine_options(arguments, self._gate)

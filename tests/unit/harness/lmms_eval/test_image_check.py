@@ -94,10 +94,26 @@ def test_all_broken_images_of_a_data_set_are_named_at_once(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is lmms_eval_accepts_truncated
 
 
-def test_equal_images_are_decoded_once(decoded: list[int]) -> None:
-    contents = [encoded(n % 4) for n in range(100)]
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "MPO"])
+def test_whole_images_are_not_decoded(file_format: str, decoded: list[int]) -> None:
+    contents = [encoded(n % 4, file_format) for n in range(20)]
+    check_images(requests(hub_dataset(contents), own_image, copies=3), CountedPatches())
+    assert decoded == []
+    contents[3] = contents[3][: len(contents[3]) * 2 // 3]
+    with pytest.raises(DataError, match="document 3: its picture cannot be read"):
+        check_images(requests(hub_dataset(contents), own_image), CountedPatches())
+
+
+def test_images_whose_end_their_format_does_not_show_are_decoded_once(decoded: list[int]) -> None:
+    contents = [encoded(n % 4, "BMP") for n in range(20)]
     check_images(requests(hub_dataset(contents), own_image, copies=3), CountedPatches())
     assert len(decoded) == 4
+
+
+def test_what_a_camera_writes_behind_the_end_is_no_fault(decoded: list[int]) -> None:
+    contents = [encoded(0) + b"more", encoded(1) + bytes(5000)]
+    check_images(requests(hub_dataset(contents), own_image), CountedPatches())
+    assert len(decoded) == 1  # the second's end is not among the last bytes, so that it is decoded
 
 
 def test_a_broken_image_of_many_documents_is_named_once() -> None:
@@ -120,7 +136,7 @@ def test_files_that_documents_name_are_looked_at(tmp_path: Path, decoded: list[i
     rows = [{"image": f"{n % 3}.jpg", "image_path": str(tmp_path / f"{n % 3}.jpg")} for n in range(60)]
     documents = datasets.Dataset.from_list(rows)
     check_images(requests(documents, tasks.doc_to_visual), CountedPatches())
-    assert len(decoded) == 3
+    assert decoded == []
     (tmp_path / "1.jpg").unlink()
     (tmp_path / "2.jpg").write_bytes(b"no image")
     with pytest.raises(
@@ -192,7 +208,7 @@ def test_only_a_few_images_are_in_memory_at_once(stored: bool, monkeypatch: pyte
         return load(self)
 
     monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
-    contents = [encoded(n) for n in range(200)]
+    contents = [encoded(n, "BMP") for n in range(200)]  # a format that is decoded
     documents: Any = hub_dataset(contents) if stored else [{"number": n} for n in range(200)]
 
     def read(doc: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from PIL import Image
 from truthgate_eval.errors import DataError, ModelError, TaskError
 from truthgate_eval.harness.lmms_eval.model import GatedVLM
 from truthgate_eval.harness.lmms_eval.requests import batches, generation_options
+from truthgate_eval.vision.image_features import image_keys
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_equal_questions_about_equal_images_are_answered_once(
 
     def answers(questions: Any, options: Any) -> list[str]:
         answered.extend(question.text for question in questions)
-        return [f"{question.text} {question.image_keys()}" for question in questions]
+        return [f"{question.text} {image_keys(question.load_images())}" for question in questions]
 
     monkeypatch.setattr(plain, "_answers", answers)
     found = kit.generate(plain, docs)

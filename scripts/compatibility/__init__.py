@@ -1,0 +1,1 @@
+"""What scripts/version_matrix.py runs in each environment, and the page that it writes."""

@@ -1,0 +1,1 @@
+"""How far a run's results move with batch size, order, number of processes, engine and dtype."""
