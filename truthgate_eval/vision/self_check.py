@@ -8,6 +8,7 @@ from torch import nn
 
 from truthgate_eval.errors import reason_of
 from truthgate_eval.gating.attention_layout import find_attention_layout
+from truthgate_eval.inference.adapters import find_outer_adapter
 from truthgate_eval.inference.not_finite import NotFiniteError
 from truthgate_eval.inference.self_check import find_mismatch, mismatch, run_safely
 from truthgate_eval.vision.model import VisionLanguageModel
@@ -70,6 +71,9 @@ def find_sharing_mismatch(model: SharedPrefixVLM) -> str | None:
     Args:
         model: The model; it learns how many axes its position ids have.
     """
+    added = find_outer_adapter(model.model)
+    if added is not None:  # before an image is encoded, since a pass that ends early leaves PEFT's own hooks
+        return added
     checked = model.for_self_check()
     # Questions without images need to know it, too.
     model.num_position_axes = checked.num_position_axes
