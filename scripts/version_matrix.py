@@ -157,11 +157,11 @@ def run(
         known = record.with_result(known, result)
         # Written after each combination: an interrupted run keeps what it has found.
         if arguments.output:
-            record.write_results(arguments.output, facts(arguments.tests), known)
+            record.write_results(arguments.output, circumstances(arguments.tests), known)
     return results
 
 
-def facts(tests: Sequence[str]) -> dict[str, object]:
+def circumstances(tests: Sequence[str]) -> dict[str, object]:
     """What a file of results says beside them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     requirements = map(Requirement, project["dependencies"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def _loud_again() -> Iterator[None]:
-    """Undo what a model that a test has made under a harness's name leaves quiet until the process ends."""
+    """Undo what a harness's run, or a model made under a harness's name, leaves quiet after a test."""
+    lm_eval = logging.getLogger("lm_eval")
+    level = lm_eval.level
     yield
+    lm_eval.setLevel(level)
     quiet = sys.modules.get("truthgate_eval.harness.quiet")
     if quiet is not None:
         quiet._PROCESS.close()

@@ -25,15 +25,15 @@ def write(page: Path = PAGE, file: Path = RECORD) -> None:
 
 def tables(file: Path = RECORD) -> str:
     """The page's tables: the versions that are promised, each combination, and what was not run."""
-    facts: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    circumstances: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     results = read_results(file)
-    parts = [promised(facts["bounds"], results), combinations(results), *missing(results)]
+    parts = [promised(circumstances["bounds"], results), combinations(results), *missing(results)]
     if any(one.status != "resolved" for one in results):
         parts.append(
-            f"Run on {facts['system']} with truthgate_eval {facts['version']}, last on {facts['date']}: "
-            f"{', '.join(f'`{test}`' for test in facts['tests'])}."
+            f"Run on {circumstances['system']} with truthgate_eval {circumstances['version']}, last on {circumstances['date']}: "
+            f"{', '.join(f'`{test}`' for test in circumstances['tests'])}."
         )
-    return "\n\n".join([*parts, *not_run(facts, results)])
+    return "\n\n".join([*parts, *not_run(circumstances, results)])
 
 
 def promised(bounds: Mapping[str, str], results: Sequence[Result]) -> str:
@@ -72,11 +72,11 @@ def missing(results: Sequence[Result]) -> list[str]:
     ]
 
 
-def not_run(facts: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
+def not_run(circumstances: Mapping[str, Any], results: Sequence[Result]) -> list[str]:
     """What the results leave open."""
     left = [f"`{one.name}` on Python {one.python}" for one in results if one.status == "resolved"]
     left += [f"`{name}`" for name in NAMES if name not in {one.name for one in results}]
-    newest = facts["newest_python"]
+    newest = circumstances["newest_python"]
     if newest not in {one.python for one in results}:
         left.append(f"Python {newest}, the newest that uv knows")
     return [f"Not run: {'; '.join(left)}."] if left else []

@@ -22,15 +22,15 @@ def read_results(file: Path) -> list[Result]:
     return [Result(**one) for one in json.loads(file.read_text(encoding="utf-8"))["results"]]
 
 
-def write_results(file: Path, facts: dict[str, Any], results: Sequence[Result]) -> None:
+def write_results(file: Path, circumstances: dict[str, Any], results: Sequence[Result]) -> None:
     """Write a file that `read_results` reads.
 
     Args:
         file: Where to.
-        facts: What else it has, such as the tests that were run.
+        circumstances: What else it has, such as the tests that were run.
         results: All of them.
     """
-    record = {**facts, "results": [asdict(one) for one in results]}
+    record = {**circumstances, "results": [asdict(one) for one in results]}
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

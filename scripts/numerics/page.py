@@ -17,15 +17,15 @@ COLUMNS = {
     "log_likelihood": "log-likelihood, nats",
     "activation": "activation",
     "texts": "texts",
-    "child_log_likelihood": "child: log-likelihood, nats",
-    "child_texts": "child: texts",
+    "poll_log_likelihood": "child: log-likelihood, nats",
+    "poll_texts": "child: texts",
 }
 # What no row may exceed, by dtype and column; of texts, the share that may differ.
 BOUNDS: dict[str, dict[str, float]] = {
     "float32": dict(zip(COLUMNS, (1e-4, 1e-5, 0, 1e-4, 0), strict=True)),
     "bfloat16": dict(zip(COLUMNS, (1.0, 0.1, 0.5, 1.0, 0.5), strict=True)),
 }
-_COUNTED = {"texts": "texts", "child_texts": "polls"}
+_COUNTED = {"texts": "texts", "poll_texts": "polls"}
 
 
 def write(page: Path = PAGE, file: Path = OUTPUT) -> None:

@@ -76,15 +76,15 @@ class Results:
         log_likelihoods: Of every choice, in nats.
         activations: [sequences, layers, heads, width], at the last token of each answer.
         texts: Greedy texts.
-        child_log_likelihoods: Of the spellings of yes and no after a question about a scene, in nats.
-        child_texts: Greedy answers to the same questions.
+        poll_log_likelihoods: Of the spellings of yes and no after a question about a scene, in nats.
+        poll_texts: Greedy answers to the same questions.
     """
 
     log_likelihoods: list[float]
     activations: NDArray[np.float32]
     texts: list[str]
-    child_log_likelihoods: list[float]
-    child_texts: list[str]
+    poll_log_likelihoods: list[float]
+    poll_texts: list[str]
 
 
 def differences(found: Results, expected: Results) -> dict[str, float | int]:
@@ -100,8 +100,8 @@ def differences(found: Results, expected: Results) -> dict[str, float | int]:
         "log_likelihood": _largest(found.log_likelihoods, expected.log_likelihoods),
         "activation": float(activations.max()),
         "texts": _differ(found.texts, expected.texts),
-        "child_log_likelihood": _largest(found.child_log_likelihoods, expected.child_log_likelihoods),
-        "child_texts": _differ(found.child_texts, expected.child_texts),
+        "poll_log_likelihood": _largest(found.poll_log_likelihoods, expected.poll_log_likelihoods),
+        "poll_texts": _differ(found.poll_texts, expected.poll_texts),
     }
 
 

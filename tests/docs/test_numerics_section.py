@@ -48,7 +48,7 @@ def results(**change: Any) -> Results:
     """Two choices, one sequence of two layers, one text, of a model and its child."""
     given: dict[str, Any] = {
         "log_likelihoods": [-1.0, -2.0], "activations": np.float32([[[[1.0, -4.0]], [[2.0, 10.0]]]]),
-        "texts": ["a"], "child_log_likelihoods": [-3.0], "child_texts": ["Yes"],
+        "texts": ["a"], "poll_log_likelihoods": [-3.0], "poll_texts": ["Yes"],
     }  # fmt: skip
     return Results(**{**given, **change})
 
@@ -61,8 +61,8 @@ def results(**change: Any) -> Results:
         ({"activations": np.float32([[[[1.0, -4.0]], [[3.0, 10.0]]]])}, "activation", 0.1),
         ({"activations": np.float32([[[[2.0, -4.0]], [[2.0, 10.0]]]])}, "activation", 0.25),
         ({"texts": ["b"]}, "texts", 1),
-        ({"child_log_likelihoods": [-2.0]}, "child_log_likelihood", 1.0),
-        ({"child_texts": ["No"]}, "child_texts", 1),
+        ({"poll_log_likelihoods": [-2.0]}, "poll_log_likelihood", 1.0),
+        ({"poll_texts": ["No"]}, "poll_texts", 1),
         ({"log_likelihoods": [-1.0, float("nan")]}, "log_likelihood", float("nan")),
     ],
 )

@@ -22,8 +22,8 @@ def test_differences_from_plain_transformers_keep_the_bounds(dtype: str) -> None
     models = Models(dtype, SIZE)
     plain = models.run(PLAIN)
     assert len(plain.log_likelihoods) == 6 and plain.activations.shape[0] == 4
-    assert len(plain.child_log_likelihoods) == 16 and torch.tensor(plain.log_likelihoods).lt(0).all()
-    assert all(plain.texts) and len(plain.child_texts) == 2
+    assert len(plain.poll_log_likelihoods) == 16 and torch.tensor(plain.log_likelihoods).lt(0).all()
+    assert all(plain.texts) and len(plain.poll_texts) == 2
     assert not any(differences(models.run(PLAIN), plain).values()), "the same run again is equal bit for bit"
     for setting in SETTINGS:
         row = {"dtype": dtype, **differences(models.run(setting), plain)}

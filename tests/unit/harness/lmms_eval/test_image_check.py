@@ -110,7 +110,7 @@ def test_images_whose_end_their_format_does_not_show_are_decoded_once(decoded: l
     assert len(decoded) == 4
 
 
-def test_what_a_camera_writes_behind_the_end_is_no_fault(decoded: list[int]) -> None:
+def test_what_a_camera_writes_after_the_end_is_no_fault(decoded: list[int]) -> None:
     contents = [encoded(0) + b"more", encoded(1) + bytes(5000)]
     check_images(requests(hub_dataset(contents), own_image), CountedPatches())
     assert len(decoded) == 1  # the second's end is not among the last bytes, so that it is decoded

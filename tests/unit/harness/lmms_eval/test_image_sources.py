@@ -43,7 +43,7 @@ def own_image(doc: Any) -> list[Any]:
     return [doc["image"].convert("RGB")]
 
 
-def drawn_upon(doc: Any) -> list[Any]:
+def painted_on(doc: Any) -> list[Any]:
     """Different for each document, though their stored images are equal."""
     ImageDraw.Draw(doc["image"]).rectangle((0, 0, int(doc["question"][6:-1]), 5), fill="red")
     return [doc["image"]]
@@ -56,32 +56,32 @@ def questions(documents: Any, doc_to_visual: Any = own_image) -> list[ImageReque
     ]
 
 
-def load_in_order(asked: list[ImageRequest]) -> dict[int, list[Any]]:
+def load_in_order(requested: list[ImageRequest]) -> dict[int, list[Any]]:
     sources = ImageSources()
-    return {i: sources.load(asked[i]) for part in sources.parts(asked, 3) for i in part}
+    return {i: sources.load(requested[i]) for part in sources.parts(requested, 3) for i in part}
 
 
 def test_a_stored_image_that_many_documents_have_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = count_decoded(monkeypatch)
-    asked = questions(hub_dataset(100, 10))
-    found = load_in_order(asked)
+    requested = questions(hub_dataset(100, 10))
+    found = load_in_order(requested)
     assert len(decoded) == 11 and sorted(found) == list(range(100))
-    for i, question in enumerate(asked):
+    for i, question in enumerate(requested):
         assert image_keys(found[i]) == image_keys(question.load_images())
 
 
 def test_a_task_that_changes_a_stored_image_changes_no_other_documents() -> None:
-    asked = questions(hub_dataset(12, 2), drawn_upon)
-    found = load_in_order(asked)
-    for i, question in enumerate(asked):
+    requested = questions(hub_dataset(12, 2), painted_on)
+    found = load_in_order(requested)
+    for i, question in enumerate(requested):
         assert image_keys(found[i]) == image_keys(question.load_images())
     assert len({image_keys(images) for images in found.values()}) == 12
 
 
 def test_a_task_gets_the_document_that_it_would_read() -> None:
     documents, seen = hub_dataset(6, 2), list[Any]()
-    asked = questions(documents, lambda doc: seen.append(doc) or [])
-    load_in_order(asked)
+    requested = questions(documents, lambda doc: seen.append(doc) or [])
+    load_in_order(requested)
     assert len(seen) == 6
     for doc in seen:
         i = int(doc["question"][6:-1])
@@ -133,5 +133,5 @@ def test_a_file_is_decoded_once_for_its_keys_until_it_changes(
 
 
 def test_questions_without_an_image_are_one_source() -> None:
-    asked = [ImageRequest(f"{n}?", None, dict, "t", n) for n in range(5)]
-    assert list(ImageSources().parts(asked, 2)) == [[0, 1, 2, 3, 4]]
+    requested = [ImageRequest(f"{n}?", None, dict, "t", n) for n in range(5)]
+    assert list(ImageSources().parts(requested, 2)) == [[0, 1, 2, 3, 4]]
