@@ -2,8 +2,8 @@
 
     python studies/make_overview.py [FILE]
 
-The heat map is the shipped artifact. The leaderboard is read from docs/results.json, which
-studies/make_results.py writes from the runs that docs/results.md describes. Nothing is run here.
+The heat map is the shipped artifact. The gates are read from docs/study.json, which studies/make_study.py
+writes from the runs that docs/which-heads.md describes. Nothing is run here.
 """
 
 from __future__ import annotations
@@ -18,60 +18,59 @@ from truthgate_eval.gating.scores import TruthScores
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 ARTIFACT = "smollm2-135m-instruct__halueval-qa"
-# Runs of docs/results.json in the reading of the paper's text, and what made their gates.
-RUNS = {
-    "vanilla": ("vanilla", "no gate"),
-    "halueval-post-post": ("TruthProbe_LLM", "base, HaluEval-QA"),
-    "scenes-text-post-post": ("TruthProbe_LLM", "base, captions as text"),
-    "scenes-post-post": ("TruthProbe_MLLM", "child, images"),
-    "shuffled-1": ("shuffled", "child, shuffled in layers"),
-}
+# Studies of docs/study.json, and the gates of each that are shown.
+STUDIES = ("scenes", "easy-vqa")
+GATES = {
+    "gradient": "its own gradient", "base on captions": "base's gradient, captions", "gradient, shuffled 0": "shuffled",
+    "random 0": "random",
+}  # fmt: skip
+KL = 0.002
 INK, GREY, LINE, ACCENT = "#1f2933", "#616e7c", "#d9dee4", "#3f51b5"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the leaderboard.
+    """A gate on a model.
 
     Attributes:
-        method: Named as in `truthgate compare`.
-        scores: The model and data that the gate's scores come from.
-        accuracy: Percent, mean over the three splits.
-        f1: Percent, the same mean.
-        difference: Accuracy minus vanilla in points: (value, low, high) of the 95 % interval; None for vanilla.
-        verdict: `better`, `worse` or `no difference`; empty for vanilla.
+        model: Name of the model.
+        scores: What the gate is made of.
+        log_odds: Change of the mean log-odds of the right answer on test documents, in nats.
+        log_loss: Log-loss minus the vanilla model's, in nats: (mean, low, high) of the 95 % interval.
+        conclusion: The study's.
     """
 
-    method: str
+    model: str
     scores: str
-    accuracy: float
-    f1: float
-    difference: tuple[float, float, float] | None
-    verdict: str
+    log_odds: float
+    log_loss: tuple[float, float, float]
+    conclusion: str
 
 
-def leaderboard(results: dict[str, Any]) -> list[Row]:
-    """The rows of the smollm2-135m-scenes leaderboard, mean over the splits of its polls."""
-    rows = []
-    for name, (method, scores) in RUNS.items():
-        run = results["gating"]["child"]["runs"][name]
-        mean, compared = run["cells"]["mean"], run["against_vanilla"].get("mean")
-        found = compared["differences"]["acc"] if compared else None
-        difference = (
-            (100 * found["value"], 100 * found["low"], 100 * found["high"]) if found is not None else None
-        )
-        verdict = compared["verdict"] if compared else ""
-        rows.append(Row(method, scores, 100 * mean["acc"], 100 * mean["f1"], difference, verdict))
-    return rows
+def gates(study: dict[str, Any]) -> list[Row]:
+    """The shown gates of both children, at equal strength."""
+    found = []
+    for name in STUDIES:
+        [(model, own)] = study["studies"][name]["models"].items()
+        rows = {
+            row["source"]: row for row in own["rows"] if row["target"] == KL or row["source"] not in GATES
+        }
+        for source, title in GATES.items():
+            if source in rows:
+                row = rows[source]
+                loss = row["difference"]["log_loss"]
+                interval = (loss["mean"], loss["low"], loss["high"])
+                found.append(Row(model, title, row["log_odds"]["test"]["mean"], interval, row["conclusion"]))
+    return found
 
 
-def draw(scores: TruthScores, results: dict[str, Any], path: Path) -> None:
-    """The heat map above the leaderboard, 1,600 pixels wide."""
+def draw(scores: TruthScores, study: dict[str, Any], path: Path) -> None:
+    """The heat map above the gates, 1,600 pixels wide."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.3), facecolor="white")
     _heat_map(figure, scores)
-    _leaderboard(figure, results)
+    _gates(figure, study)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Without the version that drew it, so that two runs give the same bytes.
     figure.savefig(path, dpi=200, metadata={"Software": None})
@@ -107,52 +106,65 @@ def _heat_map(figure: Any, scores: TruthScores) -> None:
     bar.ax.tick_params(labelsize=8.5, colors=GREY, length=0)
 
 
-def _leaderboard(figure: Any, results: dict[str, Any]) -> None:
-    rows, child = leaderboard(results), results["gating"]["child"]
-    part = next(part for part in child["parts"] if part["name"] == "mean")
-    distinct = results["polls"]["child"]["distinct"]
-    gates = {tuple(child["runs"][name]["gate"].values()) for name in RUNS if name != "vanilla"}
-    ((lam, norm, _),) = gates  # every run of the figure has the same
-    gate = f"Gates: {norm}, lam = {lam}"
+def _gates(figure: Any, study: dict[str, Any]) -> None:
+    rows = gates(study)
+    counts = [
+        own["vanilla"]["documents"] for name in STUDIES for own in study["studies"][name]["models"].values()
+    ]
     _heading(
-        figure, 0.455, "Does gating by these scores help the family's vision-language model?",
-        f"smollm2-135m-scenes, n = {part['documents']:,} questions ({distinct:,} distinct) about "
-        f"{part['clusters']} images. Percent. {gate}.",
+        figure, 0.455, "Does a gate made of such scores help the family's vision-language models?",
+        f"Gates of equal strength (KL {KL:g}), n = {' and '.join(map(str, counts))} fresh questions; "
+        "natural logarithms.",
     )  # fmt: skip
     axes = figure.add_axes((0.025, 0.03, 0.95, 0.325))
     axes.set(xlim=(0, 1), ylim=(len(rows) - 0.4, -1.1))
     axes.axis("off")
     headings = (
-        (0.0, "run", "left"), (0.19, "scores from", "left"), (0.47, "acc", "right"), (0.545, "F1", "right"),
-        (0.72, "points against vanilla, 95 %", "center"), (1.0, "verdict", "right"),
+        (0.0, "model", "left"), (0.21, "gate from", "left"), (0.53, "log-odds of right", "right"),
+        (0.68, "log-loss, 95 %: left is better", "center"), (1.0, "log-loss", "right"),
     )  # fmt: skip
     for x, text, side in headings:
         axes.text(x, -0.72, text, fontsize=8.5, color=GREY, ha=side, va="center")
     axes.plot([0, 1], [-0.38, -0.38], color=INK, linewidth=0.8)
-    reach = max(abs(end) for row in rows if row.difference for end in row.difference[1:])
+    reach = max(abs(end) for row in rows for end in row.log_loss[1:])
 
-    def place(points: float) -> float:
-        return 0.72 + 0.11 * points / reach
+    def place(nats: float) -> float:
+        return 0.68 + 0.11 * nats / reach
 
     axes.plot([place(0)] * 2, [-0.3, len(rows) - 0.75], color=LINE, linewidth=1)
     for y, row in enumerate(rows):
-        weight = "bold" if row.method.startswith("TruthProbe") else "normal"
-        axes.text(0.0, y, row.method, fontsize=9.5, color=INK, va="center", fontweight=weight)
-        axes.text(0.19, y, row.scores, fontsize=9, color=INK, va="center")
-        axes.text(0.47, y, f"{row.accuracy:.2f}", fontsize=9.5, color=INK, va="center", ha="right")
-        axes.text(0.545, y, f"{row.f1:.2f}", fontsize=9.5, color=INK, va="center", ha="right")
-        if row.difference is not None:
-            value, low, high = row.difference
-            axes.plot([place(low), place(high)], [y, y], color=ACCENT, linewidth=1.8, solid_capstyle="round")
-            axes.plot([place(value)], [y], "o", color=ACCENT, markersize=5)
-            axes.text(1.0, y, f"{value:+.2f}, {row.verdict}", fontsize=9, color=INK, va="center", ha="right")
+        weight = "bold" if row.conclusion.startswith("better than the vanilla model and") else "normal"
+        value, low, high = row.log_loss
+        axes.text(0.0, y, row.model.removeprefix("smollm2-135m-"), fontsize=9.5, color=INK, va="center")
+        axes.text(0.21, y, row.scores, fontsize=9, color=INK, va="center")
+        axes.text(0.53, y, f"{row.log_odds:+.2f}", fontsize=9.5, color=INK, va="center", ha="right")
+        axes.plot([place(low), place(high)], [y, y], color=ACCENT, linewidth=1.8, solid_capstyle="round")
+        axes.plot([place(value)], [y], "o", color=ACCENT, markersize=5)
+        verdict = _verdict(row.conclusion)
+        axes.text(
+            1.0,
+            y,
+            f"{value:+.4f}, {verdict}",
+            fontsize=9,
+            color=INK,
+            va="center",
+            ha="right",
+            fontweight=weight,
+        )
     axes.plot([0, 1], [len(rows) - 0.5] * 2, color=LINE, linewidth=0.8)
 
 
+def _verdict(conclusion: str) -> str:
+    """A study's conclusion in two words."""
+    if conclusion.startswith("better than the vanilla model and"):
+        return "better"
+    return "worse" if conclusion == "makes the answers worse" else "no difference"
+
+
 def main(path: Path) -> None:
-    """Draw from the shipped artifact and the committed results."""
-    results = json.loads((DOCS / "results.json").read_text(encoding="utf-8"))
-    draw(TruthScores.resolve(ARTIFACT), results, path)
+    """Draw from the shipped artifact and the committed study."""
+    study = json.loads((DOCS / "study.json").read_text(encoding="utf-8"))
+    draw(TruthScores.resolve(ARTIFACT), study, path)
 
 
 if __name__ == "__main__":

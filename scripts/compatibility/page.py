@@ -30,7 +30,8 @@ def tables(file: Path = RECORD) -> str:
     parts = [promised(circumstances["bounds"], results), combinations(results), *missing(results)]
     if any(one.status != "resolved" for one in results):
         parts.append(
-            f"Run on {circumstances['system']} with truthgate_eval {circumstances['version']}, last on {circumstances['date']}: "
+            f"Run on {circumstances['system']} with truthgate_eval {circumstances['version']}, "
+            f"last on {circumstances['date']}: "
             f"{', '.join(f'`{test}`' for test in circumstances['tests'])}."
         )
     return "\n\n".join([*parts, *not_run(circumstances, results)])

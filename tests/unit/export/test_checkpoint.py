@@ -241,7 +241,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_tensor", full)
-    with pytest.raises(TruthGateError, match="cannot write to .*exported: No space left on device"):
+    with pytest.raises(TruthGateError, match=r"cannot write to .*exported: No space left on device"):
         write(source, "llama", tmp_path / "exported")
     monkeypatch.undo()
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
