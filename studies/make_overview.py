@@ -22,7 +22,6 @@ ARTIFACT = "smollm2-135m-instruct__halueval-qa"
 STUDIES = ("scenes", "easy-vqa")
 GATES = {
     "gradient": "its own gradient", "base on captions": "base's gradient, captions", "gradient, shuffled 0": "shuffled",
-    "random 0": "random",
 }  # fmt: skip
 KL = 0.002
 INK, GREY, LINE, ACCENT = "#1f2933", "#616e7c", "#d9dee4", "#3f51b5"
