@@ -129,5 +129,6 @@ def _continue(command: Disturbed, folder: Path, tally: Tally) -> None:
 
 
 def _check_interrupted(ended: Ended) -> None:
-    if "Traceback" in ended.err or not (ended.status == 0 or ended.last_line.startswith("Aborted")):
+    # Within a command typer ends with 130 and without a word, outside of one our own line says so.
+    if "Traceback" in ended.err or not (ended.status in (0, 130) or ended.last_line.startswith("Aborted")):
         raise FaultError(f"Ctrl-C ended with status {ended.status} and {ended.err[-800:]!r}")
