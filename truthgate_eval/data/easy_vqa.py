@@ -91,8 +91,9 @@ def question_only_accuracy(learned_from: Iterable[Row], rows: Sequence[Row]) -> 
 
 
 def _row(split: str, number: int, question: str, answer: str, image: int, folder: Path) -> Row:
-    if not (isinstance(question, str) and isinstance(answer, str)):
-        raise DataError(f"question {number} is no text")
+    if not (isinstance(question, str) and isinstance(answer, str) and isinstance(image, int)):
+        raise DataError(f"entry {number} is no question, answer and number of an image")
+    (question + answer).encode()  # a lone surrogate is an error here, and not where the rows are written
     return {
         "question_id": f"{split}-{number}",
         "question": question,

@@ -13,6 +13,7 @@ from helpers.command_line import truthgate
 from truthgate_eval.data.store import write_dataset
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.metrics.pope import SPLITS
+from truthgate_eval.probing import run
 from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImageQuestionEngine
 
@@ -72,6 +73,8 @@ def probed(
         return inputs, last
 
     monkeypatch.setattr(VisionLanguageModel, "prepare_scoring", prepare)
+    # On the model's own path each sequence is one row of token ids.
+    monkeypatch.setattr(run, "load_question_engine", lambda _: None)
     done = truthgate(
         "probe", "--model", "vlm", "--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu",
         "--solver", "newton", "--output", "a.npz", *arguments, cwd=cwd,

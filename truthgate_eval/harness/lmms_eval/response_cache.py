@@ -78,7 +78,7 @@ def _read_interrupted_runs(cache: Any) -> None:
         for file in sorted(folder.glob(_ANSWERS)):
             try:
                 count = cache.merge_shards([str(file)], cache.db_path)
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeError) as error:
                 log.warning("%s cannot be read (%s): its answers are computed again", file, error)
             else:
                 log.info("%d answers of an interrupted run are found in %s", count, file)
