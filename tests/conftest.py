@@ -24,10 +24,11 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def _loud_again() -> Iterator[None]:
     """Undo what a harness's run, or a model made under a harness's name, leaves quiet after a test."""
-    lm_eval = logging.getLogger("lm_eval")
-    level = lm_eval.level
+    lm_eval = logging.getLogger("lm_eval")  # which lm-eval's first run cuts off from the root logger
+    level, propagate, handlers = lm_eval.level, lm_eval.propagate, [*lm_eval.handlers]
     yield
     lm_eval.setLevel(level)
+    lm_eval.propagate, lm_eval.handlers[:] = propagate, handlers
     quiet = sys.modules.get("truthgate_eval.harness.quiet")
     if quiet is not None:
         quiet._PROCESS.close()
