@@ -59,9 +59,7 @@ def kill_again_and_again(command: Disturbed, kills: int, seed: int, work: Path) 
     tally = Tally(f"SIGKILL at a random moment of `{command.name}`", command.model)
     rng = random.Random(f"{command.name}:{seed}")
     while tally.tried < kills:
-        folder = work / f"{command.name}-kill"
-        shutil.rmtree(folder, ignore_errors=True)
-        command.prepare(folder)
+        folder = _fresh(command, work / f"{command.name}-kill")
         count = 2 if rng.random() < 1 / 3 else 1
         moments = [rng.uniform(0, command.undisturbed.seconds) for _ in range(count)]
         try:
@@ -83,9 +81,7 @@ def interrupt(command: Disturbed, times: int, seed: int, work: Path) -> Tally:
     tally = Tally(f"Ctrl-C at a random moment of `{command.name}`", command.model)
     rng = random.Random(f"{command.name}:interrupt:{seed}")
     while tally.tried < times:
-        folder = work / f"{command.name}-interrupt"
-        shutil.rmtree(folder, ignore_errors=True)
-        command.prepare(folder)
+        folder = _fresh(command, work / f"{command.name}-interrupt")
         # Not in the first hundredth of a second, in which a real process has not reached Python's first line.
         moment = rng.uniform(0.01, command.undisturbed.seconds)
         try:
@@ -104,6 +100,13 @@ def interrupt(command: Disturbed, times: int, seed: int, work: Path) -> Tally:
             failure = str(error)
         tally.add(f"{moment:.3f} s", failure)
     return tally
+
+
+def _fresh(command: Disturbed, folder: Path) -> Path:
+    """The folder, with what the command needs and nothing of an earlier try."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command.prepare(folder)
+    return folder
 
 
 def _kill(command: Disturbed, folder: Path, moment: float, tally: Tally) -> bool:
@@ -129,6 +132,5 @@ def _continue(command: Disturbed, folder: Path, tally: Tally) -> None:
 
 
 def _check_interrupted(ended: Ended) -> None:
-    # Within a command typer ends with 130 and without a word, outside of one our own line says so.
-    if "Traceback" in ended.err or not (ended.status in (0, 130) or ended.last_line.startswith("Aborted")):
+    if "Traceback" in ended.err or not (ended.status == 0 or ended.last_line.startswith("Aborted")):
         raise FaultError(f"Ctrl-C ended with status {ended.status} and {ended.err[-800:]!r}")

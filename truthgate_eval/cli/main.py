@@ -49,8 +49,12 @@ app.command()(study)
 app.command()(sweep)
 
 
+# The status of shells for Ctrl-C, with which typer ends an interrupted command, without a word.
+_INTERRUPTED = 130
+
+
 def main() -> None:
-    """Run the command line; a user's mistake is one line on stderr and exit status 1."""
+    """Run the command line; a user's mistake is one line on stderr and exit status 1, Ctrl-C one and 130."""
     try:
         with exit_on_termination():
             app()
@@ -58,9 +62,13 @@ def main() -> None:
         if launched().is_main or not isinstance(error, ProcessError):  # which all processes have
             sys.stderr.write(f"error: {one_line(error)}\n")
         sys.exit(1)
-    except KeyboardInterrupt:  # before or after typer, which says the same
-        sys.stderr.write("Aborted!\n")
-        sys.exit(1)
+    except KeyboardInterrupt:  # before or after typer
+        _say_aborted()
+        sys.exit(_INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:
+            _say_aborted()
+        raise
     except Exception as error:
         reason = write_error(error)
         if reason is None:
@@ -68,6 +76,10 @@ def main() -> None:
         file = getattr(error, "filename", None) or "a file"
         sys.stderr.write(f"error: {visible(str(file))} cannot be written: {reason}\n")
         sys.exit(1)
+
+
+def _say_aborted() -> None:
+    sys.stderr.write("Aborted!\n")
 
 
 def _print_version(wanted: bool) -> None:
