@@ -38,7 +38,8 @@ def test_the_committed_results_are_of_the_bounds_in_pyproject() -> None:
 
 def test_no_committed_combination_has_failed_or_names_this_machine() -> None:
     assert {one.status for one in read_results(RECORD)} <= {"passed", "resolved"}
-    assert not re.search(r"https?://|/home/|/root/|/work/|/tmp/", RECORD.read_text(encoding="utf-8"))
+    # Tests are named by their paths in the repository; an absolute path or an address is of a machine.
+    assert not re.search(r"://|(?<![\w.])/\w", RECORD.read_text(encoding="utf-8"))
 
 
 def test_the_exit_plan_names_tests_that_exist() -> None:

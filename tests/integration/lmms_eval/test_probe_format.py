@@ -13,8 +13,6 @@ from helpers.command_line import truthgate
 from truthgate_eval.data.store import write_dataset
 from truthgate_eval.gating.scores import TruthScores
 from truthgate_eval.metrics.pope import SPLITS
-from truthgate_eval.probing import run
-from truthgate_eval.vision.model import VisionLanguageModel
 from truthgate_eval.vision.question_engine import ImageQuestionEngine
 
 
@@ -64,17 +62,15 @@ def probed(
 ) -> tuple[TruthScores, set[tuple[int, ...]]]:
     """`truthgate probe --tasks probe_poll`, and the token ids that run through the model, without padding."""
     found: set[tuple[int, ...]] = set()
-    original = VisionLanguageModel.prepare_scoring
+    original = ImageQuestionEngine.sequences
 
-    def prepare(self: VisionLanguageModel, prompts: Any, answers: Any, images: Any) -> Any:
-        inputs, last = original(self, prompts, answers, images)
-        rows = zip(inputs["input_ids"].tolist(), last.tolist(), strict=True)
-        found.update(tuple(row[: end + 1]) for row, end in rows)
-        return inputs, last
+    def sequences(self: ImageQuestionEngine, prompts: Any, **options: Any) -> Any:
+        for prompt in prompts:
+            inputs, last = self.vlm.prepare_scoring([prompt.prompt], [prompt.answer], [prompt.load_images()])
+            found.add(tuple(inputs["input_ids"][0, : int(last[0]) + 1].tolist()))
+        return original(self, prompts, **options)
 
-    monkeypatch.setattr(VisionLanguageModel, "prepare_scoring", prepare)
-    # On the model's own path each sequence is one row of token ids.
-    monkeypatch.setattr(run, "load_question_engine", lambda _: None)
+    monkeypatch.setattr(ImageQuestionEngine, "sequences", sequences)
     done = truthgate(
         "probe", "--model", "vlm", "--model_args", f"pretrained={folder},dtype=float32", "--device", "cpu",
         "--solver", "newton", "--output", "a.npz", *arguments, cwd=cwd,
