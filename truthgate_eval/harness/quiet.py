@@ -37,6 +37,8 @@ _NOISE = {
     "bitsandbytes.backends.cpu.ops": r"Failed to load CPU gemm_4bit_forward from kernels-community",
     # torch 2.15 says it of torchao 0.18 when transformers is imported.
     "torch.utils._pytree": r"<enum '\w+'> is an Enum subclass and is now natively supported by torch",
+    # transformers 5.24 says it of peft 0.21, where a packaged child is assembled.
+    "py.warnings": r"(?s).*`is_gradient_checkpointing` is deprecated",
     "lmms_eval.api.task": r"Building contexts for ",
     "lmms_eval.evaluator": r"Running (on rank \d+ \(local rank \d+\)|\w+ requests)$|Postprocessed \d+ docs ",
 }

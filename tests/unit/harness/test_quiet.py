@@ -38,6 +38,10 @@ NOISE = [
         "torch.utils._pytree",
         "<enum 'KernelPreference'> is an Enum subclass and is now natively supported by torch.compile as",
     ),
+    (
+        "py.warnings",
+        "modeling_utils.py:3312: FutureWarning: `is_gradient_checkpointing` is deprecated and will be removed",
+    ),
     ("lmms_eval.api.task", "Building contexts for scenes_random on rank 0..."),
     ("lmms_eval.evaluator", "Running on rank 0 (local rank 0)"),
     ("lmms_eval.evaluator", "Running generate_until requests"),
@@ -60,6 +64,7 @@ SUBSTANCE = [
         "Running generate_until requests but could not find a pad source request on rank 1",
     ),
     ("my.own", "Cuda Available? False"),
+    ("py.warnings", "own.py:1: FutureWarning: `something_else` is deprecated and will be removed"),
 ]
 
 
