@@ -42,11 +42,26 @@ _EASY = [
     "--score", "accuracy", "--score", "gradient", *_CAPTIONS, *_HALUEVAL, "--action", "soft", "--kl", "0.002",
     "--controls", "2",
 ]  # fmt: skip
+_FRESH = {"exclude_rows_of": "base-halueval.npz"}
+_TEXT = [
+    "--model", "hf", "--tasks", "halueval_qa", "--limit", "150", "--score", "accuracy", "--score", "gradient",
+    *_HALUEVAL, "--action", "soft", "--kl", "0.002", "--controls", "2",
+]  # fmt: skip
 STUDIES = {
     "scenes-early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
     "scenes": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes"],
     "easy-vqa-early": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa-early"],
     "easy-vqa": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa"],
+    "halueval-early": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early", "--metadata", json.dumps(_FRESH),
+    ],
+    "halueval-early-matched": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early",
+        "--metadata", json.dumps({**_FRESH, "surface_matched": True}),
+    ],
+    "halueval": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval", "--metadata", json.dumps(_FRESH),
+    ],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",

@@ -14,7 +14,7 @@ from scripts.faults.inputs import ImageProbe, break_layers, end_memory, remove_w
 from scripts.faults.processes import in_own_process
 from scripts.faults.signals import Tally, interrupt, kill_again_and_again
 
-MODEL, SCORES = "smollm2-135m-instruct", "smollm2-135m-instruct__halueval-qa.npz"
+MODEL = "smollm2-135m-instruct"
 _KIB = 1024
 _RECORDS = 200  # of HaluEval-QA
 # What is left of a full disk, in bytes. A probe writes an artifact of 0.1 MB, and keeps activations of 0.7.
@@ -67,12 +67,9 @@ class Faults:
 
     @cached_property
     def sweep(self) -> Sweep:
-        """A sweep of the packaged model."""
-        from truthgate_eval.paths import shipped
-
-        if self._is_tiny:
-            return Sweep(self.work / "sweep", str(self.tiny), self.tiny_probe.expected / "a.npz")
-        return Sweep(self.work / "sweep", MODEL, shipped("score_artifacts") / SCORES)
+        """A sweep of the packaged model; the shipped artifact's documents are all that the data have."""
+        model = str(self.tiny) if self._is_tiny else MODEL
+        return Sweep(self.work / "sweep", model, self.probe.expected / "a.npz")
 
     @cached_property
     def tiny(self) -> Path:

@@ -35,7 +35,7 @@ _COMPARE_READING = (
 _CORRELATE_READING = (
     "r near 1: the same heads score high in both; near 0: one model's heads say nothing about the other's. "
     "The rows within layers count: over all heads, a profile over layers is enough for a high r. Within "
-    "layers single heads hardly repeat at site post, which the demo probes; --site pre tells more (docs/results.md)"
+    "layers, heads hardly repeat at site post, which the demo probes; --site pre tells more (docs/results.md)"
 )
 
 

@@ -3,8 +3,9 @@
 An attention output projection W_o is split by its input features: each process has the outputs of some heads,
 multiplies them by its part of W_o, and the products are summed. What a hook sees before W_o is therefore this
 process's part of the features, and what it sees after W_o is complete. transformers 5.24 makes the weights
-`DTensor`s, and leaves the numbers of features in the module as they are in one process. transformers 5.0 has
-plain tensors instead, which do not say which part a process has: such a model is refused.
+`DTensor`s, and leaves the numbers of features in the module as they are in one process. transformers 5.0
+marks the modules instead, and has plain tensors, or with torch 2.6 hands `DTensor`s from one module to the
+next: what a hook sees does not say which part a process has, and such a model is refused.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def _splits_of_input(module: nn.Module) -> Iterator[tuple[int, int]]:
     Raises:
         AttentionLayoutError: The projection is split by a transformers that does not say how.
     """
+    if getattr(module, "_hf_tp_plan", None) is not None:
+        raise AttentionLayoutError(
+            f"transformers {transformers.__version__} splits attention output projections over processes "
+            "without saying which part each has: use a newer transformers, such as 5.24, or no tp_plan"
+        )
     weight: Any = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or not is_distributed(weight):
-        if getattr(module, "_hf_tp_plan", None) is not None:
-            raise AttentionLayoutError(
-                f"transformers {transformers.__version__} splits attention output projections over processes "
-                "without saying which part each has: use a newer transformers, such as 5.24, or no tp_plan"
-            )
         return
     weight = cast(Any, weight)  # a DTensor
     mesh = weight.device_mesh
