@@ -242,6 +242,8 @@ def _run(
     """The child's life. It never returns."""
     code = 1
     try:
+        # As in a terminal: what a shell starts in the background ignores Ctrl-C, and its children do, too.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(streams[0], 1)
         os.dup2(streams[1], 2)

@@ -91,9 +91,10 @@ def interrupt(command: Disturbed, times: int, seed: int, work: Path) -> Tally:
             if not sent:
                 tally.see("had ended before")
                 continue
-            _check_interrupted(ended)
+            _check_interrupted(ended, moment)
+            tally.see("aborted" if ended.status else "ended within a second")
             has_result = command.check_after_fault(folder)
-            tally.see("after the result was written" if has_result else "before")
+            tally.see("result complete" if has_result else "no result yet")
             _continue(command, folder, tally)
             failure = None
         except FaultError as error:
@@ -131,6 +132,8 @@ def _continue(command: Disturbed, folder: Path, tally: Tally) -> None:
         tally.see("next start continued")
 
 
-def _check_interrupted(ended: Ended) -> None:
+def _check_interrupted(ended: Ended, moment: float) -> None:
+    if ended.status == 0 and ended.seconds - moment > 1:
+        raise FaultError(f"it worked on for {ended.seconds - moment:.1f} s, to its end")
     if "Traceback" in ended.err or not (ended.status == 0 or ended.last_line.startswith("Aborted")):
         raise FaultError(f"Ctrl-C ended with status {ended.status} and {ended.err[-800:]!r}")

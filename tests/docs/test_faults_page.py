@@ -24,10 +24,13 @@ def test_the_page_has_the_table_of_the_committed_figures() -> None:
 
 
 def test_every_fault_was_tried_and_survived() -> None:
-    kinds = ("SIGKILL", "Ctrl-C", "removed", "out of memory", "NaN")
+    kinds = (
+        "SIGKILL", "Ctrl-C", "removed", "out of memory", "NaN", "full disk", "read-only", "first starts",
+    )  # fmt: skip
     for kind in kinds:
         assert any(kind in one["fault"] for one in FOUND["faults"]), kind
     assert all(one["survived"] == one["tried"] > 0 for one in FOUND["faults"])
+    assert all("aborted" in one["observed"] for one in FOUND["faults"] if "Ctrl-C" in one["fault"])
 
 
 def test_the_table_has_what_was_counted() -> None:

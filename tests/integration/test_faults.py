@@ -22,3 +22,5 @@ def test_killed_and_interrupted_commands_end_in_the_undisturbed_result() -> None
     for fault in ("SIGKILL", "Ctrl-C"):
         for name in ("probe", "sweep"):
             assert f"{fault} at a random moment of `{name}`: 1 of 1" in done.stdout
+    # Not ignored, as a shell lets what it starts in the background do.
+    assert done.stdout.count("'aborted': 1") == 2
