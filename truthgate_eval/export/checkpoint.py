@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.filesize import decimal
 from torch import nn
 
 from truthgate_eval.errors import GateError, ModelError, TruthGateError
@@ -163,6 +164,6 @@ def _check_space(folder: Path, files: list[SafetensorsFile]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise TruthGateError(
-            f"{folder.parent} has {free / 2**30:.1f} GiB free, and the checkpoint takes "
-            f"{needed / 2**30:.1f}: choose another --output, or use --format peft"
+            f"{folder.parent} has {decimal(free)} free, and the checkpoint takes {decimal(needed)}: "
+            "choose another --output, or use --format peft"
         )
