@@ -36,6 +36,7 @@ class Output(Disturbed):
         result: str,
         *,
         environment: Mapping[str, str] | None = None,
+        model: str = "tiny",
     ) -> None:
         """Run it undisturbed.
 
@@ -45,8 +46,9 @@ class Output(Disturbed):
             arguments: Those after `truthgate`.
             result: What it makes, relative to the folder where it runs.
             environment: Variables beside this process's own.
+            model: What the table calls its model.
         """
-        self.name, self.arguments, self._result = name, arguments, result
+        self.name, self.arguments, self._result, self.model = name, arguments, result, model
         self._environment = environment or {}
         super().__init__(work, times=1)
 

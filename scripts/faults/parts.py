@@ -130,6 +130,7 @@ class Faults:
             ["export", "-o", "out", "--model_args", f"pretrained={MODEL}"],
             f"cache/models/{MODEL}",
             environment={"TRUTHGATE_CACHE": "cache"},
+            model=MODEL,
         )
 
     def _inputs(self) -> Iterator[Tally]:

@@ -35,6 +35,8 @@ _VISION = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     "image_size": 28, "patch_size": 7,
 }  # fmt: skip
+# transformers 5.20 needs a tile's number of tokens to be a multiple of the patch size, as it is in SmolVLM.
+_TILED_VISION = {**_VISION, "image_size": 16, "patch_size": 4}
 
 
 def _smolvlm_tokenizer() -> Any:
@@ -50,15 +52,15 @@ def _tiled_config(config_class: type[Any], words: Any) -> Any:
         "pad_token_id": words.pad_token_id,
     }  # fmt: skip
     return config_class(
-        vision_config=_VISION, text_config=text_sizes(len(words), model_type="llama", **ids), scale_factor=2,
+        vision_config=_TILED_VISION, text_config=text_sizes(len(words), model_type="llama", **ids), scale_factor=2,
         image_token_id=words.convert_tokens_to_ids("<image>"),
     )  # fmt: skip
 
 
 def _tile_settings(*, split: bool) -> dict[str, Any]:
-    """An image is scaled to 56 pixels and cut into tiles of 28, or is one tile."""
+    """An image is scaled to 32 pixels and cut into tiles of 16, or is one tile."""
     return {
-        "size": {"longest_edge": 56}, "max_image_size": {"longest_edge": 28}, "do_image_splitting": split,
+        "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}, "do_image_splitting": split,
     }  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def smolvlm(*, split: bool = True) -> tuple[Any, Any]:
     """SmolVLM2's class; its processor also reads videos."""
     words = _smolvlm_tokenizer()
     settings = _tile_settings(split=split)
-    videos = hf.SmolVLMVideoProcessor(size={"longest_edge": 28}, max_image_size={"longest_edge": 28})
+    videos = hf.SmolVLMVideoProcessor(size={"longest_edge": 16}, max_image_size={"longest_edge": 16})
     processor = hf.SmolVLMProcessor(
         hf.SmolVLMImageProcessor(**settings), words, videos, image_seq_len=4, chat_template=SMOLVLM_TEMPLATE
     )

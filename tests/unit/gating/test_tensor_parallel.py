@@ -59,7 +59,8 @@ sys.stdout.write("done\\n")
 
 @pytest.mark.slow
 def test_split_projections_are_gated_live_at_both_sites(tmp_path: Path) -> None:
-    factories.save_tiny_checkpoint(tmp_path / "model")
+    # transformers 5.20 splits only a vocabulary that the processes divide.
+    factories.save_tiny_checkpoint(tmp_path / "model", vocab_size=260)
     (tmp_path / "script.py").write_text(SCRIPT)
     done = torchrun("script.py", cwd=tmp_path)
     if "use a newer transformers" in done.stderr:
