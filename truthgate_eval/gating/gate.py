@@ -26,7 +26,7 @@ from truthgate_eval.gating.attention_layout import (
     check_site,
     find_attention_layout,
 )
-from truthgate_eval.gating.layer_gate import LayerGate, LayerGateHook, check_foldable
+from truthgate_eval.gating.layer_gate import LayerGate, LayerGateHook, check_foldable, forget_compiled_code
 from truthgate_eval.gating.normalization import Norm, normalize
 from truthgate_eval.gating.positions import GatedPositions, Positions, check_positions
 from truthgate_eval.gating.scores import TruthScores
@@ -197,6 +197,7 @@ class GateHandle:
             self._positions = GatedPositions(self.layout.decoder, gate.positions)
         for projection, layer_gate in zip(self.layout.projections, of_layers, strict=True):
             self._hooks.append(LayerGateHook(projection.module, layer_gate, self._positions))
+        forget_compiled_code()
 
     def scoring(self, after_first: int | Sequence[int]) -> AbstractContextManager[None]:
         """In this block, passes hold a prompt and a continuation that is scored: `GatedPositions.scoring`.
@@ -218,6 +219,7 @@ class GateHandle:
         if self._positions is not None:
             self._positions.remove()
             self._positions = None
+        forget_compiled_code()
 
     def __enter__(self) -> GateHandle:
         return self
@@ -230,7 +232,7 @@ def attach(model: Any, gate: Gate, *, layout: AttentionLayout | None = None) -> 
     """Gate a loaded model with hooks: x_{l+1} = x_l + concat_h(g[l,h] * o_l[h]) (equation 5).
 
     Args:
-        model: A transformers model; it may be wrapped by PEFT, quantized or dispatched over devices.
+        model: A transformers model, also wrapped by PEFT, quantized, compiled or dispatched over devices.
         gate: The gate; its shape must be the model's (layers, heads).
         layout: The model's attention heads, if they are known already.
 

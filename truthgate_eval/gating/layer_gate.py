@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,3 +137,12 @@ def _add_to_bias(module: nn.Module, shift: torch.Tensor) -> None:
         else:
             own = module.get_parameter("bias")
             own.copy_((own + added).to(own.dtype))
+
+
+def forget_compiled_code() -> None:
+    """Have models compiled anew at their next pass: compiled code does not see that a hook has come or gone.
+
+    Without it a model that has run under `torch.compile` would stay ungated, or keep its last gate.
+    """
+    if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import takes seconds
+        torch.compiler.reset()

@@ -65,6 +65,8 @@ def test_split_projections_are_gated_live_at_both_sites(tmp_path: Path) -> None:
     done = torchrun("script.py", cwd=tmp_path)
     if "use a newer transformers" in done.stderr:
         pytest.skip(f"not in transformers {transformers.__version__}: tensor_parallelism")
+    if "unexpected keyword argument 'src_data_rank'" in done.stderr:  # transformers 5.20 in torch 2.6
+        pytest.skip(f"transformers {transformers.__version__} splits no model in torch {torch.__version__}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.split() == ["done", "done"]
 
