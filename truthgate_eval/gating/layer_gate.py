@@ -145,4 +145,5 @@ def forget_compiled_code() -> None:
     Without it a model that has run under `torch.compile` would stay ungated, or keep its last gate.
     """
     if "torch._dynamo" in sys.modules:  # else nothing is compiled, and the import takes seconds
-        torch.compiler.reset()
+        # After `torch.compiler.reset` the next pass may end in a segmentation fault, in torch 2.6.
+        torch._dynamo.reset_code_caches()
