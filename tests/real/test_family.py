@@ -97,11 +97,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> FamilyMatrix:
     for name, model in models.items():
         seed = SEED if name == "base" else OTHER_SEED
         scores = run_probing(
-            model,
-            sequences,
-            ProbeConfig(seed=seed, solver="newton"),
-            name=name,
-            capture_config=CaptureConfig(batch_size=16),
+            model, sequences, ProbeConfig(seed=seed), name=name, capture_config=CaptureConfig(batch_size=16)
         )
         scores.save(folder / f"{name}.npz")
     found = correlate_family([read_member(str(folder / f"{name}.npz")) for name in models])
