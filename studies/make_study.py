@@ -62,6 +62,10 @@ STUDIES = {
     "halueval": [
         *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval", "--metadata", json.dumps(_FRESH),
     ],
+    "halueval-matched": [
+        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval",
+        "--metadata", json.dumps({**_FRESH, "surface_matched": True}),
+    ],
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",
