@@ -239,9 +239,13 @@ def test_a_compiled_model_sees_that_gates_come_change_and_go(positions: str) -> 
     with torch.no_grad():
         try:
             check()
-        except torch._dynamo.exc.InternalTorchDynamoError as error:  # transformers 5.20 in torch 2.6
+        except torch._dynamo.exc.InternalTorchDynamoError:
+            if hasattr(
+                torch.compiler, "is_exporting"
+            ):  # which transformers 5.20 asks for, and torch 2.6 lacks
+                raise
             pytest.skip(
-                f"transformers {transformers.__version__} is not compiled in torch {torch.__version__}: {error}"
+                f"transformers {transformers.__version__} compiles nothing in torch {torch.__version__}"
             )
         with attach(model, gates[0]) as handle:
             check()

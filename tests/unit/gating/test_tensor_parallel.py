@@ -11,6 +11,7 @@ from helpers import tiny_models as factories
 from helpers.launch import torchrun
 
 from truthgate_eval.errors import AttentionLayoutError
+from truthgate_eval.gating import tensor_parallel
 from truthgate_eval.gating.tensor_parallel import split_of_heads
 
 SCRIPT = """
@@ -71,10 +72,14 @@ def test_split_projections_are_gated_live_at_both_sites(tmp_path: Path) -> None:
     assert done.stdout.split() == ["done", "done"]
 
 
-def test_a_split_that_does_not_show_in_the_weights_is_refused() -> None:
-    """As transformers 5.0 leaves a module that it has split."""
+@pytest.mark.parametrize("distributed", [False, True])
+def test_a_split_that_transformers_marks_on_the_module_is_refused(
+    distributed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers 5.0 leaves a module that it has split: with plain weights, or with torch 2.6 as a `DTensor`."""
     module = torch.nn.Linear(4, 4)
     assert split_of_heads(module) == 1
     module._hf_tp_plan = "rowwise"
+    monkeypatch.setattr(tensor_parallel, "is_distributed", lambda _weight: distributed)
     with pytest.raises(AttentionLayoutError, match="over processes without saying which part each has"):
         split_of_heads(module)
