@@ -42,30 +42,27 @@ _EASY = [
     "--score", "accuracy", "--score", "gradient", *_CAPTIONS, *_HALUEVAL, "--action", "soft", "--kl", "0.002",
     "--controls", "2",
 ]  # fmt: skip
-_FRESH = {"exclude_rows_of": "base-halueval.npz"}
-_TEXT = [
-    "--model", "hf", "--tasks", "halueval_qa", "--limit", "150", "--score", "accuracy", "--score", "gradient",
-    *_HALUEVAL, "--action", "soft", "--kl", "0.002", "--controls", "2",
-]  # fmt: skip
+
+
+def _judging(model: str, **metadata: object) -> list[str]:
+    """Gates on a text child, on documents that no score was made on."""
+    return [
+        "--model", "hf", "--tasks", "halueval_qa", "--limit", "150", "--score", "accuracy",
+        "--score", "gradient", *_HALUEVAL, "--action", "soft", "--kl", "0.002", "--controls", "2",
+        "--model_args", f"pretrained={model}",
+        "--metadata", json.dumps({"exclude_rows_of": "base-halueval.npz", **metadata}),
+    ]  # fmt: skip
+
+
 STUDIES = {
     "scenes-early": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes-early"],
     "scenes": [*_CHILD, "--score", "learned", "--model_args", "pretrained=smollm2-135m-scenes"],
     "easy-vqa-early": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa-early"],
     "easy-vqa": [*_EASY, "--model_args", "pretrained=smollm2-135m-easy-vqa"],
-    "halueval-early": [
-        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early", "--metadata", json.dumps(_FRESH),
-    ],
-    "halueval-early-matched": [
-        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval-early",
-        "--metadata", json.dumps({**_FRESH, "surface_matched": True}),
-    ],
-    "halueval": [
-        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval", "--metadata", json.dumps(_FRESH),
-    ],
-    "halueval-matched": [
-        *_TEXT, "--model_args", "pretrained=smollm2-135m-halueval",
-        "--metadata", json.dumps({**_FRESH, "surface_matched": True}),
-    ],
+    "halueval-early": _judging("smollm2-135m-halueval-early"),
+    "halueval-early-matched": _judging("smollm2-135m-halueval-early", surface_matched=True),
+    "halueval": _judging("smollm2-135m-halueval"),
+    "halueval-matched": _judging("smollm2-135m-halueval", surface_matched=True),
     "kinds": [
         "--model", "hf", "--tasks", "probe_halueval_qa", "--limit", "80", "--score", "accuracy",
         "--score", "auroc", "--score", "context-gain", "--score", "gradient",
